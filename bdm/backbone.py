@@ -1,0 +1,96 @@
+"""The frozen backbone: what Stable Diffusion 1.5 is, and how its pixels and latents relate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .errors import UserError
+from .text.vocabulary import clip_tokenizer
+from .weights import resolve_folder
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The parts of a Stable Diffusion 1.5 model, in evaluation mode and without gradients."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    scheduler: Any
+
+
+def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load an SD1.5 model from a diffusers folder or a hub name.
+
+    CLIP's vocabulary comes from a pip package where the folder has none.
+
+    Raises:
+        UserError: missing or damaged files, or a UNet that is not SD1.5's.
+    """
+    folder = resolve_folder(source)
+    parts = {
+        "vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel,
+    }  # fmt: skip
+    loaded: dict[str, Any] = {}
+    for name, kind in parts.items():
+        if not (folder / name / "config.json").exists():
+            raise UserError(f"{folder} has no {name}/config.json; give a diffusers folder of an SD1.5 model")
+        try:
+            loaded[name] = kind.from_pretrained(folder / name, torch_dtype=dtype).eval().requires_grad_(False)
+        except Exception as error:  # diffusers, transformers and safetensors each raise their own
+            raise UserError(f"{folder / name} cannot be loaded ({' '.join(str(error).split())[:160]}); get the folder again") from None
+    check_backbone(loaded["unet"])
+    has_vocabulary = any((folder / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer") if has_vocabulary else clip_tokenizer()
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    return Backbone(tokenizer=tokenizer, scheduler=scheduler, **loaded)
+
+
+def check_backbone(unet: UNet2DConditionModel) -> None:
+    """Refuse UNets that a branch cannot bridge, by their name.
+
+    Raises:
+        UserError: SDXL, SD2, an inpainting or another modified UNet.
+    """
+    config = unet.config
+    if config.get("addition_embed_type") == "text_time":
+        kind = f"SDXL (addition_embed_type 'text_time', cross_attention_dim {config['cross_attention_dim']})"
+    elif config.get("use_linear_projection"):
+        kind = f"SD2 (use_linear_projection, cross_attention_dim {config['cross_attention_dim']})"
+    elif config["in_channels"] == 9:
+        kind = "an inpainting UNet (9 input channels)"
+    elif config["in_channels"] != 4 or any(
+        config.get(key) for key in ("class_embed_type", "encoder_hid_dim", "addition_embed_type", "time_cond_proj_dim")
+    ):
+        kind = f"a modified UNet ({config['in_channels']} input channels)"
+    else:
+        return
+    raise UserError(f"the backbone is {kind}; a branch needs an SD1.5 UNet: use an SD1.5 checkpoint")
+
+
+def encode_moments(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] -> (B, 2C, h, w) mean and log variance of the VAE posterior, unscaled."""
+    return vae.encode(pictures).latent_dist.parameters  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def sample_latents(vae: AutoencoderKL, moments: Tensor, noise: Tensor) -> Tensor:
+    """A fresh draw of scaled latents from posterior moments: (mean + std * noise) * scaling_factor."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+    return (mean + std * noise) * vae.config["scaling_factor"]
+
+
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [-1, 1]."""
+    return vae.decode(latents / vae.config["scaling_factor"]).sample  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,169 @@
+"""The bridge: one hook on the backbone's UNet that runs the branch and hands over its residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import Tensor, nn
+
+from .backbone import check_backbone
+from .branch import BranchModel
+from .errors import UserError
+
+HOOK_NAME = "bdm.bridge"
+
+
+@dataclass(frozen=True)
+class NativeCondition:
+    """What the branch is told during one call of a pipeline.
+
+    Attributes:
+        positive: (P, L, D) features of the native prompts.
+        negative: (P or 1, L, D) features of the native negative prompts; needed where the pipeline uses guidance.
+        scale: factor of the residuals.
+        start: share of the steps before which the branch is off.
+        end: share of the steps after which it is off.
+        steps: gives the number of steps T once the pipeline knows it; only asked if start or end restrict.
+        images_per_prompt: consecutive samples that share a prompt.
+    """
+
+    positive: Tensor
+    negative: Tensor | None = None
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    steps: Callable[[], int] | None = None
+    images_per_prompt: int = 1
+
+    def keep(self, step: int) -> bool:
+        """Whether the branch is on in step ``step``: off where i/T < start or (i+1)/T > end, as in the official inference."""
+        if self.start <= 0.0 and self.end >= 1.0:
+            return True
+        if self.steps is None:
+            raise UserError("branch_start and branch_end need the number of steps; give steps= with the condition")
+        total = self.steps()
+        return not (step / total < self.start or (step + 1) / total > self.end)
+
+    def features(self, batch: int) -> Tensor:
+        """Features for a UNet batch of ``batch`` samples.
+
+        Pipelines stack guidance parts of P x images_per_prompt samples each: [positive] without guidance, [negative, positive]
+        with it, [negative, positive, positive] with perturbed attention (PAG).
+
+        Raises:
+            UserError: the batch is not one of these.
+        """
+        positive = self.positive.repeat_interleave(self.images_per_prompt, dim=0)
+        parts, rest = divmod(batch, positive.shape[0])
+        if rest or parts not in (1, 2, 3):
+            raise UserError(
+                f"the UNet got {batch} samples for {len(self.positive)} native prompts x {self.images_per_prompt} images; allowed are "
+                "1, 2 or 3 times as many: give one native prompt for each English one"
+            )
+        if parts == 1:
+            return positive
+        if self.negative is None:
+            raise UserError("the pipeline uses guidance and the native condition has no negative features; give them")
+        negative = self.negative.expand(self.positive.shape[0], -1, -1).repeat_interleave(self.images_per_prompt, dim=0)
+        return torch.cat([negative] + [positive] * (parts - 1))
+
+
+class Bridge(ModelHook):
+    """Runs the branch before every forward pass of the UNet it is attached to and adds its residuals.
+
+    Residuals that the caller passes (ControlNets) are kept and added to. Without a condition the hook does nothing.
+
+    Example:
+        >>> bridge = Bridge(branch).attach(pipe.unet)
+        >>> with bridge.condition(NativeCondition(native.encode(["红灯笼"]), native.encode([""]))):
+        ...     picture = pipe("").images[0]
+        >>> bridge.detach()
+    """
+
+    def __init__(self, branch: BranchModel) -> None:
+        super().__init__()
+        self.branch = branch
+        self.unet: nn.Module | None = None
+        self._condition: NativeCondition | None = None
+        self._calls = 0
+
+    def attach(self, unet: Any) -> Bridge:
+        """Put the hook on a UNet (``UNet2DConditionModel`` or AnimateDiff's ``UNetMotionModel``).
+
+        Raises:
+            UserError: a bridge is attached already, or branch and UNet do not fit.
+        """
+        self.check(unet)
+        registry = HookRegistry.check_if_exists_or_initialize(unet)
+        if registry.get_hook(HOOK_NAME) is not None:
+            raise UserError("this UNet has a bridge already; detach it first")
+        registry.register_hook(self, HOOK_NAME)
+        self.unet = unet
+        return self
+
+    def check(self, unet: Any) -> None:
+        """Refuse a UNet that the branch cannot bridge.
+
+        Raises:
+            UserError: not an SD1.5 UNet, or blocks of other sizes than the branch's.
+        """
+        check_backbone(unet)
+        for key in ("block_out_channels", "layers_per_block"):
+            theirs, ours = unet.config[key], self.branch.config[key]
+            theirs = (theirs,) * len(unet.config["block_out_channels"]) if isinstance(theirs, int) else tuple(theirs)
+            ours = (ours,) * len(theirs) if isinstance(ours, int) else tuple(ours)
+            if theirs != ours:
+                raise UserError(f"the branch's {key} {ours} do not fit the backbone's {theirs}; use a branch made for this backbone")
+
+    def detach(self) -> None:
+        """Take the hook off; the UNet's outputs are bit for bit what they were before."""
+        if self.unet is not None:
+            HookRegistry.check_if_exists_or_initialize(self.unet).remove_hook(HOOK_NAME, recurse=False)
+            self.unet = None
+
+    @contextmanager
+    def condition(self, condition: NativeCondition) -> Iterator[None]:
+        """Everything the UNet computes inside the ``with`` block is conditioned on ``condition``."""
+        for features in (condition.positive, condition.negative):
+            width = self.branch.config["cross_attention_dim"]
+            if features is not None and (features.ndim != 3 or features.shape[-1] != width):
+                raise UserError(
+                    f"native text features have shape {tuple(features.shape)} and the branch reads (prompts, length, {width}); "
+                    "use the text encoder that the branch was trained with"
+                )
+        outer, self._condition, self._calls = self._condition, condition, 0
+        try:
+            yield
+        finally:
+            self._condition = outer
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Add the branch's residuals to the arguments of the UNet's forward pass."""
+        condition = self._condition
+        if condition is None:
+            return args, kwargs
+        step, self._calls = self._calls, self._calls + 1
+        if condition.scale == 0.0 or not condition.keep(step):
+            return args, kwargs
+        sample, timestep = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("sample", "timestep")))
+        features = condition.features(sample.shape[0])
+        if sample.ndim == 5:  # AnimateDiff: (B, C, F, h, w); the UNet sees frames as samples
+            features = features.repeat_interleave(sample.shape[2], dim=0)
+            timestep = timestep.repeat_interleave(sample.shape[2]) if torch.is_tensor(timestep) and timestep.ndim else timestep
+            sample = sample.movedim(2, 1).flatten(0, 1)
+        dtype = self.branch.dtype
+        down, middle = self.branch(
+            sample.to(dtype), timestep, features.to(sample.device, dtype), condition.scale, return_dict=False
+        )
+        given_down, given_middle = kwargs.get("down_block_additional_residuals"), kwargs.get("mid_block_additional_residual")
+        if given_down is not None and given_middle is not None:
+            down = [ours + theirs for ours, theirs in zip(down, given_down, strict=True)]
+            middle = middle + given_middle
+        kwargs["down_block_additional_residuals"] = tuple(d.to(sample.dtype) for d in down)
+        kwargs["mid_block_additional_residual"] = middle.to(sample.dtype)
+        return args, kwargs

@@ -1,0 +1,205 @@
+"""Strict run configurations: YAML files plus ``key=value`` overrides.
+
+Unknown keys and impossible combinations are refused before anything heavy happens. Only builders read these classes;
+models and functions take plain arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UserError
+
+Config = TypeVar("Config", bound=BaseModel)
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Base of all configurations: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorldConfig(Strict):
+    """Which emoji take part (see ``bdm.data.emoji.World``)."""
+
+    concepts: int = 640
+    seed: int = 0
+
+
+class EmojiConfig(Strict):
+    """The emoji world (see ``bdm.data.emoji.EmojiSource``)."""
+
+    kind: Literal["emoji"]
+    world: WorldConfig = WorldConfig()
+    language: Literal["zh", "en", "ja"] = "zh"
+    size: PositiveInt = 32
+    variants: Annotated[int, Field(ge=2)] = 4
+    groups: tuple[Literal["native", "different", "shared"], ...] = ("native", "different", "shared")
+    looks: tuple[Literal["twemoji", "openmoji"], ...] | None = None
+    limit: Annotated[int, Field(ge=0)] = 0
+
+
+class FolderConfig(Strict):
+    """A folder of pictures with ``metadata.jsonl`` (see ``bdm.data.folder.FolderSource``)."""
+
+    kind: Literal["folder"]
+    path: Path
+    size: PositiveInt = 512
+    caption: str = "text"
+    validation: Annotated[int, Field(ge=1)] = 64
+
+
+DataConfig = Annotated[EmojiConfig | FolderConfig, Field(discriminator="kind")]
+
+
+class AutoencoderConfig(Strict):
+    """Train an ``AutoencoderKL``; ``model`` holds the arguments of its constructor."""
+
+    kind: Literal["autoencoder"]
+    model: dict[str, Any]
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-6
+
+
+class ContrastiveConfig(Strict):
+    """Train a text and a picture encoder contrastively, as CLIP; the text encoder is what the other recipes use."""
+
+    kind: Literal["contrastive"]
+    architecture: Literal["clip", "chinese_clip"]
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    projection_dim: PositiveInt = 128
+
+
+class DenoisingConfig(Strict):
+    """What both denoising recipes share."""
+
+    empty_caption: Fraction = 0.1
+    loss_weight: Literal["none", "min_snr", "inverse_sqrt_snr"] = "none"
+    cache: bool = False
+    grid_prompts: tuple[str, ...] = ()
+    grid_guidance: float = 4.0
+
+
+class BackboneConfig(DenoisingConfig):
+    """Train a UNet from scratch beside a frozen VAE and text encoder (a Stable Diffusion of one's own)."""
+
+    kind: Literal["backbone"]
+    vae: str
+    text_encoder: str
+    unet: dict[str, Any]
+
+
+class BranchConfig(DenoisingConfig):
+    """Train the branch of a Bridge Diffusion Model; the backbone is frozen and gets the empty English prompt."""
+
+    kind: Literal["branch"]
+    backbone: str
+    native_text_encoder: str
+    shuffle_captions: bool = False
+
+
+class JudgeConfig(Strict):
+    """Train the classifier that scores generated pictures; it knows nothing of the generator."""
+
+    kind: Literal["judge"]
+    width: PositiveInt = 32
+
+
+RecipeConfig = Annotated[
+    AutoencoderConfig | ContrastiveConfig | BackboneConfig | BranchConfig | JudgeConfig, Field(discriminator="kind")
+]
+
+
+class OptimizerConfig(Strict):
+    """AdamW, its schedule and the averaged weights. ``batch_size`` is global: over all processes and accumulation."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: Fraction = 0.999
+    accumulation: PositiveInt = 1
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimizerConfig:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+        return self
+
+
+class RunConfig(Strict):
+    """One training run: what is trained (recipe) on what (data), how (optimizer) and where it goes (out)."""
+
+    out: Path
+    recipe: RecipeConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    seed: int = 0
+    threads: int | None = None
+    workers: Annotated[int, Field(ge=0)] = 0
+    log_every: PositiveInt = 20
+    validate_every: PositiveInt = 500
+    grid_every: PositiveInt = 500
+    checkpoint_every: PositiveInt = 500
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunConfig:
+        if self.recipe.kind == "judge" and self.data.kind != "emoji":
+            raise ValueError(f"data.kind is {self.data.kind!r}; the judge knows the emoji world only: use kind: emoji")
+        return self
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Apply one ``a.b=value`` override to a nested dictionary; the value is read as YAML."""
+    path, equals, text = override.partition("=")
+    *parents, last = path.split(".")
+    if not equals or not all((*parents, last)):
+        raise UserError(f"override {override!r} is not of the form key=value, such as optimizer.steps=100")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"override {override!r}: {parent!r} is a value, not a group of keys")
+    tree[last] = yaml.safe_load(text)
+
+
+def read_config(path: str | Path, overrides: Sequence[str], schema: type[Config]) -> Config:
+    """Read a YAML file, apply ``key=value`` overrides and check the result.
+
+    Raises:
+        UserError: file missing, not YAML, unknown keys or values that are not allowed; every problem in one message.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}; give the path of a YAML file, such as configs/quickstart.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"config {path} holds {type(tree).__name__}, not a mapping of keys to values")
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {_explain(e)}" for e in error.errors())
+        raise UserError(f"config {path}: {problems}") from None
+
+
+def _explain(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown key (value {error['input']!r}); remove it or correct its spelling"
+    return f"{error['msg'].removeprefix('Value error, ')} (seen: {str(error['input'])[:80]})"

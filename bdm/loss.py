@@ -1,0 +1,57 @@
+"""The noise schedule and the denoising loss (DDPM, arXiv 2006.11239, equation 14)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+LossWeight = Literal["none", "min_snr", "inverse_sqrt_snr"]
+
+#: The scheduler configuration of SD1.5 (its scheduler_config.json).
+SD15_SCHEDULE = dict(
+    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+    set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon",
+)  # fmt: skip
+
+
+class NoiseSchedule(nn.Module):
+    """SD1.5's variance-preserving schedule: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``."""
+
+    alphas_cumprod: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        scheduler = DDPMScheduler(**{k: v for k, v in SD15_SCHEDULE.items() if k not in ("set_alpha_to_one", "steps_offset")})
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t for (B, ...) samples at timesteps (B,)."""
+        alpha_bar = self.alphas_cumprod[t].view(-1, *[1] * (x_0.ndim - 1))
+        return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+
+    def weight(self, t: Tensor, kind: LossWeight) -> Tensor:
+        """(B,) weights of the squared error.
+
+        ``min_snr``: min(SNR, 5) / SNR (arXiv 2303.09556, for epsilon). ``inverse_sqrt_snr``: 1 / sqrt(SNR), at most 30; it stresses
+        high noise, where the prompt decides what is drawn.
+        """
+        alpha_bar = self.alphas_cumprod[t]
+        snr = alpha_bar / (1 - alpha_bar)
+        match kind:
+            case "none":
+                return torch.ones_like(snr)
+            case "min_snr":
+                return snr.clamp(max=5.0) / snr
+            case "inverse_sqrt_snr":
+                return snr.rsqrt().clamp(max=30.0)
+
+
+def denoising_error(eps_hat: Tensor, eps: Tensor) -> Tensor:
+    """(B,) mean squared error of each sample, in float32."""
+    return (eps_hat.float() - eps.float()).square().flatten(1).mean(1)

@@ -1,0 +1,280 @@
+"""Bilingual pipelines: stock diffusers pipelines with the bridge on their UNet and four independent text inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from torch import Tensor
+
+from .backbone import load_backbone
+from .branch import BranchModel
+from .bridge import Bridge, NativeCondition
+from .errors import UserError
+from .text.english import encode_english
+from .text.native import NativeTextEncoder
+from .weights import resolve_folder
+
+Texts = str | Sequence[str]
+
+
+class BridgeMixin:
+    """What turns a stock Stable Diffusion pipeline into a bilingual one; everything else is the stock pipeline's."""
+
+    vae: Any
+    unet: Any
+    text_encoder: Any
+    tokenizer: Any
+    branch: BranchModel
+    native_text_encoder: NativeTextEncoder | None
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        branch: BranchModel,
+        native_text_encoder: NativeTextEncoder | None,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = False,
+    ) -> None:
+        self._check_parts(unet, branch, native_text_encoder)
+        super().__init__(  # pyright: ignore[reportCallIssue]
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+            safety_checker=safety_checker, feature_extractor=feature_extractor, image_encoder=image_encoder,
+            requires_safety_checker=requires_safety_checker,
+        )  # fmt: skip
+        self.register_modules(branch=branch, native_text_encoder=native_text_encoder)  # pyright: ignore
+
+    @staticmethod
+    def _check_parts(unet: Any, branch: BranchModel, native_text_encoder: NativeTextEncoder | None) -> None:
+        width = branch.config["cross_attention_dim"]
+        if native_text_encoder is not None and native_text_encoder.text_dim != width:
+            raise UserError(
+                f"the native text encoder's features are {native_text_encoder.text_dim} wide and the branch reads {width}; "
+                "use the text encoder that the branch was trained with"
+            )
+        Bridge(branch).check(unet)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Texts | None = None,
+        negative_prompt: Texts = "",
+        *,
+        prompt_en: Texts = "",
+        negative_prompt_en: Texts = "",
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        prompt_en_embeds: Tensor | None = None,
+        negative_prompt_en_embeds: Tensor | None = None,
+        branch_scale: float = 1.0,
+        branch_start: float = 0.0,
+        branch_end: float = 1.0,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        **stock: Any,
+    ) -> Any:
+        """Draw pictures for native-language prompts.
+
+        Args:
+            prompt: P native prompts (a text is a list of one); read by the branch.
+            negative_prompt: one native negative prompt, or P.
+            prompt_en: English prompt of the backbone, or P of them. "" is what the branch was trained with; LoRA trigger words,
+                embeddings and quality tags go here.
+            negative_prompt_en: English negative prompt, or P.
+            prompt_embeds: (P, L, D) native features instead of ``prompt``.
+            negative_prompt_embeds: (P, L, D) native features instead of ``negative_prompt``.
+            prompt_en_embeds: (P, M, E) English features instead of ``prompt_en``.
+            negative_prompt_en_embeds: (P, M, E) English features instead of ``negative_prompt_en``.
+            branch_scale: factor of the branch's residuals; 0 is the bare backbone.
+            branch_start: the branch is off in step i of T where i/T < branch_start.
+            branch_end: ... and where (i+1)/T > branch_end.
+            num_images_per_prompt: pictures for each prompt, P x n in all.
+            seed: picture i uses seed + i, drawn on the CPU, so that it can be made again alone.
+            generator: instead of ``seed``, as in diffusers.
+            height: of the pictures in pixels, a multiple of 8; the model's own by default.
+            width: likewise.
+            stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``, ``latents``, ``output_type``,
+                ``callback_on_step_end``, ``image``, ``strength``, ``mask_image`` ...
+
+        Returns:
+            The stock pipeline's output (``.images``).
+
+        Raises:
+            UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing.
+        """
+        positive, negative = self._native_features(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        count = len(positive)
+        english, negative_english = self._english_features(
+            prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, count
+        )
+        for name, side in (("height", height), ("width", width)):
+            factor = max(8, self.vae_scale_factor)  # pyright: ignore[reportAttributeAccessIssue]
+            if side is not None and (side <= 0 or side % factor):
+                raise UserError(f"{name} {side} is not a positive multiple of {factor}; use {max(factor, round(side / factor) * factor)}")
+        if not 0.0 <= branch_start <= branch_end <= 1.0:
+            raise UserError(f"branch window {branch_start} to {branch_end}: both must lie in [0, 1], start before end")
+        if seed is not None:
+            if generator is not None:
+                raise UserError("both seed and generator are given; give one of them")
+            generator = [torch.Generator().manual_seed(seed + i) for i in range(count * num_images_per_prompt)]
+        condition = NativeCondition(
+            positive, negative, branch_scale, branch_start, branch_end,
+            steps=lambda: self._num_timesteps, images_per_prompt=num_images_per_prompt,  # pyright: ignore
+        )  # fmt: skip
+        size = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
+        bridge = Bridge(self.branch).attach(self.unet)
+        try:
+            with bridge.condition(condition):
+                return super().__call__(  # pyright: ignore[reportAttributeAccessIssue]
+                    prompt_embeds=english, negative_prompt_embeds=negative_english, generator=generator,
+                    num_images_per_prompt=num_images_per_prompt, **size, **stock,
+                )  # fmt: skip
+        finally:
+            bridge.detach()
+
+    def _native_features(
+        self, prompt: Texts | None, negative: Texts, embeds: Tensor | None, negative_embeds: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if embeds is not None:
+            if prompt is not None:
+                raise UserError("both prompt and prompt_embeds are given; give one of them")
+            if negative_embeds is None:
+                negative_embeds = self._encode_native(_spread(negative, len(embeds), "negative_prompt"))
+            return embeds, _same_shape(negative_embeds, embeds, "negative_prompt_embeds")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+        if not prompts:
+            raise UserError('no prompt is given; give at least one native prompt, such as "红灯笼"')
+        if negative_embeds is not None:
+            positive = self._encode_native(prompts)
+            return positive, _same_shape(negative_embeds, positive, "negative_prompt_embeds")
+        # Together, so that positive and negative are padded to one length.
+        positive, negative_features = self._encode_native(prompts + _spread(negative, len(prompts), "negative_prompt")).chunk(2)
+        return positive, negative_features
+
+    def _encode_native(self, texts: list[str]) -> Tensor:
+        if self.native_text_encoder is None:
+            raise UserError("the pipeline has no native text encoder; give prompt_embeds and negative_prompt_embeds")
+        return self.native_text_encoder.encode(texts)
+
+    def _english_features(
+        self, prompt: Texts, negative: Texts, embeds: Tensor | None, negative_embeds: Tensor | None, count: int
+    ) -> tuple[Tensor, Tensor]:
+        if embeds is not None and negative_embeds is not None:
+            embeds = embeds.expand(count, -1, -1) if len(embeds) == 1 else embeds
+            return embeds, _same_shape(negative_embeds, embeds, "negative_prompt_en_embeds")
+        if self.text_encoder is None:
+            raise UserError("the pipeline has no English text encoder; give prompt_en_embeds and negative_prompt_en_embeds")
+        texts = _spread(prompt, count, "prompt_en") + _spread(negative, count, "negative_prompt_en")
+        # Equal texts are encoded once; there are few of them however many prompts there are.
+        distinct = list(dict.fromkeys(texts))
+        features = encode_english(distinct, self.text_encoder, self.tokenizer)
+        ours, theirs = features[[distinct.index(text) for text in texts]].chunk(2)
+        ours = ours if embeds is None else _same_shape(embeds, ours, "prompt_en_embeds")
+        return ours, theirs if negative_embeds is None else _same_shape(negative_embeds, ours, "negative_prompt_en_embeds")
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write a standard diffusers folder with the parts ``branch`` and ``native_text_encoder`` in it."""
+        native, self.native_text_encoder = self.native_text_encoder, None
+        try:
+            super().save_pretrained(save_directory, **options)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            self.native_text_encoder = native
+        if native is not None:
+            native.save_pretrained(Path(save_directory) / "native_text_encoder")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        backbone: str | Path | None = None,
+        branch: str | Path | BranchModel | None = None,
+        native_text_encoder: str | Path | NativeTextEncoder | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        **parts: Any,
+    ) -> Any:
+        """Load a bilingual pipeline.
+
+        Args:
+            source: folder or hub name written by ``save_pretrained``.
+            backbone: another SD1.5 model (folder or hub name) instead of the folder's own.
+            branch: another branch.
+            native_text_encoder: another native text encoder.
+            torch_dtype: dtype of all weights.
+            parts: further components, such as ``controlnet``.
+
+        Raises:
+            UserError: missing, damaged or unfitting files.
+        """
+        folder = resolve_folder(source)
+        stock = load_backbone(backbone or folder, torch_dtype)
+        if not isinstance(branch, BranchModel):
+            branch = BranchModel.from_pretrained(branch or folder / "branch")
+        if not isinstance(native_text_encoder, NativeTextEncoder):
+            native_text_encoder = NativeTextEncoder.from_pretrained(native_text_encoder or folder / "native_text_encoder")
+        return cls(
+            vae=stock.vae, text_encoder=stock.text_encoder, tokenizer=stock.tokenizer, unet=stock.unet,
+            scheduler=stock.scheduler, branch=branch.to(torch_dtype).eval(),
+            native_text_encoder=native_text_encoder.to(torch_dtype), **parts,
+        )  # fmt: skip
+
+
+def _spread(texts: Texts, count: int, name: str) -> list[str]:
+    """One text for all prompts, or one for each."""
+    spread = [texts] * count if isinstance(texts, str) else list(texts)
+    if len(spread) != count:
+        raise UserError(f"{name} has {len(spread)} texts for {count} prompts; give one, or one for each")
+    return spread
+
+
+def _same_shape(given: Tensor, wanted: Tensor, name: str) -> Tensor:
+    given = given.expand(wanted.shape[0], -1, -1) if len(given) == 1 else given
+    if given.shape != wanted.shape:
+        raise UserError(
+            f"{name} has shape {tuple(given.shape)}, the positive features have {tuple(wanted.shape)}; they must be equal"
+        )
+    return given
+
+
+class BridgePipeline(BridgeMixin, StableDiffusionPipeline):
+    """Text to picture, in two languages."""
+
+
+class BridgeImg2ImgPipeline(BridgeMixin, StableDiffusionImg2ImgPipeline):
+    """Picture to picture: ``image=`` and ``strength=`` as in diffusers."""
+
+
+class BridgeInpaintPipeline(BridgeMixin, StableDiffusionInpaintPipeline):
+    """Inpainting on an ordinary 4-channel backbone: ``image=`` and ``mask_image=`` as in diffusers."""
+
+
+class BridgeControlNetPipeline(BridgeMixin, StableDiffusionControlNetPipeline):
+    """A ControlNet on the backbone beside the branch: ``controlnet`` as a component, ``image=`` the condition."""
+
+    # diffusers reads a pipeline's components off the signature of its constructor, so it is written out here.
+    def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, controlnet: Any, scheduler: Any,
+                 branch: BranchModel, native_text_encoder: NativeTextEncoder | None, safety_checker: Any = None,
+                 feature_extractor: Any = None, image_encoder: Any = None, requires_safety_checker: bool = False) -> None:  # fmt: skip
+        self._check_parts(unet, branch, native_text_encoder)
+        StableDiffusionControlNetPipeline.__init__(
+            self, vae, text_encoder, tokenizer, unet, controlnet, scheduler, safety_checker, feature_extractor,
+            image_encoder, requires_safety_checker,
+        )  # fmt: skip
+        self.register_modules(branch=branch, native_text_encoder=native_text_encoder)

@@ -1,0 +1,50 @@
+"""The contract between the training loop and what is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.batch import Batch, fixed_batch
+from ..data.source import Source
+
+
+class Recipe(nn.Module):
+    """What a run trains and with which loss. Subclasses hold every model they need as sub-modules.
+
+    The loop asks only for what stands here: which parts receive gradients, the loss of a batch, the validation figures, a
+    picture to look at and how the result is saved.
+    """
+
+    def __init__(self, source: Source, seed: int = 0) -> None:
+        super().__init__()
+        self.source = source
+        self.seed = seed
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The sub-modules that are trained, by name. Everything else must be frozen."""
+        raise NotImplementedError
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Work before the first step that needs the device: caches and constants."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars of a batch: ``"loss"``, which is minimised, and whatever else is worth logging."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Losses on examples that training never sees, with fixed noise, so that every call is comparable."""
+        return {name: value.item() for name, value in self(fixed_batch(self.source.validation, 64, self.seed)).items()}
+
+    def grid(self) -> Image.Image | None:
+        """A picture that shows what the parts can do now."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write the trained parts for use."""
+        raise NotImplementedError

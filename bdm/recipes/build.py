@@ -1,0 +1,37 @@
+"""Configurations -> sources and recipes; the only place that reads both."""
+
+from __future__ import annotations
+
+from ..config import DataConfig, RunConfig
+from ..data.source import Source
+from .base import Recipe
+
+
+def build_source(config: DataConfig) -> Source:
+    """The data source that a configuration names."""
+    arguments = config.model_dump(exclude={"kind"})
+    if config.kind == "emoji":
+        from ..data.emoji import EmojiSource, World
+
+        return EmojiSource(World(**arguments.pop("world")), **arguments)
+    from ..data.folder import FolderSource
+
+    return FolderSource(**arguments)
+
+
+def build_recipe(run: RunConfig) -> Recipe:
+    """The recipe that a configuration names, on its data."""
+    source = build_source(run.data)
+    arguments = run.recipe.model_dump(exclude={"kind"})
+    match run.recipe.kind:
+        case "autoencoder":
+            from .autoencoder import AutoencoderRecipe as Built
+        case "contrastive":
+            from .contrastive import ContrastiveRecipe as Built
+        case "backbone":
+            from .denoising import BackboneRecipe as Built
+        case "branch":
+            from .denoising import BranchRecipe as Built
+        case "judge":
+            from .judge import JudgeRecipe as Built
+    return Built(source, **arguments, seed=run.seed)

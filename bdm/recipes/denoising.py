@@ -1,0 +1,299 @@
+"""Captions -> noise predictions: a backbone of one's own, and the branch of a Bridge Diffusion Model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..backbone import decode_latents, encode_moments, sample_latents
+from ..branch import BranchModel
+from ..bridge import Bridge, NativeCondition
+from ..data.batch import Batch, fixed_batch
+from ..data.source import Example, Source, to_pixels, to_unit_range
+from ..grid import labelled_grid
+from ..loss import LossWeight, NoiseSchedule, denoising_error
+from .base import Recipe
+
+#: Timestep buckets of the validation loss.
+BUCKETS = 4
+
+
+class CachedSource:
+    """A source whose pictures were encoded once; every draw of latents from the kept moments is still fresh."""
+
+    def __init__(self, source: Source, moments: Tensor) -> None:
+        self._source, self._moments = source, moments
+        self._captions = [source.caption(i) for i in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._captions[index], moments=self._moments[index])
+
+    def caption(self, index: int) -> str:
+        return self._captions[index]
+
+    @property
+    def validation(self) -> Source:
+        return self._source.validation
+
+
+class DenoisingRecipe(Recipe):
+    """The loss of latent diffusion, with an abstract ``predict`` that says which networks see which text.
+
+    Args:
+        source: pictures with captions.
+        vae: frozen.
+        empty_caption: share of the samples whose caption becomes "", for guidance.
+        loss_weight: weight of the squared error by timestep (see ``NoiseSchedule.weight``).
+        cache: encode every picture and caption once, before the first step, and keep them in memory.
+        grid_prompts: prompts of the sample grid; captions of validation examples if empty.
+        grid_guidance: guidance scale of the grid.
+        seed: seed of the run.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        vae: AutoencoderKL,
+        empty_caption: float = 0.1,
+        loss_weight: LossWeight = "none",
+        cache: bool = False,
+        grid_prompts: Sequence[str] = (),
+        grid_guidance: float = 4.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(source, seed)
+        self.vae = vae
+        self.schedule = NoiseSchedule()
+        self.empty_caption, self.loss_weight, self.cache = empty_caption, loss_weight, cache
+        self.grid_prompts, self.grid_guidance = tuple(grid_prompts), grid_guidance
+        self._features: dict[str, Tensor] = {}
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """(B, L, D) features of captions for the network that is trained."""
+        raise NotImplementedError
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """Noise predicted for (B, C, h, w) latents at timesteps (B,), given caption features (B, L, D)."""
+        raise NotImplementedError
+
+    def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
+        """Draw a picture for each prompt: (B, 3, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+    def caption_of(self, batch: Batch) -> list[str]:
+        """The captions the trained network is told, before some are dropped."""
+        return batch.captions
+
+    @torch.no_grad()
+    def prepare(self, accelerator: Accelerator) -> None:
+        if not self.cache:
+            return
+        own = range(accelerator.process_index, len(self.source), accelerator.num_processes)
+        bar = tqdm(own, desc="encoding pictures", disable=not accelerator.is_main_process, mininterval=2)
+        moments = []
+        for start in range(0, len(own), 64):
+            pixels = [self.source[i].pixels for i in own[start : start + 64]]
+            pictures = to_unit_range(torch.stack([p for p in pixels if p is not None])).to(self.vae.device)
+            moments.append(encode_moments(self.vae, pictures))
+            bar.update(len(pixels))
+        bar.close()
+        gathered = accelerator.gather(accelerator.pad_across_processes(torch.cat(moments)))
+        assert isinstance(gathered, Tensor)
+        # Process r encoded pictures r, r + P, ...: interleave the processes' rows again.
+        rows = gathered.view(accelerator.num_processes, -1, *gathered.shape[1:]).transpose(0, 1).flatten(0, 1)
+        self.source = CachedSource(self.source, rows[: len(self.source)].cpu())
+
+    @torch.no_grad()
+    def text_features(self, captions: Sequence[str]) -> Tensor:
+        """Caption features, each caption encoded once if caching is on."""
+        if not self.cache:
+            return self.encode_texts(captions)
+        new = sorted(set(captions) - self._features.keys())
+        for start in range(0, len(new), 64):
+            part = new[start : start + 64]
+            self._features |= dict(zip(part, self.encode_texts(part), strict=True))
+        return torch.stack([self._features[c] for c in captions])
+
+    def latents(self, batch: Batch) -> Tensor:
+        """(B, C, h, w) fresh scaled latents of a batch's pictures."""
+        with torch.no_grad():
+            if batch.moments is None:
+                assert batch.pixels is not None
+                moments = encode_moments(self.vae, to_unit_range(batch.pixels.to(self.vae.device)))
+            else:
+                moments = batch.moments.to(self.vae.device)
+            noise = batch.randn(moments.shape[1] // 2, *moments.shape[2:]).to(moments)
+            return sample_latents(self.vae, moments, noise)
+
+    def errors(self, batch: Batch, t: Tensor, captions: Sequence[str]) -> Tensor:
+        """(B,) squared errors of the noise prediction at timesteps (B,)."""
+        x_0 = self.latents(batch)
+        eps = batch.randn(*x_0.shape[1:]).to(x_0)
+        x_t = self.schedule.add_noise(x_0, eps, t)
+        return denoising_error(self.predict(x_t, t, self.text_features(captions)), eps)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        t = batch.randint(len(self.schedule)).to(self.vae.device)
+        dropped = (batch.rand() < self.empty_caption).tolist()
+        captions = ["" if drop else text for drop, text in zip(dropped, self.caption_of(batch), strict=True)]
+        errors = self.errors(batch, t, captions)
+        loss = (self.schedule.weight(t, self.loss_weight) * errors).mean()
+        return {"loss": loss, "mse": errors.detach().mean()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Unweighted error per timestep bucket on held-out examples, noise and captions fixed."""
+        width = len(self.schedule) // BUCKETS
+        figures = {}
+        for bucket in range(BUCKETS):
+            batch = fixed_batch(self.source.validation, 64, self.seed + bucket)
+            t = (bucket * width + batch.randint(width)).to(self.vae.device)
+            figures[f"t{bucket * width}-{(bucket + 1) * width}"] = self.errors(batch, t, self.caption_of(batch)).mean().item()
+        return figures
+
+    @torch.no_grad()
+    def grid(self) -> Image.Image:
+        held_out = self.source.validation
+        prompts = list(self.grid_prompts) or [held_out[i].caption for i in range(0, len(held_out), len(held_out) // 24 + 1)]
+        return labelled_grid(to_pixels(self.sample(prompts, self.seed).cpu()), prompts, columns=8, scale=3)
+
+
+class BackboneRecipe(DenoisingRecipe):
+    """Trains a UNet from scratch beside a frozen VAE and CLIP text encoder: a small Stable Diffusion.
+
+    Args:
+        vae: folder of the VAE.
+        text_encoder: folder of a CLIP (the text part is taken) with CLIP's own vocabulary.
+        unet: arguments of ``UNet2DConditionModel``.
+        rest: see ``DenoisingRecipe``.
+    """
+
+    def __init__(self, source: Source, vae: str, text_encoder: str, unet: dict[str, Any], seed: int = 0, **rest: Any) -> None:
+        from transformers import CLIPTextModel
+
+        from ..text.vocabulary import clip_tokenizer
+
+        super().__init__(source, AutoencoderKL.from_pretrained(vae), seed=seed, **rest)
+        self.text_encoder = CLIPTextModel.from_pretrained(text_encoder)
+        self.tokenizer = clip_tokenizer()
+        torch.manual_seed(seed)
+        self.unet = UNet2DConditionModel(**unet)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet}
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        from ..text.english import encode_english
+
+        return encode_english(texts, self.text_encoder, self.tokenizer)
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return self.unet(x_t, t, text).sample
+
+    def pipeline(self) -> Any:
+        """A stock diffusers pipeline of the parts."""
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        from ..loss import SD15_SCHEDULE
+
+        pipe = StableDiffusionPipeline(
+            self.vae, self.text_encoder, self.tokenizer, self.unet, DDIMScheduler(**SD15_SCHEDULE),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # pyright: ignore  # fmt: skip
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
+        latents = self.pipeline()(
+            prompt_embeds=self.encode_texts(prompts), negative_prompt_embeds=self.encode_texts([""] * len(prompts)),
+            generator=torch.Generator().manual_seed(seed), num_inference_steps=30, guidance_scale=self.grid_guidance,
+            output_type="latent",
+        ).images  # fmt: skip
+        return decode_latents(self.vae, latents)
+
+    def save(self, folder: Path) -> None:
+        self.pipeline().save_pretrained(folder)
+
+
+class BranchRecipe(DenoisingRecipe):
+    """Trains the branch: backbone frozen and fed "", native captions through the branch (arXiv 2309.00952, equation 3).
+
+    Args:
+        backbone: folder, single file or hub name of an SD1.5 model.
+        native_text_encoder: folder or file of the native text encoder.
+        shuffle_captions: give every picture another picture's caption (a control that must not learn).
+        rest: see ``DenoisingRecipe``.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        backbone: str,
+        native_text_encoder: str,
+        shuffle_captions: bool = False,
+        seed: int = 0,
+        **rest: Any,
+    ) -> None:
+        from ..backbone import load_backbone
+        from ..text.english import encode_english
+        from ..text.native import NativeTextEncoder
+
+        stock = load_backbone(backbone)
+        super().__init__(source, stock.vae, seed=seed, **rest)
+        self.unet = stock.unet
+        self.native_text_encoder = NativeTextEncoder.from_pretrained(native_text_encoder)
+        torch.manual_seed(seed)
+        self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
+        self.bridge = Bridge(self.branch).attach(self.unet)
+        # The English side is always "" in training: encoded once, its encoder is then not needed any more.
+        self.register_buffer("empty_english", encode_english([""], stock.text_encoder, stock.tokenizer), persistent=False)
+        self.empty_english: Tensor
+        self._components = {"scheduler": stock.scheduler, "text_encoder": stock.text_encoder, "tokenizer": stock.tokenizer}
+        self._shuffle = random.Random(seed).sample(range(len(source)), len(source)) if shuffle_captions else None
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"branch": self.branch}
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        return self.native_text_encoder.encode(texts)
+
+    def caption_of(self, batch: Batch) -> list[str]:
+        if self._shuffle is None:
+            return batch.captions
+        return [self.source.caption(self._shuffle[i]) for i in batch.indices]
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        with self.bridge.condition(NativeCondition(text)):
+            return self.unet(x_t, t, self.empty_english.expand(len(x_t), -1, -1)).sample
+
+    def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
+        from ..pipeline import BridgePipeline
+
+        pipe = BridgePipeline(
+            vae=self.vae, unet=self.unet, branch=self.branch, native_text_encoder=self.native_text_encoder, **self._components
+        )
+        pipe.set_progress_bar_config(disable=True)
+        # The pipeline brings a bridge of its own.
+        self.bridge.detach()
+        try:
+            latents = pipe(
+                list(prompts), seed=seed, num_inference_steps=30, guidance_scale=self.grid_guidance, output_type="latent"
+            ).images
+        finally:
+            self.bridge.attach(self.unet)
+        return decode_latents(self.vae, latents)
+
+    def save(self, folder: Path) -> None:
+        self.branch.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""Texts -> features: list[str] -> (B, L, D)."""

@@ -1,0 +1,109 @@
+"""Long prompts: token ids cut into chunks that the text encoder reads one by one, features joined again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .prompt import parse_emphasis
+
+logger = logging.getLogger("bdm")
+
+
+@dataclass(frozen=True)
+class ChunkLayout:
+    """How a tokenizer's chunks are laid out: ``prefix + content + suffix + padding``, always of one length.
+
+    Attributes:
+        prefix: marker ids in front ([CLS], <|startoftext|>; none for T5).
+        suffix: marker ids behind ([SEP], <|endoftext|>, </s>).
+        pad: id that fills the rest.
+        content: tokens of text in a chunk (Chinese CLIP 50, CLIP 75).
+        limit: chunks at most; what is beyond is cut off with a warning.
+    """
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    pad: int
+    content: int
+    limit: int
+
+    @classmethod
+    def of(cls, tokenizer: Any, content: int, limit: int) -> ChunkLayout:
+        """The layout of a transformers tokenizer, read off what it puts around an empty text."""
+        markers = tuple(tokenizer("").input_ids)
+        return cls(markers[:-1], markers[-1:], tokenizer.pad_token_id, content, limit)
+
+    @property
+    def length(self) -> int:
+        """Positions of one chunk."""
+        return len(self.prefix) + self.content + len(self.suffix)
+
+    def joined_length(self, chunks: int) -> int:
+        """Positions of ``chunks`` joined chunks: 52, 102, 152, ... for Chinese CLIP."""
+        return self.length + (chunks - 1) * self.content
+
+    def split(self, ids: Sequence[int]) -> list[Sequence[int]]:
+        """Content ids -> at least one slice of at most ``content`` ids."""
+        return [ids[i : i + self.content] for i in range(0, max(len(ids), 1), self.content)]
+
+    def join(self, features: Tensor) -> Tensor:
+        """(B, chunks, length, D) -> (B, joined_length, D); inner markers are dropped."""
+        chunks = features.shape[1]
+        head, tail = len(self.prefix), self.length - len(self.suffix)
+        parts = [
+            features[:, i, (head if i else 0) : (tail if i < chunks - 1 else self.length)] for i in range(chunks)
+        ]
+        return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class ChunkedTokens:
+    """Tokenised prompts, all with the same number of chunks.
+
+    Attributes:
+        ids: (B, chunks, length) int64.
+        mask: (B, chunks, length) bool, False on padding.
+        weights: (B, chunks, length) float32 emphasis, 1 on markers and padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    weights: Tensor
+
+
+def tokenize(
+    prompts: Sequence[str], tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
+) -> ChunkedTokens:
+    """Tokenise prompts fragment by fragment and lay them out in chunks, all padded to the longest prompt's count."""
+    rows = []
+    for prompt in prompts:
+        ids: list[int] = []
+        weights: list[float] = []
+        for text, weight in parse_emphasis(prompt):
+            piece = tokenizer(normalize(text), add_special_tokens=False, verbose=False).input_ids
+            ids += piece
+            weights += [weight] * len(piece)
+        room = layout.content * layout.limit
+        if len(ids) > room:
+            kept = tokenizer.decode(ids[max(0, room - 6) : room])
+            logger.warning("prompt cut to %d of its %d tokens, after %r", room, len(ids), kept)
+        rows.append((layout.split(ids[:room]), layout.split(weights[:room])))  # pyright: ignore[reportArgumentType]
+    count = max(len(ids) for ids, _ in rows)
+    shape = (len(rows), count, layout.length)
+    all_ids, mask, emphasis = torch.full(shape, layout.pad), torch.zeros(shape, dtype=torch.bool), torch.ones(shape)
+    for row, (ids_chunks, weight_chunks) in enumerate(rows):
+        for chunk in range(count):
+            content = list(ids_chunks[chunk]) if chunk < len(ids_chunks) else []
+            full = [*layout.prefix, *content, *layout.suffix]
+            all_ids[row, chunk, : len(full)] = torch.tensor(full)
+            mask[row, chunk, : len(full)] = True
+            if content:
+                start = len(layout.prefix)
+                emphasis[row, chunk, start : start + len(content)] = torch.tensor(weight_chunks[chunk])
+    return ChunkedTokens(all_ids, mask, emphasis)

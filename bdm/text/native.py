@@ -1,0 +1,222 @@
+"""The native-language text encoder: any transformers text encoder with its tokenizer, frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..weights import read_tensors, read_weights_folder, resolve_folder
+from .chunks import ChunkLayout, tokenize
+from .vocabulary import chinese_clip_tokenizer
+
+SETTINGS_FILE = "native_text_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeTextSettings:
+    """What changes the features besides the weights; a branch is trained for one choice of these.
+
+    Attributes:
+        mask: whether padding is hidden from attention. The official inference attends to it.
+        chunk_length: tokens of text in a chunk, markers not counted.
+        max_chunks: chunks at most.
+        lower_case: lower-case the text before tokenizing.
+    """
+
+    mask: bool = False
+    chunk_length: int = 50
+    max_chunks: int = 5
+    lower_case: bool = True
+
+
+class NativeTextEncoder(nn.Module):
+    """Texts in the native language -> features for the branch's cross-attention.
+
+    Args:
+        model: a transformers text encoder whose output has ``last_hidden_state`` (BERT, Chinese CLIP's text model, XLM-R,
+            T5's encoder ...). It is frozen and put into evaluation mode.
+        tokenizer: its tokenizer.
+        settings: what else decides the features; saved beside the weights.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, settings: NativeTextSettings | None = None) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.settings = settings or NativeTextSettings()
+        self.layout = ChunkLayout.of(tokenizer, self.settings.chunk_length, self.settings.max_chunks)
+        config = model.config
+        positions = getattr(config, "max_position_embeddings", None)
+        # RoBERTa-like models count positions from the padding id on.
+        reserved = (config.pad_token_id or 0) + 1 if config.model_type in ("xlm-roberta", "roberta", "camembert") else 0
+        if positions and self.layout.length + reserved > positions:
+            raise UserError(
+                f"chunk_length {self.settings.chunk_length} needs {self.layout.length} positions and the text encoder has "
+                f"{positions - reserved}; use a chunk_length of at most {positions - reserved - self.layout.length + self.settings.chunk_length}"
+            )
+
+    @property
+    def text_dim(self) -> int:
+        """Width of the features; a branch's ``cross_attention_dim`` must equal it."""
+        config: Any = self.model.config
+        return config.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def train(self, mode: bool = True) -> NativeTextEncoder:
+        """Stays in evaluation mode: a frozen encoder must give the same features in training and inference."""
+        return super().train(False)
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Last hidden states.
+
+        Args:
+            texts: prompts; ASCII brackets are parsed away, their weights are ignored (as in the official inference).
+
+        Returns:
+            (B, L, D) in the model's dtype. L is ``layout.joined_length(chunks)`` of the longest text; shorter ones are padded
+            by empty chunks, so encode texts together whose features must have one length (positive and negative).
+        """
+        lower = str.lower if self.settings.lower_case else str
+        tokens = tokenize(texts, self.tokenizer, self.layout, lower)
+        batch, chunks, length = tokens.ids.shape
+        ids = tokens.ids.view(batch * chunks, length).to(self.device)
+        mask = tokens.mask.view(batch * chunks, length).to(self.device) if self.settings.mask else torch.ones_like(ids)
+        features = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return self.layout.join(features.view(batch, chunks, length, -1))
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """The same as ``encode``."""
+        return self.encode(texts)
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write a transformers folder (weights, tokenizer) with the settings beside it."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+        self.tokenizer.save_pretrained(folder)
+        (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, settings: NativeTextSettings | None = None, torch_dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> NativeTextEncoder:
+        """Load a text encoder with its tokenizer.
+
+        Args:
+            source: a transformers folder (full Chinese CLIP, its text model, or any other text encoder), a hub name, or a
+                ``.pt`` file of cn_clip. Chinese CLIP's vocabulary comes from the cn_clip package where the folder has none.
+            settings: overrides what is saved in the folder (default: the official inference's).
+            torch_dtype: dtype of the weights; float32 if None.
+
+        Raises:
+            UserError: no such file or folder, damaged weights, or weights that are not those of a text encoder.
+        """
+        if str(source).endswith(".pt"):
+            model, tokenizer = _load_cn_clip(Path(source)), chinese_clip_tokenizer()
+        else:
+            folder = resolve_folder(source, kwargs.get("subfolder"))
+            model, tokenizer = _load_transformers(folder), _load_tokenizer(folder)
+            saved = folder / SETTINGS_FILE
+            if settings is None and saved.exists():
+                settings = NativeTextSettings(**json.loads(saved.read_text(encoding="utf-8")))
+        return cls(model.to(torch_dtype or torch.float32), tokenizer, settings)
+
+
+def _load_transformers(folder: Path) -> nn.Module:
+    """Build the text encoder of a folder and load its weights by hand.
+
+    ``from_pretrained`` is not used: it zeroes the [PAD] row of Chinese CLIP, which is attended here, and gives a text model
+    with random weights when asked to read one from a full CLIP checkpoint.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, ChineseCLIPTextModel
+
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type in ("chinese_clip", "chinese_clip_text_model"):
+        text = getattr(config, "text_config", config)
+        model: nn.Module = ChineseCLIPTextModel(text, add_pooling_layer=False)
+    elif config.is_encoder_decoder:
+        model = AutoModelForTextEncoding.from_config(config)
+    else:
+        model = AutoModel.from_config(config)
+    _load_by_suffix(model, read_weights_folder(folder), str(folder))
+    return model
+
+
+def _load_by_suffix(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
+    """Load a state dict whose keys may carry a prefix (``text_model.``, ``bert.``); every weight must be found."""
+    # Tied weights appear once in a file and several times in the model (or the other way round): one name is enough.
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    first = next(iter(names.values()))[0]
+    prefixes = {key.removesuffix(n) for group in names.values() for n in group for key in tensors if key.endswith(n)} | {""}
+
+    def found(prefix: str) -> int:
+        return sum(any(prefix + n in tensors for n in group) for group in names.values())
+
+    prefix = max(sorted(prefixes), key=found) if len(prefixes) > 1 else ""
+    state = {}
+    for group in names.values():
+        source = next((tensors[prefix + n] for n in group if prefix + n in tensors), None)
+        # A pooler reads the hidden states and is not part of them; files may lack it.
+        if source is None and not group[0].startswith("pooler."):
+            raise UserError(
+                f"{origin}: no weight for {group[0]!r} ({found(prefix)} of {len(names)} found); "
+                f"give a text encoder's folder, such as Chinese CLIP's (first weight wanted: {first!r})"
+            )
+        if source is not None:
+            state |= dict.fromkeys(group, source)
+    wrong = [n for n, t in model.state_dict().items() if n in state and state[n].shape != t.shape]
+    if wrong:
+        raise UserError(
+            f"{origin}: {wrong[0]!r} has shape {tuple(state[wrong[0]].shape)}, its config.json says "
+            f"{tuple(model.state_dict()[wrong[0]].shape)}; weights and configuration do not belong together"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoConfig, AutoTokenizer
+
+    if any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")):
+        return AutoTokenizer.from_pretrained(folder)
+    if AutoConfig.from_pretrained(folder).model_type.startswith("chinese_clip"):
+        return chinese_clip_tokenizer()
+    raise UserError(f"{folder} holds no tokenizer (tokenizer.json, vocab.txt or spiece.model); save one beside the weights")
+
+
+def _load_cn_clip(path: Path) -> nn.Module:
+    """The text tower of an original cn_clip checkpoint (``{"state_dict": {"module.bert.": ...}}``)."""
+    from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel
+
+    tensors = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
+    bert = {key.removeprefix("bert."): value for key, value in tensors.items() if key.startswith("bert.")}
+    words = bert.get("embeddings.word_embeddings.weight")
+    if words is None:
+        raise UserError(f"{path}: no 'bert.' weights; a Chinese CLIP checkpoint of cn_clip is wanted")
+    layers = 1 + max(int(key.split(".")[2]) for key in bert if key.startswith("encoder.layer."))
+    config = ChineseCLIPTextConfig(
+        vocab_size=words.shape[0],
+        hidden_size=words.shape[1],
+        num_hidden_layers=layers,
+        # All RoBERTa-wwm models of cn_clip (RBT3, base, large) have heads of width 64.
+        num_attention_heads=max(1, words.shape[1] // 64),
+        intermediate_size=bert["encoder.layer.0.intermediate.dense.weight"].shape[0],
+        max_position_embeddings=bert["embeddings.position_embeddings.weight"].shape[0],
+    )
+    model = ChineseCLIPTextModel(config, add_pooling_layer=False)
+    _load_by_suffix(model, bert, str(path))
+    return model
