@@ -139,7 +139,8 @@ class BranchModel(ModelMixin, ConfigMixin):
         copied, own = unet.state_dict(), branch.state_dict()
         fitting = {key: copied[key] for key, value in own.items() if key in copied and copied[key].shape == value.shape}
         branch.load_state_dict(own | fitting)
-        return branch.to(unet.device, unet.dtype)
+        # nn.Module's own: ModelMixin's warns about float32 modules even where there are none.
+        return nn.Module.to(branch, unet.device, unet.dtype)
 
     def forward(
         self,
@@ -204,8 +205,8 @@ class BranchModel(ModelMixin, ConfigMixin):
             branch = cls(**{key: value for key, value in config.items() if key in cls._own_arguments()})
         tensors = read_weights_folder(folder)
         _check_weights(branch, tensors, folder)
-        branch.load_state_dict(tensors, assign=True)
-        return branch.to(torch_dtype) if torch_dtype else branch
+        branch.load_state_dict({key: tensor.to(torch_dtype) for key, tensor in tensors.items()}, assign=True)
+        return branch
 
     @classmethod
     def _own_arguments(cls) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ class EmojiConfig(Strict):
     groups: tuple[Literal["native", "different", "shared"], ...] = ("native", "different", "shared")
     looks: tuple[Literal["twemoji", "openmoji"], ...] | None = None
     limit: Annotated[int, Field(ge=0)] = 0
+    held_out: Literal["without", "only", "all"] = "without"
 
 
 class FolderConfig(Strict):
@@ -161,6 +162,22 @@ class RunConfig(Strict):
         if self.recipe.kind == "judge" and self.data.kind != "emoji":
             raise ValueError(f"data.kind is {self.data.kind!r}; the judge knows the emoji world only: use kind: emoji")
         return self
+
+
+class EvaluateConfig(Strict):
+    """The evaluation in the emoji world (see ``bdm.evaluate.report``)."""
+
+    model: str
+    judge: str
+    out: Path
+    shuffled_branch: str | None = None
+    world: WorldConfig = WorldConfig()
+    sampler: str | None = None
+    steps: PositiveInt = 12
+    guidance: float = 4.0
+    batch: PositiveInt = 32
+    controls: PositiveInt = 64
+    seed: int = 0
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from .errors import UserError
 
 #: Fonts with Chinese and Japanese glyphs, in order of preference (Linux, macOS, Windows).
 _CJK_FONTS = (
@@ -18,7 +22,7 @@ _CJK_FONTS = (
 
 @cache
 def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font that can write Chinese: the ``BDM_FONT`` file, a system font, or the one in the ``fonts-cjk`` pip package."""
+    """A font that can write Chinese: the ``BDM_FONT`` file, a system font, or that of the ``mplfonts`` pip package."""
     import os
 
     candidates = [os.environ["BDM_FONT"]] if "BDM_FONT" in os.environ else []
@@ -31,7 +35,8 @@ def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _packaged_fonts() -> list[str]:
-    return []
+    spec = find_spec("mplfonts")
+    return [str(Path(spec.origin).parent / "fonts" / "NotoSansCJKsc-Regular.otf")] if spec and spec.origin else []
 
 
 def labelled_grid(
@@ -83,9 +88,17 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return [line.strip() for line in lines]
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture whole or not at all; ``options`` go to PIL's ``save``.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, format=path.suffix.lstrip(".").upper().replace("JPG", "JPEG") or "PNG")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, format=path.suffix.lstrip(".").upper().replace("JPG", "JPEG"), **options)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another file") from None

@@ -226,13 +226,14 @@ class BridgeMixin:
         folder = resolve_folder(source)
         stock = load_backbone(backbone or folder, torch_dtype)
         if not isinstance(branch, BranchModel):
-            branch = BranchModel.from_pretrained(branch or folder / "branch")
+            branch = BranchModel.from_pretrained(branch or folder / "branch", torch_dtype=torch_dtype)
         if not isinstance(native_text_encoder, NativeTextEncoder):
-            native_text_encoder = NativeTextEncoder.from_pretrained(native_text_encoder or folder / "native_text_encoder")
+            native_text_encoder = NativeTextEncoder.from_pretrained(
+                native_text_encoder or folder / "native_text_encoder", torch_dtype=torch_dtype
+            )
         return cls(
             vae=stock.vae, text_encoder=stock.text_encoder, tokenizer=stock.tokenizer, unet=stock.unet,
-            scheduler=stock.scheduler, branch=branch.to(torch_dtype).eval(),
-            native_text_encoder=native_text_encoder.to(torch_dtype), **parts,
+            scheduler=stock.scheduler, branch=branch.eval(), native_text_encoder=native_text_encoder, **parts,
         )  # fmt: skip
 
 

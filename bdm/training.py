@@ -33,8 +33,13 @@ def learning_rate(step: int, config: OptimizerConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def train(run: RunConfig, recipe: Recipe) -> Path:
+def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
     """Run ``recipe`` to the end, resuming where an earlier run in the same folder stopped.
+
+    Args:
+        run: the configuration.
+        recipe: what is trained.
+        command: the command line that repeats the run, for the model's card.
 
     Returns:
         The folder of the finished model, ``out/model``.
@@ -73,7 +78,7 @@ def train(run: RunConfig, recipe: Recipe) -> Path:
     )  # fmt: skip
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, mininterval=2)
     averages: dict[str, float] = {}
-    clock, seen = time.perf_counter(), 0
+    clock = time.perf_counter()
     for step in range(first, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
@@ -86,7 +91,6 @@ def train(run: RunConfig, recipe: Recipe) -> Path:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.step(parameters)
-        seen += config.batch_size
         bar.update()
         done = step + 1
         if not accelerator.is_main_process:
@@ -94,8 +98,10 @@ def train(run: RunConfig, recipe: Recipe) -> Path:
         if done % run.log_every == 0:
             row = {name: value / run.log_every for name, value in averages.items()}
             averages.clear()
-            rate = seen / (time.perf_counter() - clock)
-            _log(run.out, {"step": done, **row, "lr": learning_rate(step, config), "samples_per_second": rate})
+            now = time.perf_counter()
+            speed = {"seconds": now - clock, "samples_per_second": run.log_every * config.batch_size / (now - clock)}
+            _log(run.out, {"step": done, **row, "lr": learning_rate(step, config), **speed})
+            clock = now
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         due = [every for every in (run.validate_every, run.grid_every, run.checkpoint_every) if done % every == 0]
         if due or done == config.steps:
@@ -105,7 +111,7 @@ def train(run: RunConfig, recipe: Recipe) -> Path:
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _publish(run, recipe, parameters, ema)
+        _publish(run, recipe, parameters, ema, command)
     accelerator.wait_for_everyone()
     return run.out / "model"
 
@@ -159,13 +165,26 @@ def _meaning(run: RunConfig) -> str:
     return run.model_dump_json(exclude=ignored)
 
 
-def _publish(run: RunConfig, recipe: Recipe, parameters: list[nn.Parameter], ema: EMAModel) -> None:
-    """Save the averaged weights as the finished model."""
+def _publish(run: RunConfig, recipe: Recipe, parameters: list[nn.Parameter], ema: EMAModel, command: str) -> None:
+    """Save the averaged weights as the finished model, with a card that says how they came about."""
     ema.copy_to(parameters)
     recipe.eval()
     partial = run.out / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     recipe.save(partial)
+    losses = [row for row in read_metrics(run.out) if "loss" in row]
+    validation = [{k: v for k, v in row.items() if k != "step"} for row in read_metrics(run.out) if "loss" not in row]
+    card = {
+        "command": command,
+        "seed": run.seed,
+        "steps": run.optimizer.steps,
+        "seconds": round(sum(row["seconds"] for row in losses)),
+        "threads": torch.get_num_threads(),
+        "final_loss": losses[-1]["loss"] if losses else None,
+        "validation": validation[-1] if validation else {},
+        "torch": torch.__version__,
+    }
+    checkpoint.write_json(partial / "card.json", card)
     checkpoint.publish_folder(partial, run.out / "model")
 
 

@@ -209,7 +209,7 @@ class EmojiSource:
         groups: the groups of concepts to include.
         looks: draw in these styles whatever the language says (for models that see both worlds' pictures).
         limit: keep the first ``limit`` concepts of those chosen, evenly spread; 0 keeps all.
-        held_out: the pairs held out of training instead of the others.
+        held_out: leave out the pairs held out of training, take only them, or take all.
     """
 
     def __init__(
@@ -221,12 +221,12 @@ class EmojiSource:
         groups: tuple[Group, ...] = ("native", "different", "shared"),
         looks: tuple[Look, ...] | None = None,
         limit: int = 0,
-        held_out: bool = False,
+        held_out: Literal["without", "only", "all"] = "without",
     ) -> None:
         self._arguments = dict(
             world=world, language=language, size=size, variants=variants, groups=groups, looks=looks, limit=limit
         )
-        self.world, self.language, self.size = world, language, size
+        self.world, self.language, self.size, self.looks = world, language, size, looks
         chosen = [i for i, concept in enumerate(world.concepts) if concept.group in groups]
         if limit:
             chosen = chosen[:: max(1, len(chosen) // limit)][:limit]
@@ -234,9 +234,10 @@ class EmojiSource:
             Row(i, colour, variant, look, world.caption(i, colour if variant else None, language))
             for i in chosen
             for colour in COLOUR_NAMES
-            if ((i, colour) in world.held_out) == held_out
+            if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
             for look in (looks or (world.concepts[i].look(language),))
-            for variant in range(1 if held_out else 0, variants)
+            # Only a caption that names the colour makes a held-out pair.
+            for variant in range(1 if held_out == "only" else 0, variants)
         ]
 
     def __len__(self) -> int:
@@ -256,4 +257,4 @@ class EmojiSource:
     @property
     def validation(self) -> EmojiSource:
         """The same world's held-out concept-colour pairs."""
-        return EmojiSource(**self._arguments, held_out=True)  # pyright: ignore[reportArgumentType]
+        return EmojiSource(**self._arguments, held_out="only")  # pyright: ignore[reportArgumentType]

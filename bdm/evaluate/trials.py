@@ -1,0 +1,126 @@
+"""Trials: prompts, what each must show, and how often the judge agrees."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.emoji import COLOUR_NAMES, World
+from .judge import JudgeModel
+
+
+@dataclass(frozen=True)
+class Trial:
+    """N prompts drawn under one condition.
+
+    Attributes:
+        name: key of the result.
+        title: what it shows, for the report.
+        native: N native prompts.
+        english: N English prompts.
+        concepts: N concept indices the pictures must show.
+        colours: N background colours they must have, or None where the prompt names none.
+        branch_scale: 0 for the bare backbone.
+        branch: ``"own"``, or ``"shuffled"`` for the control.
+    """
+
+    name: str
+    title: str
+    native: list[str]
+    english: list[str]
+    concepts: list[int]
+    colours: list[str] | None = None
+    branch_scale: float = 1.0
+    branch: str = "own"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares in [0, 1] of a trial's pictures.
+
+    Attributes:
+        concept: right concept (top-1 among all).
+        colour: right background, or None.
+        both: concept and background right, or None.
+        openmoji: drawn in OpenMoji's look, the Chinese world's for the concepts seen differently.
+        hits: (N,) bool, right in all that the prompt asked for.
+    """
+
+    concept: float
+    colour: float | None
+    both: float | None
+    openmoji: float
+    hits: Tensor
+
+
+def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
+    """The evaluation's trials. ``controls`` concepts, drawn by ``seed``, serve the controls and the mixed prompts."""
+    everything = range(len(world.concepts))
+    everyday = [i for i in everything if world.concepts[i].group != "native"]
+    different = [i for i in everything if world.concepts[i].group == "different"]
+    generator = random.Random(seed)
+    some = sorted(generator.sample(everyday, min(controls, len(everyday))))
+    colours = [generator.choice(COLOUR_NAMES) for _ in some]
+    pairs = sorted(world.held_out)
+
+    def chinese(concepts: Sequence[int]) -> list[str]:
+        return [world.caption(i, None, "zh") for i in concepts]
+
+    def english(concepts: Sequence[int]) -> list[str]:
+        return [world.caption(i, None, "en") for i in concepts]
+
+    def silent(concepts: Sequence[int]) -> list[str]:
+        return [""] * len(concepts)
+
+    colour_words = {c: world.caption(0, c, "en").split(", ")[-1] for c in COLOUR_NAMES}
+    return [
+        Trial("chinese", "Chinese prompts, all concepts", chinese(everything), silent(everything), list(everything)),
+        Trial(
+            "held_out", "Chinese prompts, concept-colour pairs never seen together",
+            [world.caption(i, c, "zh") for i, c in pairs], silent(pairs), [i for i, _ in pairs], [c for _, c in pairs],
+        ),
+        Trial("english", "English prompts, backbone without branch", silent(everyday), english(everyday), everyday, branch_scale=0),
+        Trial(
+            "english_different", "English prompts, concepts seen differently, backbone without branch",
+            silent(different), english(different), different, branch_scale=0,
+        ),
+        Trial("scale_0", "Control: Chinese prompts, branch scale 0", chinese(some), silent(some), some, branch_scale=0),
+        Trial("shuffled", "Control: branch trained on shuffled captions", chinese(some), silent(some), some, branch="shuffled"),
+        Trial("empty", 'Control: Chinese prompt ""', silent(some), silent(some), some),
+        Trial(
+            "mixed", "Concept in Chinese through the branch, background in English through the backbone",
+            chinese(some), [colour_words[c] for c in colours], some, colours,
+        ),
+    ]  # fmt: skip
+
+
+def draw(pipe: Any, trial: Trial, steps: int, guidance: float, batch: int, seed: int) -> Tensor:
+    """Pictures of a trial: (N, 3, H, W) in [-1, 1]. Picture i uses seed + i."""
+    pictures = []
+    for start in tqdm(range(0, len(trial.native), batch), desc=trial.name, mininterval=2):
+        part = slice(start, start + batch)
+        images = pipe(
+            trial.native[part], prompt_en=trial.english[part], branch_scale=trial.branch_scale, seed=seed + start,
+            num_inference_steps=steps, guidance_scale=guidance, output_type="pt",
+        ).images  # fmt: skip
+        pictures.append(images * 2 - 1)
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def score(judge: JudgeModel, pictures: Tensor, trial: Trial) -> Score:
+    """What the judge says of a trial's pictures."""
+    verdict = judge(pictures.float())
+    concept = verdict.concept.argmax(1) == torch.tensor(trial.concepts)
+    openmoji = (verdict.look.argmax(1) == 1).float().mean().item()
+    if trial.colours is None:
+        return Score(concept.float().mean().item(), None, None, openmoji, concept)
+    colour = verdict.colour.argmax(1) == torch.tensor([COLOUR_NAMES.index(c) for c in trial.colours])
+    both = concept & colour
+    return Score(concept.float().mean().item(), colour.float().mean().item(), both.float().mean().item(), openmoji, both)

@@ -1,0 +1,48 @@
+"""How a picture was made, written into the picture: A1111's ``parameters`` text and a ``bdm`` JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+_USER_COMMENT, _EXIF_IFD = 0x9286, 0x8769
+
+
+def describe(
+    prompt: str, negative: str, prompt_en: str, negative_en: str, seed: int, steps: int, guidance: float, sampler: str,
+    branch_scale: float, size: tuple[int, int], model: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The facts needed to make a picture again."""
+    return {
+        "prompt": prompt, "negative_prompt": negative, "prompt_en": prompt_en, "negative_prompt_en": negative_en,
+        "seed": seed, "steps": steps, "guidance_scale": guidance, "sampler": sampler, "branch_scale": branch_scale,
+        "width": size[0], "height": size[1], "model": model,
+    }  # fmt: skip
+
+
+def parameters_text(facts: dict[str, Any]) -> str:
+    """A1111's grammar: prompt, negative prompt, one line of settings."""
+    lines = [facts["prompt"]]
+    if facts["negative_prompt"]:
+        lines.append(f"Negative prompt: {facts['negative_prompt']}")
+    lines.append(
+        f"Steps: {facts['steps']}, Sampler: {facts['sampler']}, CFG scale: {facts['guidance_scale']}, Seed: {facts['seed']}, "
+        f"Size: {facts['width']}x{facts['height']}, Model: {facts['model']}"
+    )
+    return "\n".join(lines)
+
+
+def picture_info(facts: dict[str, Any], suffix: str) -> dict[str, Any]:
+    """Arguments for PIL's ``save`` that store the facts; Chinese goes into PNG's iTXt, which is UTF-8."""
+    text, content = parameters_text(facts), json.dumps(facts, ensure_ascii=False)
+    if suffix.lower() == ".png":
+        info = PngInfo()
+        info.add_itxt("parameters", text)
+        info.add_itxt("bdm", content)
+        return {"pnginfo": info}
+    exif = Image.Exif()
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    return {"exif": exif}
