@@ -207,3 +207,8 @@ def _assemble(options: argparse.Namespace) -> None:
     pipe.save_pretrained(partial)
     publish_folder(partial, options.out)
     print(options.out)
+
+
+def console() -> None:
+    """Entry point of the ``bdm`` command."""
+    sys.exit(main())

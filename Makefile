@@ -1,0 +1,28 @@
+# make demo   set up and draw a grid of Chinese prompts with the shipped weights
+# make test   set up and run the tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint
+
+# Reused as long as pyproject.toml does not change.
+.venv/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bdm needs Python 3.11 or newer; run: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: .venv/.ready
+	$(BIN)/bdm demo --out demo.png
+
+test: .venv/.ready lint
+	$(BIN)/pytest
+
+test-slow: .venv/.ready
+	$(BIN)/pytest -m slow
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright

@@ -1,0 +1,33 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from bdm.loss import SD15_SCHEDULE, NoiseSchedule, denoising_error
+
+
+def test_schedule_is_sd15s():
+    schedule = NoiseSchedule()
+    betas = [(math.sqrt(0.00085) + i / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2 for i in range(1000)]
+    expected = torch.tensor(betas, dtype=torch.float64).neg().add(1).cumprod(0)
+    torch.testing.assert_close(schedule.alphas_cumprod.double(), expected, rtol=1e-4, atol=1e-7)
+    scheduler = DDIMScheduler(**SD15_SCHEDULE)
+    x_0, eps, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    torch.testing.assert_close(schedule.add_noise(x_0, eps, t), scheduler.add_noise(x_0, eps, t))
+
+
+@pytest.mark.parametrize(
+    ("kind", "formula"),
+    [("none", lambda snr: 1.0), ("min_snr", lambda snr: min(snr, 5) / snr), ("inverse_sqrt_snr", lambda snr: min(snr**-0.5, 30))],
+)
+def test_weights(kind, formula):
+    schedule = NoiseSchedule()
+    t = torch.arange(0, 1000, 111)
+    snr = (schedule.alphas_cumprod[t] / (1 - schedule.alphas_cumprod[t])).tolist()
+    torch.testing.assert_close(schedule.weight(t, kind), torch.tensor([formula(s) for s in snr]), rtol=1e-4, atol=1e-6)
+
+
+def test_error_is_a_mean_per_sample():
+    a, b = torch.zeros(2, 4, 8, 8), torch.stack([torch.zeros(4, 8, 8), torch.full((4, 8, 8), 2.0)])
+    assert denoising_error(a, b).tolist() == [0.0, 4.0]
