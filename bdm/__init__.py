@@ -1,0 +1,47 @@
+"""Bridge Diffusion Models: native-language image generation on top of the English Stable Diffusion community.
+
+Names are loaded when they are first used, so that ``import bdm`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .branch import BranchModel, BranchOutput
+    from .bridge import Bridge, NativeCondition
+    from .errors import UserError
+    from .pipeline import BridgeControlNetPipeline, BridgeImg2ImgPipeline, BridgeInpaintPipeline, BridgePipeline
+    from .samplers import make_scheduler
+    from .text.native import NativeTextEncoder, NativeTextSettings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BranchModel": "branch", "BranchOutput": "branch", "Bridge": "bridge", "NativeCondition": "bridge", "UserError": "errors",
+    "BridgePipeline": "pipeline", "BridgeImg2ImgPipeline": "pipeline", "BridgeInpaintPipeline": "pipeline",
+    "BridgeControlNetPipeline": "pipeline", "make_scheduler": "samplers", "NativeTextEncoder": "text.native",
+    "NativeTextSettings": "text.native",
+}  # fmt: skip
+
+__all__ = [
+    "BranchModel",
+    "BranchOutput",
+    "Bridge",
+    "BridgeControlNetPipeline",
+    "BridgeImg2ImgPipeline",
+    "BridgeInpaintPipeline",
+    "BridgePipeline",
+    "NativeCondition",
+    "NativeTextEncoder",
+    "NativeTextSettings",
+    "UserError",
+    "make_scheduler",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bdm' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -48,7 +48,9 @@ def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Bac
         try:
             loaded[name] = kind.from_pretrained(folder / name, torch_dtype=dtype).eval().requires_grad_(False)
         except Exception as error:  # diffusers, transformers and safetensors each raise their own
-            raise UserError(f"{folder / name} cannot be loaded ({' '.join(str(error).split())[:160]}); get the folder again") from None
+            raise UserError(
+                f"{folder / name} cannot be loaded ({' '.join(str(error).split())[:160]}); get the folder again"
+            ) from None
     check_backbone(loaded["unet"])
     has_vocabulary = any((folder / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer") if has_vocabulary else clip_tokenizer()

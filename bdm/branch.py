@@ -134,13 +134,15 @@ class BranchModel(ModelMixin, ConfigMixin):
             UserError: the backbone is not an SD1.5 UNet.
         """
         check_backbone(unet)
-        config = {key: unet.config[key] for key in cls._own_arguments() if key in unet.config}
-        branch = cls(**config | {"cross_attention_dim": text_dim or unet.config["cross_attention_dim"]})
+        config: dict[str, Any] = {key: unet.config[key] for key in cls._own_arguments() if key in unet.config}
+        config["cross_attention_dim"] = text_dim or unet.config["cross_attention_dim"]
+        branch = cls(**config)
         copied, own = unet.state_dict(), branch.state_dict()
         fitting = {key: copied[key] for key, value in own.items() if key in copied and copied[key].shape == value.shape}
         branch.load_state_dict(own | fitting)
         # nn.Module's own: ModelMixin's warns about float32 modules even where there are none.
-        return nn.Module.to(branch, unet.device, unet.dtype)
+        nn.Module.to(branch, unet.device, unet.dtype)
+        return branch
 
     def forward(
         self,
@@ -169,8 +171,7 @@ class BranchModel(ModelMixin, ConfigMixin):
             skips += outputs
         sample = self.mid_block(sample, emb, encoder_hidden_states=encoder_hidden_states)
         down = tuple(
-            convolution(skip) * conditioning_scale
-            for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
+            convolution(skip) * conditioning_scale for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
         )
         middle = self.controlnet_mid_block(sample) * conditioning_scale
         return BranchOutput(down, middle) if return_dict else (down, middle)
@@ -196,7 +197,7 @@ class BranchModel(ModelMixin, ConfigMixin):
             raise UserError(f"{folder / 'config.json'} cannot be read ({type(error).__name__}); give a branch's folder") from None
         if config.get("_class_name") not in ("BranchModel", "ControlNetModelBDM"):
             raise UserError(
-                f"{folder} holds a {config.get('_class_name')}; allowed are BranchModel and ControlNetModelBDM (the released branch)"
+                f"{folder} holds a {config.get('_class_name')}; allowed are BranchModel and ControlNetModelBDM (the released one)"
             )
         if config.get("addition_embed_type"):
             raise UserError(f"{folder} is a branch for SDXL (addition_embed_type); only SD1.5 branches can be loaded")
@@ -218,7 +219,9 @@ def _check_weights(branch: BranchModel, tensors: dict[str, Tensor], folder: Path
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise UserError(f"{folder} lacks {len(missing)} of the branch's {len(wanted)} weights, such as {missing[0]!r}")
     if extra := sorted(tensors.keys() - wanted.keys()):
-        raise UserError(f"{folder} holds {len(extra)} weights that a branch does not have, such as {extra[0]!r}; is it a ControlNet?")
+        raise UserError(
+            f"{folder} holds {len(extra)} weights that a branch does not have, such as {extra[0]!r}; is it a ControlNet?"
+        )
     for key, value in wanted.items():
         if tensors[key].shape != value.shape:
             raise UserError(

@@ -62,8 +62,8 @@ class NativeCondition:
         parts, rest = divmod(batch, positive.shape[0])
         if rest or parts not in (1, 2, 3):
             raise UserError(
-                f"the UNet got {batch} samples for {len(self.positive)} native prompts x {self.images_per_prompt} images; allowed are "
-                "1, 2 or 3 times as many: give one native prompt for each English one"
+                f"the UNet got {batch} samples for {len(self.positive)} native prompts x {self.images_per_prompt} images; "
+                "allowed are 1, 2 or 3 times as many: give one native prompt for each English one"
             )
         if parts == 1:
             return positive
@@ -118,7 +118,9 @@ class Bridge(ModelHook):
             theirs = (theirs,) * len(unet.config["block_out_channels"]) if isinstance(theirs, int) else tuple(theirs)
             ours = (ours,) * len(theirs) if isinstance(ours, int) else tuple(ours)
             if theirs != ours:
-                raise UserError(f"the branch's {key} {ours} do not fit the backbone's {theirs}; use a branch made for this backbone")
+                raise UserError(
+                    f"the branch's {key} {ours} do not fit the backbone's {theirs}; use a branch made for this backbone"
+                )
 
     def detach(self) -> None:
         """Take the hook off; the UNet's outputs are bit for bit what they were before."""

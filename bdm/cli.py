@@ -68,14 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     assemble.add_argument("--native-text-encoder", required=True, help="folder or cn_clip file of the native text encoder")
     assemble.add_argument("--out", type=Path, required=True)
     assemble.add_argument("--fp16", action="store_true", help="store half precision")
+    assemble.add_argument("--no-vocabularies", action="store_true", help="leave out vocabularies that pip packages carry")
     assemble.set_defaults(run=_assemble)
     return parser
 
 
 def _infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="+", help='native prompts, such as "红灯笼，蓝色背景"')
-    parser.add_argument("--out", type=Path, default=Path("out.png"), help="picture file; numbered if there are several (default out.png)")
-    parser.add_argument("--model", default=str(DEFAULT_MODEL), help="pipeline folder or hub name (default: the shipped emoji model)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out.png"), help="picture file; numbered if there are several (default out.png)"
+    )
+    parser.add_argument(
+        "--model", default=str(DEFAULT_MODEL), help="pipeline folder or hub name (default: the shipped emoji model)"
+    )
     parser.add_argument("--negative", default="", help="native negative prompt")
     parser.add_argument("--prompt-en", default="", help='English prompt of the backbone (default "")')
     parser.add_argument("--negative-en", default="", help="English negative prompt")
@@ -183,29 +188,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _assemble(options: argparse.Namespace) -> None:
-    import shutil
-
     import torch
 
-    from .backbone import load_backbone
-    from .branch import BranchModel
-    from .checkpoint import publish_folder
-    from .pipeline import BridgePipeline
-    from .samplers import make_scheduler
-    from .text.native import NativeTextEncoder
+    from .assemble import assemble
 
     _quiet()
-    backbone = load_backbone(options.backbone)
-    pipe = BridgePipeline(
-        backbone.vae, backbone.text_encoder, backbone.tokenizer, backbone.unet, make_scheduler("DPM++ 2M"),
-        BranchModel.from_pretrained(options.branch), NativeTextEncoder.from_pretrained(options.native_text_encoder),
-    )  # fmt: skip
-    partial = options.out.with_name(f".{options.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if options.fp16:
-        pipe.to(dtype=torch.float16)
-    pipe.save_pretrained(partial)
-    publish_folder(partial, options.out)
+    dtype = torch.float16 if options.fp16 else torch.float32
+    assemble(options.backbone, options.branch, options.native_text_encoder, options.out, dtype, not options.no_vocabularies)
     print(options.out)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import DDPMScheduler
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 LossWeight = Literal["none", "min_snr", "inverse_sqrt_snr"]
 
 #: The scheduler configuration of SD1.5 (its scheduler_config.json).
-SD15_SCHEDULE = dict(
+SD15_SCHEDULE: dict[str, Any] = dict(
     num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
     set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon",
 )  # fmt: skip

@@ -1,5 +1,8 @@
 """Bilingual pipelines: stock diffusers pipelines with the bridge on their UNet and four independent text inputs."""
 
+# A mixin calls the methods of the stock pipeline it is mixed into, which the type checker cannot see.
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -51,12 +54,12 @@ class BridgeMixin:
         requires_safety_checker: bool = False,
     ) -> None:
         self._check_parts(unet, branch, native_text_encoder)
-        super().__init__(  # pyright: ignore[reportCallIssue]
+        super().__init__(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
             safety_checker=safety_checker, feature_extractor=feature_extractor, image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker,
         )  # fmt: skip
-        self.register_modules(branch=branch, native_text_encoder=native_text_encoder)  # pyright: ignore
+        self.register_modules(branch=branch, native_text_encoder=native_text_encoder)
 
     @staticmethod
     def _check_parts(unet: Any, branch: BranchModel, native_text_encoder: NativeTextEncoder | None) -> None:
@@ -125,9 +128,11 @@ class BridgeMixin:
             prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, count
         )
         for name, side in (("height", height), ("width", width)):
-            factor = max(8, self.vae_scale_factor)  # pyright: ignore[reportAttributeAccessIssue]
+            factor = max(8, self.vae_scale_factor)
             if side is not None and (side <= 0 or side % factor):
-                raise UserError(f"{name} {side} is not a positive multiple of {factor}; use {max(factor, round(side / factor) * factor)}")
+                raise UserError(
+                    f"{name} {side} is not a positive multiple of {factor}; use {max(factor, round(side / factor) * factor)}"
+                )
         if not 0.0 <= branch_start <= branch_end <= 1.0:
             raise UserError(f"branch window {branch_start} to {branch_end}: both must lie in [0, 1], start before end")
         if seed is not None:
@@ -136,13 +141,13 @@ class BridgeMixin:
             generator = [torch.Generator().manual_seed(seed + i) for i in range(count * num_images_per_prompt)]
         condition = NativeCondition(
             positive, negative, branch_scale, branch_start, branch_end,
-            steps=lambda: self._num_timesteps, images_per_prompt=num_images_per_prompt,  # pyright: ignore
+            steps=lambda: self._num_timesteps, images_per_prompt=num_images_per_prompt,
         )  # fmt: skip
         size = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
         bridge = Bridge(self.branch).attach(self.unet)
         try:
             with bridge.condition(condition):
-                return super().__call__(  # pyright: ignore[reportAttributeAccessIssue]
+                return super().__call__(
                     prompt_embeds=english, negative_prompt_embeds=negative_english, generator=generator,
                     num_images_per_prompt=num_images_per_prompt, **size, **stock,
                 )  # fmt: skip
@@ -193,7 +198,7 @@ class BridgeMixin:
         """Write a standard diffusers folder with the parts ``branch`` and ``native_text_encoder`` in it."""
         native, self.native_text_encoder = self.native_text_encoder, None
         try:
-            super().save_pretrained(save_directory, **options)  # pyright: ignore[reportAttributeAccessIssue]
+            super().save_pretrained(save_directory, **options)
         finally:
             self.native_text_encoder = native
         if native is not None:
@@ -270,9 +275,21 @@ class BridgeControlNetPipeline(BridgeMixin, StableDiffusionControlNetPipeline):
     """A ControlNet on the backbone beside the branch: ``controlnet`` as a component, ``image=`` the condition."""
 
     # diffusers reads a pipeline's components off the signature of its constructor, so it is written out here.
-    def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, controlnet: Any, scheduler: Any,
-                 branch: BranchModel, native_text_encoder: NativeTextEncoder | None, safety_checker: Any = None,
-                 feature_extractor: Any = None, image_encoder: Any = None, requires_safety_checker: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        controlnet: Any,
+        scheduler: Any,
+        branch: BranchModel,
+        native_text_encoder: NativeTextEncoder | None,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = False,
+    ) -> None:
         self._check_parts(unet, branch, native_text_encoder)
         StableDiffusionControlNetPipeline.__init__(
             self, vae, text_encoder, tokenizer, unet, controlnet, scheduler, safety_checker, feature_extractor,

@@ -35,8 +35,8 @@ def make_scheduler(name: str) -> Any:
 
     Args:
         name: a sampler in any spelling, with an optional noise schedule: ``DPM++ 2M``, ``dpmpp_2m``,
-            ``DPM++ 2M Karras``, ``dpmpp_2m_karras``; upper and lower case are one. ``DPM++ 2M`` is the official inference's: linspace
-            spacing, last sigma ``sigma_min``.
+            ``DPM++ 2M Karras``, ``dpmpp_2m_karras``; upper and lower case are one. ``DPM++ 2M`` is the official
+            inference's: linspace spacing, last sigma ``sigma_min``.
 
     Raises:
         UserError: unknown sampler, or a schedule that it does not have.
@@ -44,14 +44,14 @@ def make_scheduler(name: str) -> Any:
     words = re.sub(r"[\s_]+", " ", name.strip().lower())
     schedule = next((s for s in _SCHEDULES if words.endswith(f" {s}")), None)
     base = words.removesuffix(f" {schedule}") if schedule else words.removesuffix(" automatic")
-    for title, (class_name, arguments, short) in SAMPLERS.items():
+    for title, (class_name, _, short) in SAMPLERS.items():
         if base in (title.lower(), short.replace("_", " "), class_name.lower()):
             break
     else:
         known = ", ".join(SAMPLERS)
         raise UserError(f"unknown sampler {name!r}; known are {known}, each also with Karras or Exponential")
     kind = getattr(diffusers, class_name)
-    arguments = dict(arguments)
+    arguments = dict(SAMPLERS[title][1])
     accepted = kind._get_init_keys(kind)
     if schedule:
         if _SCHEDULES[schedule] not in accepted:

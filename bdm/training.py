@@ -63,7 +63,7 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
     parts = recipe.parts()
     for part in parts.values():
         part.requires_grad_(True).train()
-    recipe.to(accelerator.device, memory_format=torch.channels_last)
+    recipe.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     recipe.prepare(accelerator)
     parameters = [p for part in parts.values() for p in part.parameters()]
     optimizer = torch.optim.AdamW(

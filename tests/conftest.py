@@ -44,9 +44,7 @@ def make_branch(unet: UNet2DConditionModel, width: int = NATIVE_DIM) -> BranchMo
 
 
 def make_native_model(**changes) -> ChineseCLIPTextModel:
-    arguments = dict(
-        vocab_size=21128, hidden_size=NATIVE_DIM, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
-    )
+    arguments = dict(vocab_size=21128, hidden_size=NATIVE_DIM, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     return ChineseCLIPTextModel(ChineseCLIPTextConfig(**arguments | changes), add_pooling_layer=False).eval()
 
 
@@ -76,8 +74,6 @@ def text_encoder() -> CLIPTextModel:
 
 @pytest.fixture
 def pipe(unet, branch, native, text_encoder) -> BridgePipeline:
-    pipe = BridgePipeline(
-        make_vae(), text_encoder, clip_tokenizer(), unet, DDIMScheduler(**SD15_SCHEDULE), branch, native
-    )
+    pipe = BridgePipeline(make_vae(), text_encoder, clip_tokenizer(), unet, DDIMScheduler(**SD15_SCHEDULE), branch, native)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -52,7 +52,9 @@ def test_from_backbone_copies_all_but_what_cannot_fit(unet):
 def test_save_and_load_round_trip(branch, tmp_path):
     branch.save_pretrained(tmp_path)
     loaded = BranchModel.from_pretrained(tmp_path)
-    assert all(loaded.config[k] == (list(v) if isinstance(v, tuple) else v) for k, v in branch.config.items() if not k.startswith("_"))
+    assert all(
+        loaded.config[k] == (list(v) if isinstance(v, tuple) else v) for k, v in branch.config.items() if not k.startswith("_")
+    )
     assert all(torch.equal(a, b) for a, b in zip(branch.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 

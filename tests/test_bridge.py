@@ -98,8 +98,9 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook(unet, branch, inputs):
     bridge = Bridge(branch).attach(unet)
     with pytest.raises(UserError, match="has a bridge already"):
         Bridge(make_branch(unet)).attach(unet)
-    with pytest.raises(UserError, match=r"shape \(1, 9, 5\) and the branch reads"), bridge.condition(
-        NativeCondition(torch.zeros(1, 9, 5))
+    with (
+        pytest.raises(UserError, match=r"shape \(1, 9, 5\) and the branch reads"),
+        bridge.condition(NativeCondition(torch.zeros(1, 9, 5))),
     ):
         pass
     bridge.detach()

@@ -41,9 +41,7 @@ def official_loop(pipe, prompt, negative, english, negative_english, latents, st
         x = torch.cat([latents] * 2)
         x = pipe.scheduler.scale_model_input(x, t)
         down, middle = pipe.branch(x, t, native, scale * keep, return_dict=False)
-        eps = pipe.unet(
-            x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
-        ).sample
+        eps = pipe.unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
         negative_eps, positive_eps = eps.chunk(2)
         latents = pipe.scheduler.step(negative_eps + guidance * (positive_eps - negative_eps), t, latents).prev_sample
     return latents

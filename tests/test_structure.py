@@ -7,12 +7,14 @@ PACKAGE = Path(__file__).parent.parent / "bdm"
 #: From what everything may use to what nothing may use; a module imports from earlier entries (or its own) only.
 ORDER = [
     "errors", "config", "weights", "checkpoint", "grid", "picture_info", "loss", "samplers", "data", "text", "backbone", "branch",
-    "bridge", "pipeline", "evaluate.judge", "recipes", "training", "evaluate", "cli",
+    "bridge", "pipeline", "assemble", "evaluate.judge", "recipes", "training", "evaluate", "cli",
 ]  # fmt: skip
 
 
 def place(module: str) -> int:
-    return max((ORDER.index(name) for name in ORDER if module == name or module.startswith(name + ".")), key=lambda i: len(ORDER[i]))
+    return max(
+        (ORDER.index(name) for name in ORDER if module == name or module.startswith(name + ".")), key=lambda i: len(ORDER[i])
+    )
 
 
 def test_imports_point_one_way():

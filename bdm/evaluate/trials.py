@@ -75,8 +75,8 @@ def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
     def english(concepts: Sequence[int]) -> list[str]:
         return [world.caption(i, None, "en") for i in concepts]
 
-    def silent(concepts: Sequence[int]) -> list[str]:
-        return [""] * len(concepts)
+    def silent(prompts: Sequence[object]) -> list[str]:
+        return [""] * len(prompts)
 
     colour_words = {c: world.caption(0, c, "en").split(", ")[-1] for c in COLOUR_NAMES}
     return [

@@ -34,4 +34,5 @@ def build_recipe(run: RunConfig) -> Recipe:
             from .denoising import BranchRecipe as Built
         case "judge":
             from .judge import JudgeRecipe as Built
-    return Built(source, **arguments, seed=run.seed)
+    # The configuration's own check has paired recipe and data.
+    return Built(source, **arguments, seed=run.seed)  # pyright: ignore[reportArgumentType]

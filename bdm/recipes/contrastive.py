@@ -75,9 +75,7 @@ class ContrastiveRecipe(Recipe):
         device = self.clip.logit_scale.device
         tokens = self.tokenizer(batch.captions, return_tensors="pt", truncation=True, **self.padding)
         ids = tokens.input_ids.to(device)
-        output = self.clip(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=to_unit_range(batch.pixels.to(device))
-        )
+        output = self.clip(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=to_unit_range(batch.pixels.to(device)))
         similarity = output.logits_per_text
         hits = (similarity.argmax(1) == torch.arange(len(batch), device=device)).float().mean()
         return {"loss": contrastive_loss(similarity, batch.captions), "accuracy": hits.detach()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ class DenoisingRecipe(Recipe):
         super().__init__(source, seed)
         self.vae = vae
         self.schedule = NoiseSchedule()
-        self.empty_caption, self.loss_weight, self.cache = empty_caption, loss_weight, cache
+        self.empty_caption, self.cache = empty_caption, cache
+        self.loss_weight: LossWeight = loss_weight
         self.grid_prompts, self.grid_guidance = tuple(grid_prompts), grid_guidance
         self._features: dict[str, Tensor] = {}
 
@@ -188,6 +190,7 @@ class BackboneRecipe(DenoisingRecipe):
         super().__init__(source, AutoencoderKL.from_pretrained(vae), seed=seed, **rest)
         self.text_encoder = CLIPTextModel.from_pretrained(text_encoder)
         self.tokenizer = clip_tokenizer()
+        self._cards = {"vae": Path(vae, "card.json"), "text_encoder": Path(text_encoder, "card.json")}
         torch.manual_seed(seed)
         self.unet = UNet2DConditionModel(**unet)
 
@@ -208,10 +211,11 @@ class BackboneRecipe(DenoisingRecipe):
 
         from ..loss import SD15_SCHEDULE
 
+        parts: dict[str, Any] = {"scheduler": DDIMScheduler(**SD15_SCHEDULE), "safety_checker": None, "feature_extractor": None}
         pipe = StableDiffusionPipeline(
-            self.vae, self.text_encoder, self.tokenizer, self.unet, DDIMScheduler(**SD15_SCHEDULE),
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        )  # pyright: ignore  # fmt: skip
+            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
+            requires_safety_checker=False, **parts,
+        )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -225,6 +229,9 @@ class BackboneRecipe(DenoisingRecipe):
 
     def save(self, folder: Path) -> None:
         self.pipeline().save_pretrained(folder)
+        for part, card in self._cards.items():
+            if card.is_file():
+                shutil.copy(card, folder / part / "card.json")
 
 
 class BranchRecipe(DenoisingRecipe):

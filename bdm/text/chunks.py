@@ -56,9 +56,7 @@ class ChunkLayout:
         """(B, chunks, length, D) -> (B, joined_length, D); inner markers are dropped."""
         chunks = features.shape[1]
         head, tail = len(self.prefix), self.length - len(self.suffix)
-        parts = [
-            features[:, i, (head if i else 0) : (tail if i < chunks - 1 else self.length)] for i in range(chunks)
-        ]
+        parts = [features[:, i, (head if i else 0) : (tail if i < chunks - 1 else self.length)] for i in range(chunks)]
         return torch.cat(parts, dim=1)
 
 
@@ -77,9 +75,7 @@ class ChunkedTokens:
     weights: Tensor
 
 
-def tokenize(
-    prompts: Sequence[str], tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
-) -> ChunkedTokens:
+def tokenize(prompts: Sequence[str], tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str) -> ChunkedTokens:
     """Tokenise prompts fragment by fragment and lay them out in chunks, all padded to the longest prompt's count."""
     rows = []
     for prompt in prompts:

@@ -52,14 +52,15 @@ class NativeTextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.settings = settings or NativeTextSettings()
         self.layout = ChunkLayout.of(tokenizer, self.settings.chunk_length, self.settings.max_chunks)
-        config = model.config
-        positions = getattr(config, "max_position_embeddings", None)
+        config: Any = model.config
+        positions: int | None = getattr(config, "max_position_embeddings", None)
         # RoBERTa-like models count positions from the padding id on.
         reserved = (config.pad_token_id or 0) + 1 if config.model_type in ("xlm-roberta", "roberta", "camembert") else 0
-        if positions and self.layout.length + reserved > positions:
+        surplus = self.layout.length + reserved - (positions or self.layout.length + reserved)
+        if positions and surplus > 0:
             raise UserError(
                 f"chunk_length {self.settings.chunk_length} needs {self.layout.length} positions and the text encoder has "
-                f"{positions - reserved}; use a chunk_length of at most {positions - reserved - self.layout.length + self.settings.chunk_length}"
+                f"{positions - reserved}; use a chunk_length of at most {self.settings.chunk_length - surplus}"
             )
 
     @property
@@ -145,7 +146,7 @@ def _load_transformers(folder: Path) -> nn.Module:
 
     config = AutoConfig.from_pretrained(folder)
     if config.model_type in ("chinese_clip", "chinese_clip_text_model"):
-        text = getattr(config, "text_config", config)
+        text: Any = getattr(config, "text_config", config)
         model: nn.Module = ChineseCLIPTextModel(text, add_pooling_layer=False)
     elif config.is_encoder_decoder:
         model = AutoModelForTextEncoding.from_config(config)

@@ -33,9 +33,11 @@ def parse_emphasis(prompt: str) -> list[tuple[str, float]]:
         if text in ("(", "["):
             fragments.append(["", 1.0])
             opened.append((text, len(fragments) - 1))
-        elif weight is not None and close("(", float(weight)):
-            pass
-        elif (text == ")" and close("(", _ROUND)) or (text == "]" and close("[", _SQUARE)):
+        elif (
+            (weight is not None and close("(", float(weight)))
+            or (text == ")" and close("(", _ROUND))
+            or (text == "]" and close("[", _SQUARE))
+        ):
             pass
         else:
             fragments[-1][0] += text[1:] if len(text) == 2 and text[0] == "\\" else text

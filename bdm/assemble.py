@@ -1,0 +1,56 @@
+"""Trained parts -> one pipeline folder that can be shared."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from .backbone import load_backbone
+from .branch import BranchModel
+from .checkpoint import publish_folder
+from .pipeline import BridgePipeline
+from .samplers import make_scheduler
+from .text.native import NativeTextEncoder
+
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json")
+
+
+def assemble(
+    backbone: str, branch: str, native_text_encoder: str, out: Path, dtype: torch.dtype = torch.float32, vocabularies: bool = True
+) -> None:
+    """Write a ``BridgePipeline`` folder, with the cards of the parts that have one.
+
+    Args:
+        backbone: folder or hub name of the SD1.5 model.
+        branch: folder of the branch.
+        native_text_encoder: folder, hub name or cn_clip file of the native text encoder.
+        out: the new folder; one that is there is replaced once the new one is whole.
+        dtype: dtype of the stored weights.
+        vocabularies: store the tokenizers' vocabularies; CLIP's and Chinese CLIP's are found in pip packages without.
+    """
+    stock = load_backbone(backbone, dtype)
+    pipe = BridgePipeline(
+        stock.vae, stock.text_encoder, stock.tokenizer, stock.unet, make_scheduler("DPM++ 2M"),
+        BranchModel.from_pretrained(branch, torch_dtype=dtype),
+        NativeTextEncoder.from_pretrained(native_text_encoder, torch_dtype=dtype),
+    )  # fmt: skip
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.save_pretrained(partial)
+    cards = {
+        Path(backbone, "card.json"): "unet",
+        Path(backbone, "vae", "card.json"): "vae",
+        Path(backbone, "text_encoder", "card.json"): "text_encoder",
+        Path(branch, "card.json"): "branch",
+        Path(native_text_encoder, "card.json"): "native_text_encoder",
+    }
+    for card, part in cards.items():
+        if card.is_file():
+            shutil.copy(card, partial / part / "card.json")
+    if not vocabularies:
+        for part in ("tokenizer", "native_text_encoder"):
+            for name in _VOCABULARIES:
+                (partial / part / name).unlink(missing_ok=True)
+    publish_folder(partial, out)

@@ -1,0 +1,92 @@
+"""The recipes on tiny models: what each trains, and that it is the method's loss."""
+
+import pytest
+import torch
+from conftest import NATIVE_DIM, make_unet, make_vae
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from bdm.data.batch import fixed_batch
+from bdm.data.emoji import EmojiSource, World
+from bdm.loss import SD15_SCHEDULE
+from bdm.recipes.contrastive import contrastive_loss
+from bdm.recipes.denoising import BranchRecipe
+from bdm.text.english import encode_english
+from bdm.text.vocabulary import clip_tokenizer
+from bdm.training import Accelerator
+
+
+@pytest.fixture
+def folders(tmp_path, text_encoder, native):
+    stock = StableDiffusionPipeline(
+        make_vae(), text_encoder, clip_tokenizer(), make_unet(), DDIMScheduler(**SD15_SCHEDULE), None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    stock.save_pretrained(tmp_path / "backbone")
+    native.save_pretrained(tmp_path / "native")
+    return str(tmp_path / "backbone"), str(tmp_path / "native")
+
+
+def branch_recipe(folders, **options):
+    source = EmojiSource(World(), limit=4, size=64)
+    return BranchRecipe(source, *folders, **options).eval()
+
+
+def test_branch_loss_is_the_papers(folders):
+    """eps-MSE with (t, c_en = "", c_native), computed here with the UNet's own arguments."""
+    recipe = branch_recipe(folders, empty_caption=0.0)
+    for convolution in recipe.branch.controlnet_down_blocks:
+        torch.nn.init.normal_(convolution.weight, std=0.2)
+    loss = recipe(fixed_batch(recipe.source, 4, 0))["loss"]
+    batch = fixed_batch(recipe.source, 4, 0)
+    t = batch.randint(1000)
+    batch.rand()
+    x_0 = recipe.latents(batch)
+    eps = batch.randn(*x_0.shape[1:])
+    alpha_bar = DDIMScheduler(**SD15_SCHEDULE).alphas_cumprod[t].view(-1, 1, 1, 1)
+    x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+    down, middle = recipe.branch(x_t, t, recipe.native_text_encoder.encode(batch.captions), return_dict=False)
+    recipe.bridge.detach()
+    empty = recipe.empty_english.expand(4, -1, -1)
+    eps_hat = recipe.unet(x_t, t, empty, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+    torch.testing.assert_close(loss, (eps_hat - eps).square().mean(), rtol=1e-5, atol=1e-6)
+    tokenizer = recipe._components["tokenizer"]
+    assert torch.equal(recipe.empty_english, encode_english([""], recipe._components["text_encoder"], tokenizer))
+
+
+def test_cached_moments_and_features_give_the_same_loss(folders):
+    plain, cached = branch_recipe(folders), branch_recipe(folders, cache=True)
+    cached.branch.load_state_dict(plain.branch.state_dict())
+    cached.prepare(Accelerator())
+    batches = [fixed_batch(recipe.source, 4, 0) for recipe in (plain, cached)]
+    assert batches[1].pixels is None
+    losses = [recipe(batch)["loss"] for recipe, batch in zip((plain, cached), batches, strict=True)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_branch_trains_and_shuffling_changes_captions_only(folders):
+    recipe = branch_recipe(folders, shuffle_captions=True)
+    assert set(recipe.parts()) == {"branch"}
+    batch = fixed_batch(recipe.source, 8, 0)
+    shuffled = recipe.caption_of(batch)
+    assert shuffled != batch.captions
+    everything = [recipe.caption_of(fixed_batch(recipe.source, len(recipe.source), 0))]
+    assert sorted(everything[0]) == sorted(recipe.source.caption(i) for i in range(len(recipe.source)))
+    assert recipe.branch.config["cross_attention_dim"] == NATIVE_DIM
+
+
+def test_grid_and_validation_leave_the_bridge_in_place(folders):
+    recipe = branch_recipe(folders, grid_prompts=("红灯笼", "月饼"))
+    first = recipe.validate()
+    assert set(first) == {"t0-250", "t250-500", "t500-750", "t750-1000"}
+    assert recipe.grid().width > 64
+    assert recipe.validate() == first
+    assert recipe.bridge.unet is recipe.unet
+
+
+def test_contrastive_loss_is_symmetric_infonce():
+    similarity = torch.randn(3, 3)
+    rows, columns = similarity.log_softmax(1).diagonal(), similarity.log_softmax(0).diagonal()
+    expected = -(rows.mean() + columns.mean()) / 2
+    torch.testing.assert_close(contrastive_loss(similarity, ["a", "b", "c"]), expected)
+    same = torch.zeros(2, 2)
+    torch.testing.assert_close(contrastive_loss(same, ["a", "a"]), torch.tensor(2.0).log())
