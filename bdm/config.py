@@ -75,7 +75,7 @@ class ContrastiveConfig(Strict):
     architecture: Literal["clip", "chinese_clip"]
     text: dict[str, Any]
     vision: dict[str, Any]
-    projection_dim: PositiveInt = 128
+    temperature: Annotated[float, Field(gt=0)] = 0.1
 
 
 class DenoisingConfig(Strict):

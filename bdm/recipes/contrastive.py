@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,12 +33,18 @@ def contrastive_loss(similarity: Tensor, captions: list[str]) -> Tensor:
 class ContrastiveRecipe(Recipe):
     """Trains a CLIP or Chinese CLIP from scratch; its text encoder is frozen in every later recipe.
 
+    Two things differ from CLIP, both because a UNet's cross-attention will read all hidden states, not the pooled text:
+
+    * A second InfoNCE term holds for the mean of all hidden states, what an untrained attention sees. With the pooled term
+      alone the hidden states differ little between concepts, and a UNet learns a concept per direction very slowly.
+    * The temperature is fixed and high (CLIP learns one down to 0.01): then captions must differ by large angles.
+
     Args:
         source: pictures with captions.
         architecture: ``"clip"`` or ``"chinese_clip"``.
         text: changes to the architecture's default text configuration.
         vision: changes to its default vision configuration.
-        projection_dim: width of the common space.
+        temperature: of both terms.
         seed: seed of the weights.
     """
 
@@ -47,7 +54,7 @@ class ContrastiveRecipe(Recipe):
         architecture: Literal["clip", "chinese_clip"],
         text: dict[str, Any],
         vision: dict[str, Any],
-        projection_dim: int,
+        temperature: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__(source, seed)
@@ -56,29 +63,40 @@ class ContrastiveRecipe(Recipe):
             from transformers import CLIPConfig as Config
             from transformers import CLIPModel as Model
 
-            self.tokenizer = clip_tokenizer()
+            self.tokenizer, self.length = clip_tokenizer(), 77
         else:
             from transformers import ChineseCLIPConfig as Config
             from transformers import ChineseCLIPModel as Model
 
-            self.tokenizer = chinese_clip_tokenizer()
-        self.clip = Model(Config(text_config=text, vision_config=vision, projection_dim=projection_dim))  # pyright: ignore
-        # English CLIP is causal, so what follows the end marker does not matter; Chinese CLIP's padding is attended in
-        # the official inference, so it is trained with the same fixed length and without a mask.
-        self.padding: dict[str, Any] = {"padding": True} if architecture == "clip" else {"padding": "max_length", "max_length": 52}
+            self.tokenizer, self.length = chinese_clip_tokenizer(), 52
+        scale = math.log(1 / temperature)
+        # The hidden states are compared with the picture directly, so the common space is as wide as they are.
+        config = Config(
+            text_config=text, vision_config=vision, projection_dim=text["hidden_size"], logit_scale_init_value=scale
+        )  # fmt: skip
+        self.clip: Any = Model(config)
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"clip": self.clip}
+        names = ("text_model", "vision_model", "text_projection", "visual_projection")
+        return {name: getattr(self.clip, name) for name in names}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.pixels is not None
         device = self.clip.logit_scale.device
-        tokens = self.tokenizer(batch.captions, return_tensors="pt", truncation=True, **self.padding)
+        tokens = self.tokenizer(
+            batch.captions, return_tensors="pt", truncation=True, padding="max_length", max_length=self.length
+        )  # fmt: skip
         ids = tokens.input_ids.to(device)
-        output = self.clip(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=to_unit_range(batch.pixels.to(device)))
-        similarity = output.logits_per_text
-        hits = (similarity.argmax(1) == torch.arange(len(batch), device=device)).float().mean()
-        return {"loss": contrastive_loss(similarity, batch.captions), "accuracy": hits.detach()}
+        # No mask: padding is attended in Stable Diffusion's and in the official native text encoding.
+        output = self.clip(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=to_unit_range(batch.pixels.to(device))
+        )
+        picture, scale = output.image_embeds, self.clip.logit_scale.exp()
+        hidden = F.normalize(output.text_model_output.last_hidden_state.mean(1), dim=-1)
+        pooled_loss = contrastive_loss(output.logits_per_text, batch.captions)
+        hidden_loss = contrastive_loss(scale * hidden @ picture.T, batch.captions)
+        hits = (output.logits_per_text.argmax(1) == torch.arange(len(batch), device=device)).float().mean()
+        return {"loss": pooled_loss + hidden_loss, "hidden_loss": hidden_loss.detach(), "accuracy": hits}
 
     def save(self, folder: Path) -> None:
         self.clip.save_pretrained(folder)
