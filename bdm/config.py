@@ -75,7 +75,8 @@ class ContrastiveConfig(Strict):
     architecture: Literal["clip", "chinese_clip"]
     text: dict[str, Any]
     vision: dict[str, Any]
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    uniformity: Annotated[float, Field(ge=0)] = 1.0
 
 
 class DenoisingConfig(Strict):

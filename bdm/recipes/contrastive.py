@@ -30,21 +30,32 @@ def contrastive_loss(similarity: Tensor, captions: list[str]) -> Tensor:
     return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
 
+def uniformity_loss(features: Tensor, captions: list[str]) -> Tensor:
+    """How unevenly texts lie on the sphere: log mean exp(-2 |f_i - f_j|^2) (arXiv 2005.10242, equation 4).
+
+    Args:
+        features: (B, D) unit vectors.
+        captions: the B texts; equal ones are not pushed apart.
+    """
+    distance = torch.cdist(features, features).square()
+    different = torch.tensor([[a != b for b in captions] for a in captions], device=features.device)
+    return distance[different].mul(-2).exp().mean().log()
+
+
 class ContrastiveRecipe(Recipe):
     """Trains a CLIP or Chinese CLIP from scratch; its text encoder is frozen in every later recipe.
 
-    Two things differ from CLIP, both because a UNet's cross-attention will read all hidden states, not the pooled text:
-
-    * A second InfoNCE term holds for the mean of all hidden states, what an untrained attention sees. With the pooled term
-      alone the hidden states differ little between concepts, and a UNet learns a concept per direction very slowly.
-    * The temperature is fixed and high (CLIP learns one down to 0.01): then captions must differ by large angles.
+    CLIP's loss asks only that the pooled text be found among a batch. On a small world a few directions are enough for that, and
+    a UNet that reads such hidden states learns colours at once and shapes hardly at all. A uniformity term therefore spreads the
+    captions' mean hidden states, which is what an untrained cross-attention sees, over the sphere.
 
     Args:
         source: pictures with captions.
         architecture: ``"clip"`` or ``"chinese_clip"``.
         text: changes to the architecture's default text configuration.
         vision: changes to its default vision configuration.
-        temperature: of both terms.
+        temperature: fixed temperature of the similarities.
+        uniformity: weight of the uniformity term.
         seed: seed of the weights.
     """
 
@@ -54,7 +65,8 @@ class ContrastiveRecipe(Recipe):
         architecture: Literal["clip", "chinese_clip"],
         text: dict[str, Any],
         vision: dict[str, Any],
-        temperature: float = 0.1,
+        temperature: float = 0.07,
+        uniformity: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__(source, seed)
@@ -70,10 +82,8 @@ class ContrastiveRecipe(Recipe):
 
             self.tokenizer, self.length = chinese_clip_tokenizer(), 52
         scale = math.log(1 / temperature)
-        # The hidden states are compared with the picture directly, so the common space is as wide as they are.
-        config = Config(
-            text_config=text, vision_config=vision, projection_dim=text["hidden_size"], logit_scale_init_value=scale
-        )  # fmt: skip
+        config = Config(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=scale)
+        self.uniformity = uniformity
         self.clip: Any = Model(config)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -88,15 +98,13 @@ class ContrastiveRecipe(Recipe):
         )  # fmt: skip
         ids = tokens.input_ids.to(device)
         # No mask: padding is attended in Stable Diffusion's and in the official native text encoding.
-        output = self.clip(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=to_unit_range(batch.pixels.to(device))
-        )
-        picture, scale = output.image_embeds, self.clip.logit_scale.exp()
+        output = self.clip(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=to_unit_range(batch.pixels.to(device)))
         hidden = F.normalize(output.text_model_output.last_hidden_state.mean(1), dim=-1)
-        pooled_loss = contrastive_loss(output.logits_per_text, batch.captions)
-        hidden_loss = contrastive_loss(scale * hidden @ picture.T, batch.captions)
+        contrast = contrastive_loss(output.logits_per_text, batch.captions)
+        spread = uniformity_loss(hidden, batch.captions)
         hits = (output.logits_per_text.argmax(1) == torch.arange(len(batch), device=device)).float().mean()
-        return {"loss": pooled_loss + hidden_loss, "hidden_loss": hidden_loss.detach(), "accuracy": hits}
+        loss = contrast + self.uniformity * spread
+        return {"loss": loss, "contrast": contrast.detach(), "uniformity": spread.detach(), "accuracy": hits}
 
     def save(self, folder: Path) -> None:
         self.clip.save_pretrained(folder)
