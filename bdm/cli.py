@@ -23,7 +23,12 @@ DEMO_PROMPTS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command. Returns the exit status: 0, or 2 after a mistake that one line explains."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse lets no positional follow an option; here key=value may stand anywhere.
+    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = [*getattr(options, "overrides", []), *rest]
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         options.run(options)

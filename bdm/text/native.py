@@ -148,10 +148,10 @@ def _load_transformers(folder: Path) -> nn.Module:
     if config.model_type in ("chinese_clip", "chinese_clip_text_model"):
         text: Any = getattr(config, "text_config", config)
         model: nn.Module = ChineseCLIPTextModel(text, add_pooling_layer=False)
-    elif config.is_encoder_decoder:
-        model = AutoModelForTextEncoding.from_config(config)
     else:
-        model = AutoModel.from_config(config)
+        # T5's and its like's encoder alone; AutoModel would add the decoder.
+        alone = type(config) in AutoModelForTextEncoding._model_mapping
+        model = (AutoModelForTextEncoding if alone else AutoModel).from_config(config)
     _load_by_suffix(model, read_weights_folder(folder), str(folder))
     return model
 
