@@ -65,8 +65,9 @@ class JudgeModel(nn.Module):
         return Verdict(self.concept(features), self.colour(features), self.look(features))
 
     def save_pretrained(self, folder: Path) -> None:
+        """Write configuration and weights, in half precision: verdicts do not depend on the rest."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / "model.safetensors")
+        save_file({key: tensor.half() for key, tensor in self.state_dict().items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
@@ -80,7 +81,7 @@ class JudgeModel(nn.Module):
         if not path.is_file():
             raise UserError(f"{folder} is not a judge's folder (no config.json); train one with configs/emoji/judge.yaml")
         judge = cls(**json.loads(path.read_text(encoding="utf-8")))
-        judge.load_state_dict(read_tensors(Path(folder) / "model.safetensors"))
+        judge.load_state_dict(read_tensors(Path(folder) / "model.safetensors"))  # copied into float32
         return judge.eval()
 
 
