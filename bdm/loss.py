@@ -51,6 +51,23 @@ class NoiseSchedule(nn.Module):
             case "inverse_sqrt_snr":
                 return snr.rsqrt().clamp(max=30.0)
 
+    def draw_timesteps(self, uniform: Tensor, kind: LossWeight) -> Tensor:
+        """Timesteps drawn in proportion to their weight, by inversion of the distribution function.
+
+        The mean of unweighted errors at such timesteps, times ``mean_weight``, has the expectation of the weighted loss at
+        uniform timesteps, but fewer samples are spent where they hardly count.
+
+        Args:
+            uniform: (B,) in [0, 1).
+            kind: see ``weight``.
+        """
+        cumulative = self.weight(torch.arange(len(self), device=uniform.device), kind).double().cumsum(0)
+        return torch.searchsorted(cumulative, uniform.double() * cumulative[-1], right=True).clamp(max=len(self) - 1)
+
+    def mean_weight(self, kind: LossWeight) -> float:
+        """The mean weight over all timesteps."""
+        return self.weight(torch.arange(len(self), device=self.alphas_cumprod.device), kind).mean().item()
+
 
 def denoising_error(eps_hat: Tensor, eps: Tensor) -> Tensor:
     """(B,) mean squared error of each sample, in float32."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm import tqdm
 
 from . import checkpoint
+from .averaging import AveragedWeights
 from .config import OptimizerConfig, RunConfig
 from .data.batch import stream
 from .errors import UserError
@@ -69,7 +69,7 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
-    ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
+    ema = AveragedWeights(parameters, config.ema_decay)
     model, optimizer = accelerator.prepare(recipe, optimizer)
     first = _resume(run, parts, optimizer, ema)
     batches = stream(
@@ -90,7 +90,7 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
         accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        ema.step(parameters)
+        ema.step()
         bar.update()
         done = step + 1
         if not accelerator.is_main_process:
@@ -105,34 +105,32 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         due = [every for every in (run.validate_every, run.grid_every, run.checkpoint_every) if done % every == 0]
         if due or done == config.steps:
-            _look(run, recipe, parameters, ema, done)
+            _look(run, recipe, ema, done)
             if done % run.checkpoint_every == 0 or done == config.steps:
                 _save(run, parts, optimizer, ema, done)
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _publish(run, recipe, parameters, ema, command)
+        _publish(run, recipe, ema, command)
     accelerator.wait_for_everyone()
     return run.out / "model"
 
 
-def _look(run: RunConfig, recipe: Recipe, parameters: list[nn.Parameter], ema: EMAModel, done: int) -> None:
+def _look(run: RunConfig, recipe: Recipe, ema: AveragedWeights, done: int) -> None:
     """Validation losses and the sample grid, with the averaged weights."""
-    ema.store(parameters)
-    ema.copy_to(parameters)
     recipe.eval()
-    if done % run.validate_every == 0 or done == run.optimizer.steps:
-        _log(run.out, {"step": done, **{f"validation/{k}": v for k, v in recipe.validate().items()}})
-        plot_metrics(run.out)
-    if done % run.grid_every == 0 or done == run.optimizer.steps:
-        picture = recipe.grid()
-        if picture is not None:
-            save_picture(picture, run.out / "grids" / f"{done:07d}.png")
+    with ema.applied():
+        if done % run.validate_every == 0 or done == run.optimizer.steps:
+            _log(run.out, {"step": done, **{f"validation/{k}": v for k, v in recipe.validate().items()}})
+            plot_metrics(run.out)
+        if done % run.grid_every == 0 or done == run.optimizer.steps:
+            picture = recipe.grid()
+            if picture is not None:
+                save_picture(picture, run.out / "grids" / f"{done:07d}.png")
     recipe.train()
-    ema.restore(parameters)
 
 
-def _save(run: RunConfig, parts: dict[str, nn.Module], optimizer: Any, ema: EMAModel, done: int) -> None:
+def _save(run: RunConfig, parts: dict[str, nn.Module], optimizer: Any, ema: AveragedWeights, done: int) -> None:
     checkpoint.save_state(
         run.out / "state.pt",
         {
@@ -145,7 +143,7 @@ def _save(run: RunConfig, parts: dict[str, nn.Module], optimizer: Any, ema: EMAM
     )
 
 
-def _resume(run: RunConfig, parts: dict[str, nn.Module], optimizer: Any, ema: EMAModel) -> int:
+def _resume(run: RunConfig, parts: dict[str, nn.Module], optimizer: Any, ema: AveragedWeights) -> int:
     path = run.out / "state.pt"
     if not path.exists():
         return 0
@@ -165,13 +163,13 @@ def _meaning(run: RunConfig) -> str:
     return run.model_dump_json(exclude=ignored)
 
 
-def _publish(run: RunConfig, recipe: Recipe, parameters: list[nn.Parameter], ema: EMAModel, command: str) -> None:
+def _publish(run: RunConfig, recipe: Recipe, ema: AveragedWeights, command: str) -> None:
     """Save the averaged weights as the finished model, with a card that says how they came about."""
-    ema.copy_to(parameters)
     recipe.eval()
     partial = run.out / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    recipe.save(partial)
+    with ema.applied():
+        recipe.save(partial)
     losses = [row for row in read_metrics(run.out) if "loss" in row]
     validation = [{k: v for k, v in row.items() if k != "step"} for row in read_metrics(run.out) if "loss" not in row]
     card = {

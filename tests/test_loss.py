@@ -28,6 +28,20 @@ def test_weights(kind, formula):
     torch.testing.assert_close(schedule.weight(t, kind), torch.tensor([formula(s) for s in snr]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["none", "min_snr", "inverse_sqrt_snr"])
+def test_drawing_timesteps_by_weight_keeps_the_expected_loss(kind):
+    schedule = NoiseSchedule()
+    error = torch.rand(1000).double()
+    expected = (schedule.weight(torch.arange(1000), kind).double() * error).mean()
+    u = (torch.arange(400_000) + 0.5) / 400_000
+    drawn = schedule.draw_timesteps(u, kind)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 999
+    torch.testing.assert_close(schedule.mean_weight(kind) * error[drawn].mean(), expected, rtol=1e-3, atol=0)
+    if kind == "none":
+        assert torch.equal(drawn, (u * 1000).long())
+
+
 def test_error_is_a_mean_per_sample():
     a, b = torch.zeros(2, 4, 8, 8), torch.stack([torch.zeros(4, 8, 8), torch.full((4, 8, 8), 2.0)])
     assert denoising_error(a, b).tolist() == [0.0, 4.0]

@@ -38,7 +38,7 @@ def test_branch_loss_is_the_papers(folders):
         torch.nn.init.normal_(convolution.weight, std=0.2)
     loss = recipe(fixed_batch(recipe.source, 4, 0))["loss"]
     batch = fixed_batch(recipe.source, 4, 0)
-    t = batch.randint(1000)
+    t = (batch.rand() * 1000).long()
     batch.rand()
     x_0 = recipe.latents(batch)
     eps = batch.randn(*x_0.shape[1:])

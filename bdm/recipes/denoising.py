@@ -56,7 +56,7 @@ class DenoisingRecipe(Recipe):
         source: pictures with captions.
         vae: frozen.
         empty_caption: share of the samples whose caption becomes "", for guidance.
-        loss_weight: weight of the squared error by timestep (see ``NoiseSchedule.weight``).
+        loss_weight: weight of the squared error by timestep (see ``NoiseSchedule.weight``); timesteps are drawn by it.
         cache: encode every picture and caption once, before the first step, and keep them in memory.
         grid_prompts: prompts of the sample grid; captions of validation examples if empty.
         grid_guidance: guidance scale of the grid.
@@ -147,12 +147,11 @@ class DenoisingRecipe(Recipe):
         return denoising_error(self.predict(x_t, t, self.text_features(captions)), eps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        t = batch.randint(len(self.schedule)).to(self.vae.device)
+        t = self.schedule.draw_timesteps(batch.rand().to(self.vae.device), self.loss_weight)
         dropped = (batch.rand() < self.empty_caption).tolist()
         captions = ["" if drop else text for drop, text in zip(dropped, self.caption_of(batch), strict=True)]
         errors = self.errors(batch, t, captions)
-        loss = (self.schedule.weight(t, self.loss_weight) * errors).mean()
-        return {"loss": loss, "mse": errors.detach().mean()}
+        return {"loss": self.schedule.mean_weight(self.loss_weight) * errors.mean()}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
