@@ -77,6 +77,7 @@ class ContrastiveConfig(Strict):
     vision: dict[str, Any]
     temperature: Annotated[float, Field(gt=0)] = 0.07
     uniformity: Annotated[float, Field(ge=0)] = 1.0
+    thumbnail: Annotated[float, Field(ge=0)] = 2.0
 
 
 class DenoisingConfig(Strict):

@@ -46,8 +46,9 @@ class ContrastiveRecipe(Recipe):
     """Trains a CLIP or Chinese CLIP from scratch; its text encoder is frozen in every later recipe.
 
     CLIP's loss asks only that the pooled text be found among a batch. On a small world a few directions are enough for that, and
-    a UNet that reads such hidden states learns colours at once and shapes hardly at all. A uniformity term therefore spreads the
-    captions' mean hidden states, which is what an untrained cross-attention sees, over the sphere.
+    a UNet that reads such hidden states learns colours at once and shapes hardly at all. Two terms on the mean of the hidden
+    states, which is what an untrained cross-attention sees, mend this: uniformity spreads the captions over the sphere, and a
+    linear readout must predict a thumbnail of the picture, so that what things look like is in the features linearly.
 
     Args:
         source: pictures with captions.
@@ -56,6 +57,7 @@ class ContrastiveRecipe(Recipe):
         vision: changes to its default vision configuration.
         temperature: fixed temperature of the similarities.
         uniformity: weight of the uniformity term.
+        thumbnail: weight of the thumbnail term, relative to predicting the mean picture.
         seed: seed of the weights.
     """
 
@@ -67,6 +69,7 @@ class ContrastiveRecipe(Recipe):
         vision: dict[str, Any],
         temperature: float = 0.07,
         uniformity: float = 1.0,
+        thumbnail: float = 2.0,
         seed: int = 0,
     ) -> None:
         super().__init__(source, seed)
@@ -83,12 +86,14 @@ class ContrastiveRecipe(Recipe):
             self.tokenizer, self.length = chinese_clip_tokenizer(), 52
         scale = math.log(1 / temperature)
         config = Config(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=scale)
-        self.uniformity = uniformity
+        self.uniformity, self.thumbnail = uniformity, thumbnail
+        #: Reads 16x16 thumbnails off the mean hidden state; used in training only.
+        self.readout = nn.Linear(text["hidden_size"], 3 * 16 * 16)
         self.clip: Any = Model(config)
 
     def parts(self) -> dict[str, nn.Module]:
         names = ("text_model", "vision_model", "text_projection", "visual_projection")
-        return {name: getattr(self.clip, name) for name in names}
+        return {name: getattr(self.clip, name) for name in names} | {"readout": self.readout}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.pixels is not None
@@ -98,13 +103,17 @@ class ContrastiveRecipe(Recipe):
         )  # fmt: skip
         ids = tokens.input_ids.to(device)
         # No mask: padding is attended in Stable Diffusion's and in the official native text encoding.
-        output = self.clip(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=to_unit_range(batch.pixels.to(device)))
-        hidden = F.normalize(output.text_model_output.last_hidden_state.mean(1), dim=-1)
+        pictures = to_unit_range(batch.pixels.to(device))
+        output = self.clip(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pictures)
+        hidden = output.text_model_output.last_hidden_state.mean(1)
         contrast = contrastive_loss(output.logits_per_text, batch.captions)
-        spread = uniformity_loss(hidden, batch.captions)
+        spread = uniformity_loss(F.normalize(hidden, dim=-1), batch.captions)
+        thumbnails = F.adaptive_avg_pool2d(pictures, 16).flatten(1)
+        unexplained = F.mse_loss(self.readout(hidden), thumbnails) / thumbnails.var(dim=0).mean()
         hits = (output.logits_per_text.argmax(1) == torch.arange(len(batch), device=device)).float().mean()
-        loss = contrast + self.uniformity * spread
-        return {"loss": loss, "contrast": contrast.detach(), "uniformity": spread.detach(), "accuracy": hits}
+        terms = {"contrast": contrast, "uniformity": spread, "unexplained": unexplained}
+        loss = contrast + self.uniformity * spread + self.thumbnail * unexplained
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}, "accuracy": hits}
 
     def save(self, folder: Path) -> None:
         self.clip.save_pretrained(folder)
