@@ -85,7 +85,7 @@ class ContrastiveRecipe(Recipe):
 
             self.tokenizer, self.length = chinese_clip_tokenizer(), 52
         scale = math.log(1 / temperature)
-        config = Config(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=scale)
+        config: Any = Config(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=scale)
         self.uniformity, self.thumbnail = uniformity, thumbnail
         #: Reads 16x16 thumbnails off the mean hidden state; used in training only.
         self.readout = nn.Linear(text["hidden_size"], 3 * 16 * 16)
@@ -93,7 +93,8 @@ class ContrastiveRecipe(Recipe):
 
     def parts(self) -> dict[str, nn.Module]:
         names = ("text_model", "vision_model", "text_projection", "visual_projection")
-        return {name: getattr(self.clip, name) for name in names} | {"readout": self.readout}
+        parts: dict[str, nn.Module] = {name: getattr(self.clip, name) for name in names}
+        return parts | {"readout": self.readout}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.pixels is not None
