@@ -78,7 +78,7 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
     )  # fmt: skip
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, mininterval=2)
     averages: dict[str, float] = {}
-    clock = time.perf_counter()
+    clock, logged = time.perf_counter(), first
     for step in range(first, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
@@ -96,10 +96,12 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
         if not accelerator.is_main_process:
             continue
         if done % run.log_every == 0:
-            row = {name: value / run.log_every for name, value in averages.items()}
+            # Fewer steps than log_every where the run was resumed in between.
+            count, logged = done - logged, done
+            row = {name: value / count for name, value in averages.items()}
             averages.clear()
             now = time.perf_counter()
-            speed = {"seconds": now - clock, "samples_per_second": run.log_every * config.batch_size / (now - clock)}
+            speed = {"seconds": now - clock, "samples_per_second": count * config.batch_size / (now - clock)}
             _log(run.out, {"step": done, **row, "lr": learning_rate(step, config), **speed})
             clock = now
             bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)

@@ -69,6 +69,17 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
         assert [row["step"] for row in read_metrics(tmp_path / out) if "loss" in row] == [2, 4, 6, 8, 10, 12]
 
 
+def test_a_resume_between_two_log_rows_logs_a_mean(tmp_path):
+    """The checkpoint at step 8 lies inside the row of steps 7 to 12, so the resumed row is the mean of steps 9 to 12."""
+    run(tmp_path / "every", log_every=1)
+    with pytest.raises(Stop):
+        run(tmp_path / "cut", StoppingRecipe(), log_every=6)
+    run(tmp_path / "cut", log_every=6)
+    single = {row["step"]: row["loss"] for row in read_metrics(tmp_path / "every") if "loss" in row}
+    rows = {row["step"]: row["loss"] for row in read_metrics(tmp_path / "cut") if "loss" in row}
+    assert rows[12] == pytest.approx(sum(single[i] for i in (9, 10, 11, 12)) / 4, rel=1e-4)
+
+
 def test_accumulation_gives_the_same_weights(tmp_path):
     whole = run(tmp_path / "whole")
     parts = run(tmp_path / "parts", optimizer=dict(accumulation=2))
