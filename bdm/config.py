@@ -134,6 +134,7 @@ class OptimizerConfig(Strict):
     ema_decay: Fraction = 0.999
     accumulation: PositiveInt = 1
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    compile: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> OptimizerConfig:

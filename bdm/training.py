@@ -71,6 +71,9 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
     )
     ema = AveragedWeights(parameters, config.ema_decay)
     model, optimizer = accelerator.prepare(recipe, optimizer)
+    if config.compile:
+        for part in parts.values():
+            part.compile(dynamic=False)
     first = _resume(run, parts, optimizer, ema)
     batches = stream(
         recipe.source, first * config.accumulation, config.steps * config.accumulation, micro * processes, run.seed,
@@ -121,7 +124,8 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
 def _look(run: RunConfig, recipe: Recipe, ema: AveragedWeights, done: int) -> None:
     """Validation losses and the sample grid, with the averaged weights."""
     recipe.eval()
-    with ema.applied():
+    # Looking takes other batch sizes than training, and compiling for each would take longer than the look.
+    with ema.applied(), torch.compiler.set_stance("force_eager"):
         if done % run.validate_every == 0 or done == run.optimizer.steps:
             _log(run.out, {"step": done, **{f"validation/{k}": v for k, v in recipe.validate().items()}})
             plot_metrics(run.out)
