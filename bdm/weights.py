@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import UserError
@@ -20,6 +23,54 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
+
+#: What torch itself writes before a pickle: a zip archive, or (before 1.6) a pickle at once.
+_ZIP = b"PK\x03\x04"
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+class _Inert:
+    """Stands for a class that community pickles name beside their tensors; it only keeps what it is given."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _stand_in(name: str) -> tuple[Any, str]:
+    return type(name.rpartition(".")[2], (_Inert,), {}), name
+
+
+#: Harmless names in old Stable Diffusion checkpoints (the trainer's callbacks) and A1111 embeddings (parameter containers).
+#: None of the real objects is imported or built.
+_STAND_INS = [
+    _stand_in("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    _stand_in("pytorch_lightning.utilities.types._Metadata"),
+    _stand_in("torch.nn.modules.container.ParameterDict"),
+]
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file's tensors by name, and the texts beside them.
+
+    Attributes:
+        path: where it lies.
+        tensors: by name; names inside nested mappings are joined by dots. On the meta device if only the header was read,
+            otherwise views of the mapped file, which take memory as they are used.
+        metadata: the safetensors header's texts, or the plain values in a pickle.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
 
 
 def resolve_folder(source: str | Path, subfolder: str | None = None) -> Path:
@@ -55,11 +106,17 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a flat mapping of names to tensors.
+    """The tensors of a file by name (see ``read_weights``)."""
+    return read_weights(path).tensors
+
+
+def read_weights(path: str | Path, header_only: bool = False) -> WeightFile:
+    """Read a weight file.
 
     Args:
         path: ``.safetensors``, or a torch pickle (``.bin``, ``.pt``, ``.pth``, ``.ckpt``). Pickles go through torch's restricted
             unpickler, which refuses every global but those that rebuild tensors. A top-level ``"state_dict"`` is unwrapped.
+        header_only: read names, shapes and texts, but no values.
 
     Raises:
         UserError: missing, truncated or malformed file; a pickle that names anything but tensors.
@@ -68,19 +125,87 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such weight file; check the path")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path} is not a whole safetensors file ({error}); download or save it again") from None
+        return _read_safetensors(path, header_only)
+    return _read_pickle(path, header_only)
+
+
+def _read_safetensors(path: Path, header_only: bool) -> WeightFile:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # Opening checks that header and file agree; the values stay on disk until they are asked for.
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            if not header_only:
+                return WeightFile(path, {key: file.get_tensor(key) for key in file.keys()}, metadata)  # noqa: SIM118
+        with open(path, "rb") as raw:
+            header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
+        header.pop("__metadata__", None)
+        shapes = {
+            key: torch.empty(entry["shape"], dtype=_SAFETENSORS_DTYPES.get(entry["dtype"], torch.uint8), device="meta")
+            for key, entry in header.items()
+        }
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); download or save it again") from None
+    return WeightFile(path, shapes, metadata)
+
+
+def _read_pickle(path: Path, header_only: bool) -> WeightFile:
+    with open(path, "rb") as raw:
+        archive = raw.read(4) == _ZIP
+    try:
+        if archive:
+            _check_archive(path)
+        with torch.serialization.safe_globals(_STAND_INS):
+            content: Any = torch.load(path, map_location="meta" if header_only else "cpu", weights_only=True, mmap=archive)
+    except UserError:
+        raise
     except Exception as error:  # torch raises many kinds; its text names the refused global
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), None)
         if reason:
             raise UserError(f"{path} is a pickle that holds more than tensors and was not loaded: {reason.strip()[:160]}") from None
         raise UserError(f"{path} is damaged or not a torch file ({type(error).__name__}); download or save it again") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    if isinstance(content, Mapping):
+        _flatten(content, "", tensors, metadata)
+    if not tensors:
         raise UserError(f"{path} holds {type(content).__name__} that is not a mapping of names to tensors; give a weight file")
-    return content
+    largest = 2 * path.stat().st_size
+    # A view with stride 0 may claim any size from a few bytes.
+    if sum(t.numel() * t.element_size() for t in tensors.values()) > largest:
+        raise UserError(f"{path} claims tensors larger than the file; it is damaged or made to exhaust memory")
+    return WeightFile(path, tensors, metadata)
+
+
+def _check_archive(path: Path) -> None:
+    """torch stores without compression, so an archive that grows on reading was not written by it."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise UserError(f"{path} is a compressed archive, which torch never writes; unpack it or download it again")
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str, tensors: dict[str, Tensor], metadata: dict[str, str], depth: int = 0) -> None:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, _Inert):
+            value = getattr(value, "state", None)
+            value = value.get("_parameters", value) if isinstance(value, Mapping) else value
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach()
+        elif isinstance(value, Mapping) and depth < 3:
+            _flatten(value, f"{name}.", tensors, metadata, depth + 1)
+        elif isinstance(value, str | int | float | bool):
+            metadata[name] = str(value)
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for name, tensor in tensors.items():
+        # A sum is finite if all its terms are (in double precision no weights add up beyond the range), and costs no memory.
+        if tensor.is_floating_point() and not torch.isfinite(torch.sum(tensor, dtype=torch.float64)):
+            raise UserError(f"{source}: {name} holds NaN or infinite values; the file is damaged, get it again")

@@ -67,7 +67,7 @@ class JudgeModel(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         """Write configuration and weights, in half precision: verdicts do not depend on the rest."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.half() for key, tensor in self.state_dict().items()}, folder / "model.safetensors")
+        save_file({key: tensor.half().contiguous() for key, tensor in self.state_dict().items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
