@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .errors import UserError
+from .formats.checkpoint import Parts, build_part, read_parts, read_vae
+from .samplers import make_scheduler
 from .text.vocabulary import clip_tokenizer
 from .weights import resolve_folder
 
 
-@dataclass(frozen=True)
+@dataclass
 class Backbone:
     """The parts of a Stable Diffusion 1.5 model, in evaluation mode and without gradients."""
 
@@ -29,34 +31,39 @@ class Backbone:
     scheduler: Any
 
 
-def load_backbone(source: str | Path, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Load an SD1.5 model from a diffusers folder or a hub name.
+def load_backbone(
+    source: str | Path, dtype: torch.dtype | None = torch.float32, vae: str | Path | None = None
+) -> Backbone:
+    """Load an SD1.5 model; nothing goes online for a local file or folder.
 
-    CLIP's vocabulary comes from a pip package where the folder has none.
+    Args:
+        source: a single file in the original layout (``.safetensors``, ``.ckpt``), a diffusers folder or a hub name.
+        dtype: of the weights; None keeps the file's.
+        vae: another VAE (file or folder), for files without one.
+
+    Returns:
+        The parts; CLIP's vocabulary comes from a pip package where the source has none, the scheduler is DPM++ 2M there.
 
     Raises:
-        UserError: missing or damaged files, or a UNet that is not SD1.5's.
+        UserError: missing or damaged files, or a model that is not SD1.5's.
     """
-    folder = resolve_folder(source)
-    parts = {
-        "vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel,
-    }  # fmt: skip
-    loaded: dict[str, Any] = {}
-    for name, kind in parts.items():
-        if not (folder / name / "config.json").exists():
-            raise UserError(f"{folder} has no {name}/config.json; give a diffusers folder of an SD1.5 model")
-        try:
-            loaded[name] = kind.from_pretrained(folder / name, torch_dtype=dtype).eval().requires_grad_(False)
-        except Exception as error:  # diffusers, transformers and safetensors each raise their own
-            raise UserError(
-                f"{folder / name} cannot be loaded ({' '.join(str(error).split())[:160]}); get the folder again"
-            ) from None
-    check_backbone(loaded["unet"])
-    has_vocabulary = any((folder / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer") if has_vocabulary else clip_tokenizer()
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-    return Backbone(tokenizer=tokenizer, scheduler=scheduler, **loaded)
+    path = Path(source)
+    path = path if path.is_file() else resolve_folder(source)
+    parts = read_parts(path)
+    if vae is not None:
+        replaced = {name: weights for name, weights in parts.weights.items() if name != "vae"} | {"vae": read_vae(Path(vae))}
+        parts = Parts(replaced, {name: config for name, config in parts.configs.items() if name != "vae"})
+    built = {name: build_part(name, parts, path, dtype) for name in ("unet", "vae", "text_encoder")}
+    check_backbone(built["unet"])
+    has_vocabulary = any((path / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer") if has_vocabulary else clip_tokenizer()
+    config = path / "scheduler" / "scheduler_config.json"
+    if config.is_file():
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    else:
+        scheduler = make_scheduler("DPM++ 2M")
+    return Backbone(tokenizer=tokenizer, scheduler=scheduler, **built)
 
 
 def check_backbone(unet: UNet2DConditionModel) -> None:

@@ -18,6 +18,29 @@ from .errors import UserError
 HOOK_NAME = "bdm.bridge"
 
 
+def in_window(step: int, start: float, end: float, steps: Callable[[], int] | None) -> bool:
+    """Whether a side network is on in step ``step`` of T: off where i/T < start or (i+1)/T > end, as in the official inference.
+
+    ``steps`` gives T and is only asked if the window restricts.
+    """
+    if start <= 0.0 and end >= 1.0:
+        return True
+    if steps is None:
+        raise UserError("a window needs the number of steps; give steps= with the condition")
+    total = steps()
+    return not (step / total < start or (step + 1) / total > end)
+
+
+def check_window(start: float, end: float, what: str) -> None:
+    """Refuse a window that is not 0 <= start <= end <= 1.
+
+    Raises:
+        UserError: names ``what`` it is the window of.
+    """
+    if not 0.0 <= start <= end <= 1.0:
+        raise UserError(f"{what} window {start} to {end}: both must lie in [0, 1], start before end")
+
+
 @dataclass(frozen=True)
 class NativeCondition:
     """What the branch is told during one call of a pipeline.
@@ -39,15 +62,6 @@ class NativeCondition:
     end: float = 1.0
     steps: Callable[[], int] | None = None
     images_per_prompt: int = 1
-
-    def keep(self, step: int) -> bool:
-        """Whether the branch is on in step ``step``: off where i/T < start or (i+1)/T > end, as in the official inference."""
-        if self.start <= 0.0 and self.end >= 1.0:
-            return True
-        if self.steps is None:
-            raise UserError("branch_start and branch_end need the number of steps; give steps= with the condition")
-        total = self.steps()
-        return not (step / total < self.start or (step + 1) / total > self.end)
 
     def features(self, batch: int) -> Tensor:
         """Features for a UNet batch of ``batch`` samples.
@@ -150,7 +164,7 @@ class Bridge(ModelHook):
         if condition is None:
             return args, kwargs
         step, self._calls = self._calls, self._calls + 1
-        if condition.scale == 0.0 or not condition.keep(step):
+        if condition.scale == 0.0 or not in_window(step, condition.start, condition.end, condition.steps):
             return args, kwargs
         sample, timestep = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("sample", "timestep")))
         features = condition.features(sample.shape[0])

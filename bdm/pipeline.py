@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from .backbone import load_backbone
 from .branch import BranchModel
-from .bridge import Bridge, NativeCondition
+from .bridge import Bridge, NativeCondition, check_window
 from .errors import UserError
+from .plugins import Plugins
 from .text.english import encode_english
 from .text.native import NativeTextEncoder
 from .weights import resolve_folder
@@ -91,6 +92,9 @@ class BridgeMixin:
         generator: torch.Generator | list[torch.Generator] | None = None,
         height: int | None = None,
         width: int | None = None,
+        clip_skip: int = 1,
+        control_images: Any = None,
+        plugin_strength: Mapping[str, float | tuple[float, float]] | None = None,
         **stock: Any,
     ) -> Any:
         """Draw pictures for native-language prompts.
@@ -113,6 +117,9 @@ class BridgeMixin:
             generator: instead of ``seed``, as in diffusers.
             height: of the pictures in pixels, a multiple of 8; the model's own by default.
             width: likewise.
+            clip_skip: layer of the English text encoder whose states are used, counted from the end as A1111 does: 1 is the last.
+            control_images: condition pictures of the attached ControlNets, by name; of a single one without its name.
+            plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder apart.
             stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``, ``latents``, ``output_type``,
                 ``callback_on_step_end``, ``image``, ``strength``, ``mask_image`` ...
 
@@ -124,17 +131,13 @@ class BridgeMixin:
         """
         positive, negative = self._native_features(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         count = len(positive)
-        english, negative_english = self._english_features(
-            prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, count
-        )
         for name, side in (("height", height), ("width", width)):
             factor = max(8, self.vae_scale_factor)
             if side is not None and (side <= 0 or side % factor):
                 raise UserError(
                     f"{name} {side} is not a positive multiple of {factor}; use {max(factor, round(side / factor) * factor)}"
                 )
-        if not 0.0 <= branch_start <= branch_end <= 1.0:
-            raise UserError(f"branch window {branch_start} to {branch_end}: both must lie in [0, 1], start before end")
+        check_window(branch_start, branch_end, "branch")
         if seed is not None:
             if generator is not None:
                 raise UserError("both seed and generator are given; give one of them")
@@ -144,15 +147,30 @@ class BridgeMixin:
             steps=lambda: self._num_timesteps, images_per_prompt=num_images_per_prompt,
         )  # fmt: skip
         size = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
-        bridge = Bridge(self.branch).attach(self.unet)
-        try:
-            with bridge.condition(condition):
-                return super().__call__(
-                    prompt_embeds=english, negative_prompt_embeds=negative_english, generator=generator,
-                    num_images_per_prompt=num_images_per_prompt, **size, **stock,
-                )  # fmt: skip
-        finally:
-            bridge.detach()
+        plugged = self.plugins.during_call(
+            control_images, plugin_strength, lambda: self._num_timesteps, num_images_per_prompt
+        )  # fmt: skip
+        with plugged:
+            # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
+            english, negative_english = self._english_features(
+                prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, count, clip_skip
+            )
+            bridge = Bridge(self.branch).attach(self.unet)
+            try:
+                with bridge.condition(condition):
+                    return super().__call__(
+                        prompt_embeds=english, negative_prompt_embeds=negative_english, generator=generator,
+                        num_images_per_prompt=num_images_per_prompt, **size, **stock,
+                    )  # fmt: skip
+            finally:
+                bridge.detach()
+
+    @property
+    def plugins(self) -> Plugins:
+        """The plug-ins attached to the backbone: checkpoint, VAE, adapters, ControlNets, embeddings."""
+        if "_plugins" not in self.__dict__:
+            self._plugins = Plugins(self)
+        return self._plugins
 
     def _native_features(
         self, prompt: Texts | None, negative: Texts, embeds: Tensor | None, negative_embeds: Tensor | None
@@ -179,8 +197,9 @@ class BridgeMixin:
         return self.native_text_encoder.encode(texts)
 
     def _english_features(
-        self, prompt: Texts, negative: Texts, embeds: Tensor | None, negative_embeds: Tensor | None, count: int
-    ) -> tuple[Tensor, Tensor]:
+        self, prompt: Texts, negative: Texts, embeds: Tensor | None, negative_embeds: Tensor | None, count: int,
+        clip_skip: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         if embeds is not None and negative_embeds is not None:
             embeds = embeds.expand(count, -1, -1) if len(embeds) == 1 else embeds
             return embeds, _same_shape(negative_embeds, embeds, "negative_prompt_en_embeds")
@@ -189,7 +208,7 @@ class BridgeMixin:
         texts = _spread(prompt, count, "prompt_en") + _spread(negative, count, "negative_prompt_en")
         # Equal texts are encoded once; there are few of them however many prompts there are.
         distinct = list(dict.fromkeys(texts))
-        features = encode_english(distinct, self.text_encoder, self.tokenizer)
+        features = encode_english(distinct, self.text_encoder, self.tokenizer, clip_skip)
         ours, theirs = features[[distinct.index(text) for text in texts]].chunk(2)
         ours = ours if embeds is None else _same_shape(embeds, ours, "prompt_en_embeds")
         return ours, theirs if negative_embeds is None else _same_shape(negative_embeds, ours, "negative_prompt_en_embeds")
@@ -212,6 +231,7 @@ class BridgeMixin:
         backbone: str | Path | None = None,
         branch: str | Path | BranchModel | None = None,
         native_text_encoder: str | Path | NativeTextEncoder | None = None,
+        vae: str | Path | None = None,
         torch_dtype: torch.dtype = torch.float32,
         **parts: Any,
     ) -> Any:
@@ -219,9 +239,10 @@ class BridgeMixin:
 
         Args:
             source: folder or hub name written by ``save_pretrained``.
-            backbone: another SD1.5 model (folder or hub name) instead of the folder's own.
+            backbone: another SD1.5 model (single file, folder or hub name) instead of the folder's own.
             branch: another branch.
             native_text_encoder: another native text encoder.
+            vae: another VAE (file or folder).
             torch_dtype: dtype of all weights.
             parts: further components, such as ``controlnet``.
 
@@ -229,7 +250,7 @@ class BridgeMixin:
             UserError: missing, damaged or unfitting files.
         """
         folder = resolve_folder(source)
-        stock = load_backbone(backbone or folder, torch_dtype)
+        stock = load_backbone(backbone or folder, torch_dtype, vae)
         if not isinstance(branch, BranchModel):
             branch = BranchModel.from_pretrained(branch or folder / "branch", torch_dtype=torch_dtype)
         if not isinstance(native_text_encoder, NativeTextEncoder):

@@ -19,6 +19,7 @@ from .errors import UserError
 WEIGHT_FILES = (
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
+    "model.fp16.safetensors",
     "diffusion_pytorch_model.fp16.safetensors",
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",

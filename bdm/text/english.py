@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..errors import UserError
 from .chunks import ChunkLayout, tokenize
 
 #: The official script's limit, shared by both languages.
@@ -15,19 +17,40 @@ MAX_CHUNKS = 5
 
 
 @torch.no_grad()
-def encode_english(prompts: Sequence[str], text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> Tensor:
-    """Last hidden states of CLIP's text encoder, with A1111 emphasis.
+def encode_english(
+    prompts: Sequence[str], text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, clip_skip: int = 1
+) -> Tensor:
+    """Hidden states of CLIP's text encoder, with A1111 emphasis.
 
     Chunks of 75 tokens plus markers, padded by the end of text, no mask. Features are multiplied by the bracket weights,
-    then rescaled so that their mean stays what it was.
+    then rescaled so that their mean stays what it was. Trigger words of embeddings are read as their vectors.
+
+    Args:
+        prompts: B texts.
+        text_encoder: CLIP's.
+        tokenizer: CLIP's, with the trigger words of attached embeddings among its tokens.
+        clip_skip: whose layer's states, from the end: 1 is the last, 2 the one before it (A1111's numbering). The final
+            layer norm is applied to all.
 
     Returns:
         (B, L, D) in the encoder's dtype; L is 77 for prompts that fit one chunk. Every prompt is padded to the longest.
+
+    Raises:
+        UserError: ``clip_skip`` is not a layer of the encoder.
     """
+    layers = text_encoder.config.num_hidden_layers
+    if not 1 <= clip_skip <= layers:
+        raise UserError(f"clip_skip {clip_skip}: this text encoder allows 1 (its last layer) to {layers}")
     layout = ChunkLayout.of(tokenizer, tokenizer.model_max_length - 2, MAX_CHUNKS)
-    tokens = tokenize(prompts, tokenizer, layout)
+    tokens = tokenize(prompts, tokenizer, layout, lambda text: spell_triggers(text, tokenizer))
     batch, chunks, length = tokens.ids.shape
-    features = text_encoder(tokens.ids.view(batch * chunks, length).to(text_encoder.device)).last_hidden_state
+    ids = tokens.ids.view(batch * chunks, length).to(text_encoder.device)
+    if clip_skip == 1:
+        features = text_encoder(ids).last_hidden_state
+    else:
+        states = text_encoder(ids, output_hidden_states=True).hidden_states[-clip_skip]
+        # transformers moved the layer up with version 5.6.
+        features = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(states)
     features = features.view(batch, chunks, length, -1)
     if (tokens.weights != 1).any():
         weights = tokens.weights.to(features)[..., None]
@@ -37,3 +60,17 @@ def encode_english(prompts: Sequence[str], text_encoder: CLIPTextModel, tokenize
         after = features.mean(dims, keepdim=True)
         features = features * (before / after)
     return layout.join(features)
+
+
+def spell_triggers(text: str, tokenizer: CLIPTokenizer) -> str:
+    """Write trigger words as the tokens of their vectors: "embedding:ink" or "Ink" becomes "ink ink_1 ink_2" for three.
+
+    The names of the further tokens are diffusers' convention, so stock pipelines read them as well.
+    """
+    known = tokenizer.added_tokens_encoder.keys() - set(tokenizer.all_special_tokens)
+    further = {word for word in known if word.rpartition("_")[2].isdigit() and word.rpartition("_")[0] in known}
+    for word in sorted(known - further, key=len, reverse=True):
+        spelled = " ".join([word, *(f"{word}_{i}" for i in range(1, len(known)) if f"{word}_{i}" in further)])
+        pattern = rf"(?<!\w)(?:embedding:)?{re.escape(word)}(?!\w)"
+        text = re.sub(pattern, lambda _, spelled=spelled: spelled, text, flags=re.IGNORECASE)
+    return text

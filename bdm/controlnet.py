@@ -1,0 +1,141 @@
+"""ControlNets on the backbone, beside the branch: a hook on the UNet, as the bridge is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from PIL import Image
+from torch import Tensor, nn
+
+from .bridge import in_window
+from .errors import UserError
+
+
+def canny_edges(picture: Image.Image, low: int = 100, high: int = 200) -> Image.Image:
+    """The white-on-black edge picture that Canny ControlNets are conditioned on; thresholds as in ControlNet's own annotator."""
+    import cv2
+
+    edges = cv2.Canny(np.asarray(picture.convert("RGB")), low, high)
+    return Image.fromarray(edges).convert("RGB")
+
+
+def control_tensor(pictures: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
+    """Condition pictures as (n, 3, H, W) in [0, 1].
+
+    Raises:
+        UserError: modes other than RGB and grey, or pictures of different sizes.
+    """
+    if isinstance(pictures, Tensor):
+        if pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise UserError(f"control pictures have shape {tuple(pictures.shape)}; give (n, 3, height, width) in [0, 1]")
+        return pictures
+    pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    for picture in pictures:
+        if picture.mode not in ("RGB", "L", "1"):
+            raise UserError(f"a control picture has mode {picture.mode}; give RGB or grey (convert it without transparency first)")
+        if picture.size != pictures[0].size:
+            raise UserError(f"control pictures of different sizes, {pictures[0].size} and {picture.size}; give one size")
+    arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) / 255 for picture in pictures]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ControlCondition:
+    """What a ControlNet is told during one call of a pipeline.
+
+    Attributes:
+        pictures: (k, 3, H, W) in [0, 1]; one for all prompts, or one for each.
+        steps: gives the number of steps T once the pipeline knows it.
+        images_per_prompt: consecutive samples that share a prompt.
+    """
+
+    pictures: Tensor
+    steps: Callable[[], int]
+    images_per_prompt: int = 1
+
+
+class ControlNetHook(ModelHook):
+    """Runs a ControlNet before every forward pass of the UNet and adds its residuals, as diffusers' pipelines do.
+
+    It reads the UNet's own (English) text features. Without a condition it does nothing.
+
+    Args:
+        controlnet: a ``ControlNetModel`` of the backbone's size.
+        scale: factor of the residuals.
+        start: the ControlNet is off in step i of T where i/T < start.
+        end: ... and where (i+1)/T > end.
+    """
+
+    def __init__(self, controlnet: Any, scale: float = 1.0, start: float = 0.0, end: float = 1.0) -> None:
+        super().__init__()
+        self.controlnet = controlnet
+        self.scale, self.start, self.end = scale, start, end
+        self._condition: ControlCondition | None = None
+        self._calls = 0
+
+    def attach(self, unet: Any, name: str) -> None:
+        """Put the hook on a UNet.
+
+        Raises:
+            UserError: the ControlNet's blocks or text width are not the UNet's.
+        """
+        for key in ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels"):
+            ours, theirs = self.controlnet.config[key], unet.config[key]
+            if (tuple(ours) if isinstance(ours, list | tuple) else ours) != (
+                tuple(theirs) if isinstance(theirs, list | tuple) else theirs
+            ):
+                raise UserError(f"the ControlNet's {key} {ours} does not fit the backbone's {theirs}; use one made for this base")
+        HookRegistry.check_if_exists_or_initialize(unet).register_hook(self, name)
+
+    @contextmanager
+    def condition(self, condition: ControlCondition) -> Iterator[None]:
+        """Everything the UNet computes inside the ``with`` block is controlled by ``condition``."""
+        self._condition, self._calls = condition, 0
+        try:
+            yield
+        finally:
+            self._condition = None
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Add the ControlNet's residuals to the arguments of the UNet's forward pass."""
+        condition = self._condition
+        if condition is None:
+            return args, kwargs
+        step, self._calls = self._calls, self._calls + 1
+        if self.scale == 0.0 or not in_window(step, self.start, self.end, condition.steps):
+            return args, kwargs
+        names = ("sample", "timestep", "encoder_hidden_states")
+        sample, timestep, text = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(names))
+        down, middle = self.controlnet(
+            sample, timestep, encoder_hidden_states=text, controlnet_cond=self._pictures(condition, sample),
+            conditioning_scale=self.scale, return_dict=False,
+        )  # fmt: skip
+        given_down, given_middle = kwargs.get("down_block_additional_residuals"), kwargs.get("mid_block_additional_residual")
+        if given_down is not None and given_middle is not None:
+            down = [theirs + ours for ours, theirs in zip(down, given_down, strict=True)]
+            middle = given_middle + middle
+        kwargs["down_block_additional_residuals"], kwargs["mid_block_additional_residual"] = tuple(down), middle
+        return args, kwargs
+
+    def _pictures(self, condition: ControlCondition, sample: Tensor) -> Tensor:
+        """The condition pictures, one for each sample of the UNet's batch (guidance parts are stacked)."""
+        factor = 2 ** (len(self.controlnet.config["conditioning_embedding_out_channels"]) - 1)
+        height, width = condition.pictures.shape[-2:]
+        if (height, width) != (sample.shape[-2] * factor, sample.shape[-1] * factor):
+            raise UserError(
+                f"the control picture is {width}x{height}, the picture to draw is "
+                f"{sample.shape[-1] * factor}x{sample.shape[-2] * factor}; resize one of them"
+            )
+        pictures = condition.pictures.to(sample.device, sample.dtype)
+        if len(pictures) == 1:
+            return pictures.expand(len(sample), -1, -1, -1)
+        pictures = pictures.repeat_interleave(condition.images_per_prompt, dim=0)
+        if len(sample) % len(pictures):
+            raise UserError(f"{len(condition.pictures)} control pictures for another number of prompts; give one, or one for each")
+        return pictures.repeat(len(sample) // len(pictures), 1, 1, 1)

@@ -1,0 +1,228 @@
+"""Rewrite weight files between the layouts of the community; what is written is always safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .backbone import load_backbone
+from .branch import BranchModel
+from .checkpoint import publish_folder, write_json
+from .errors import UserError
+from .formats.adapter import Change, split_adapter
+from .formats.checkpoint import (
+    CONFIG_KEY,
+    Parts,
+    build_part,
+    load_controlnet,
+    read_parts,
+    read_vae,
+    text_config,
+    unet_config,
+    vae_config,
+    write_checkpoint,
+)
+from .formats.embedding import embedding_vectors
+from .formats.identify import identify_source, require
+from .formats.names import controlnet_to_original, flat, vae_to_original
+from .weights import read_weights, refuse_not_finite
+
+#: Layouts that ``convert`` writes, by kind; the first is the one of files, the others' ends are folders.
+LAYOUTS = {
+    "checkpoint": ("original", "diffusers"), "vae": ("original", "diffusers"), "controlnet": ("original", "diffusers"),
+    "branch": ("diffusers", "BDM"), "adapter": ("kohya", "diffusers"), "embedding": ("A1111", "diffusers"),
+}  # fmt: skip
+
+
+def convert(source: Path, out: Path, layout: str, dtype: torch.dtype | None = None, modules: Any = None) -> Path:
+    """Write a file in another layout.
+
+    Args:
+        source: file or diffusers folder of any kind that ``LAYOUTS`` names.
+        out: a ``.safetensors`` file, or a folder where the layout is one of folders (diffusers, BDM; not for adapters and
+            embeddings).
+        layout: see ``LAYOUTS``.
+        dtype: of the written weights; None keeps the file's.
+        modules: a ``Backbone`` or pipeline that tells the adapter's module names; SD1.5's by default.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        UserError: an unknown kind, a layout it does not have, or a damaged file; nothing is written then.
+    """
+    found = identify_source(source)
+    require(found, tuple(LAYOUTS), source)  # pyright: ignore[reportArgumentType]
+    if layout not in LAYOUTS[found.kind]:
+        raise UserError(f"a {found.kind} has no {layout} layout; allowed: {', '.join(LAYOUTS[found.kind])}")
+    folder = layout in ("diffusers", "BDM") and found.kind not in ("adapter", "embedding")
+    if not folder and out.suffix != ".safetensors":
+        raise UserError(f"{out}: the {layout} layout is one file; give a name that ends in .safetensors")
+    if folder and out.suffix:
+        raise UserError(f"{out}: the {layout} layout is a folder; give a name without an ending")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if found.kind in ("adapter", "embedding"):
+        write = _adapter if found.kind == "adapter" else _embedding
+        tensors, metadata = write(source, layout, modules)
+        _save(tensors, metadata, partial, dtype)
+    elif folder:
+        _FOLDERS[found.kind](source, layout, dtype).save_pretrained(partial)
+        if layout == "BDM":
+            config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+            write_json(partial / "config.json", config | {"_class_name": "ControlNetModelBDM"})
+    else:
+        tensors, metadata = _FILES[found.kind](source)
+        _save(tensors, metadata, partial, dtype)
+    if folder:
+        publish_folder(partial, out)
+    else:
+        os.replace(partial, out)
+    return out
+
+
+def _save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, dtype: torch.dtype | None) -> None:
+    kept = {key: (t.to(dtype) if dtype and t.is_floating_point() else t).contiguous() for key, t in tensors.items()}
+    # safetensors refuses tensors that share memory, as tied weights of old pickles do.
+    pointers: set[int] = set()
+    for key, tensor in kept.items():
+        if tensor.data_ptr() in pointers:
+            kept[key] = tensor.clone()
+        pointers.add(tensor.data_ptr())
+    save_file(kept, path, metadata={"format": "pt", **metadata})
+
+
+def _checkpoint_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    parts = read_parts(source)
+    infer = {"unet": unet_config, "vae": vae_config, "text_encoder": text_config}
+    # A small model's settings cannot all be read off its weights; SD1.5's can, and need no note.
+    kept = {name: c for name, c in parts.configs.items() if not _same_settings(c, infer[name](parts.weights[name]))}
+    return write_checkpoint(Parts(parts.weights, kept))
+
+
+def _same_settings(config: Mapping[str, Any], inferred: Mapping[str, Any]) -> bool:
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    return all(plain(config.get(key, value)) == plain(value) for key, value in inferred.items())
+
+
+def _vae_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return vae_to_original(read_vae(source)), {}
+
+
+def _controlnet_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    model = load_controlnet(source)
+    tensors = {f"control_model.{key}": tensor for key, tensor in controlnet_to_original(model.state_dict()).items()}
+    return tensors, {CONFIG_KEY: json.dumps({"controlnet": _plain_config(model)})}
+
+
+def _plain_config(model: Any) -> dict[str, Any]:
+    return json.loads(model.to_json_string())
+
+
+def _embedding(source: Path, layout: str, _: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    file = read_weights(source)
+    width = next(t.shape[-1] for t in file.tensors.values() if t.ndim)
+    vectors = embedding_vectors(file, width)
+    return {"emb_params": vectors} if layout == "A1111" else {source.stem: vectors}, {}
+
+
+def _adapter(source: Path, layout: str, modules: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """An adapter under kohya's or diffusers' names; diffusers only has names for the low-rank form, scale folded in."""
+    file = read_weights(source)
+    refuse_not_finite(file.tensors, source)
+    tensors: dict[str, Tensor] = {}
+    for part, changes in split_adapter(file, modules or _sd15_modules()).items():
+        for module, change in changes.items():
+            tensors |= (_kohya_keys if layout == "kohya" else _diffusers_keys)(source, part, module, change)
+    kept = {key: text for key, text in file.metadata.items() if key.startswith(("ss_", "modelspec."))}
+    return tensors, kept
+
+
+_KOHYA = {
+    "up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight", "magnitude": "dora_scale", "bias": "diff_b",
+    "w1_a": "hada_w1_a", "w1_b": "hada_w1_b", "w2_a": "hada_w2_a", "w2_b": "hada_w2_b", "t1": "hada_t1", "t2": "hada_t2",
+    "k1": "lokr_w1", "k1_a": "lokr_w1_a", "k1_b": "lokr_w1_b", "k2": "lokr_w2", "k2_a": "lokr_w2_a", "k2_b": "lokr_w2_b",
+    "k2_t": "lokr_t2", "gain": "weight", "factor": "ia3_l",
+}  # fmt: skip
+
+
+def _kohya_keys(source: Path, part: str, module: str, change: Change) -> dict[str, Tensor]:
+    prefix = flat(f"lora_unet_{module}" if part == "unet" else f"lora_te_text_model_{module}")
+    keys = {f"{prefix}.{_KOHYA.get(name, name)}": tensor for name, tensor in change.factors.items()}
+    if "alpha" not in change.factors and "down" in change.factors:
+        rank = change.factors["down"].shape[0]
+        keys[f"{prefix}.alpha"] = torch.tensor(float(rank * (1.0 if change.scale is None else change.scale)))
+    return keys
+
+
+def _diffusers_keys(source: Path, part: str, module: str, change: Change) -> dict[str, Tensor]:
+    factors = change.factors
+    other = sorted(factors.keys() - {"up", "down", "alpha", "magnitude"})
+    if other:
+        raise UserError(f"{source}: {module} holds {', '.join(other)}, for which diffusers has no names; keep the kohya layout")
+    prefix = f"unet.{module}" if part == "unet" else f"text_encoder.text_model.{module}"
+    scale = factors["alpha"].item() / factors["down"].shape[0] if "alpha" in factors else change.scale or 1.0
+    up = (factors["up"].float() * scale).to(factors["up"].dtype)
+    keys = {f"{prefix}.lora_A.weight": factors["down"], f"{prefix}.lora_B.weight": up}
+    if "magnitude" in factors:
+        keys[f"{prefix}.lora_magnitude_vector"] = factors["magnitude"]
+    return keys
+
+
+def _sd15_modules() -> dict[str, list[str]]:
+    """Module names of SD1.5's UNet and text encoder, from models without weights."""
+    from accelerate import init_empty_weights
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with init_empty_weights():
+        unet: Any = UNet2DConditionModel(cross_attention_dim=768)
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+    return {
+        "unet": [name.removesuffix(".weight") for name in unet.state_dict() if name.endswith(".weight")],
+        "text_encoder": [
+            name.removesuffix(".weight").removeprefix("text_model.") for name in text.state_dict() if name.endswith(".weight")
+        ],
+    }
+
+
+def _checkpoint_folder(source: Path, _: str, dtype: torch.dtype | None) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    stock = load_backbone(source, dtype)
+    extra: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+    return StableDiffusionPipeline(
+        vae=stock.vae, text_encoder=stock.text_encoder, tokenizer=stock.tokenizer, unet=stock.unet, scheduler=stock.scheduler,
+        requires_safety_checker=False, **extra,
+    )  # fmt: skip
+
+
+def _vae_folder(source: Path, _: str, dtype: torch.dtype | None) -> Any:
+    return build_part("vae", Parts({"vae": read_vae(source)}), source, dtype)
+
+
+def _controlnet_folder(source: Path, _: str, dtype: torch.dtype | None) -> Any:
+    return load_controlnet(source, dtype)
+
+
+def _branch_folder(source: Path, _: str, dtype: torch.dtype | None) -> Any:
+    return BranchModel.from_pretrained(source, torch_dtype=dtype)
+
+
+_FILES: dict[str, Callable[[Path], tuple[dict[str, Tensor], dict[str, str]]]] = {
+    "checkpoint": _checkpoint_file, "vae": _vae_file, "controlnet": _controlnet_file,
+}  # fmt: skip
+_FOLDERS: dict[str, Callable[[Path, str, torch.dtype | None], Any]] = {
+    "checkpoint": _checkpoint_folder, "vae": _vae_folder, "controlnet": _controlnet_folder, "branch": _branch_folder,
+}  # fmt: skip

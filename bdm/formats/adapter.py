@@ -1,0 +1,273 @@
+"""Adapters (the LoRA family): what a file adds to a weight, whatever its key names and factorisation.
+
+An adapter's file holds, for some modules of the UNet and of CLIP's text encoder, the factors of a change of their weight.
+Every form is brought to one: a function from a module's weight to the change. Forms and sources: LoRA (arXiv 2106.09685),
+LoHa (2108.06098), LoKr and the conventions of all of them (LyCORIS, 2309.14859), DoRA (2402.09353), (IA)3 (2205.05638).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..weights import WeightFile
+from .names import UNetBuild, flat
+
+#: Endings of keys and what they are called here. kohya/LyCORIS, peft and diffusers name the same factors differently.
+_FACTORS = {
+    "lora_up.weight": "up", "lora_down.weight": "down", "lora_mid.weight": "mid",
+    "lora_B.weight": "up", "lora_A.weight": "down", "lora.up.weight": "up", "lora.down.weight": "down",
+    "lora_linear_layer.up.weight": "up", "lora_linear_layer.down.weight": "down",
+    "lora_B.default.weight": "up", "lora_A.default.weight": "down",
+    "alpha": "alpha",
+    "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
+    "hada_w1_a": "w1_a", "hada_w1_b": "w1_b", "hada_w2_a": "w2_a", "hada_w2_b": "w2_b", "hada_t1": "t1", "hada_t2": "t2",
+    "lokr_w1": "k1", "lokr_w1_a": "k1_a", "lokr_w1_b": "k1_b",
+    "lokr_w2": "k2", "lokr_w2_a": "k2_a", "lokr_w2_b": "k2_b", "lokr_t2": "k2_t",
+    "weight": "gain", "on_input": "on_input", "ia3_l": "factor",
+    "diff": "diff", "diff_b": "bias", "w_norm": "diff", "b_norm": "bias",
+    "scalar": "scalar",
+}  # fmt: skip
+_ENDINGS = re.compile(r"^(?P<module>.+?)[._](?P<factor>" + "|".join(map(re.escape, sorted(_FACTORS, key=len, reverse=True))) + r")$")
+#: The diffusers attention processors of 2023 carry the projection's name: "attn1.processor.to_q_lora.up.weight".
+_PROCESSOR = re.compile(r"^(?P<block>.+)\.processor\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<factor>up|down)\.weight$")
+#: What stands before module names, by part; flattened, longest first.
+_PREFIXES = {
+    "unet": ("lora_unet_", "lycoris_unet_", "base_model_model_unet_", "unet_", "lycoris_", "base_model_model_"),
+    "text_encoder": (
+        "base_model_model_text_model_", "lora_te_text_model_", "lora_te1_text_model_", "lycoris_te_text_model_",
+        "text_encoder_text_model_", "lycoris_text_model_", "lora_te_", "text_encoder_",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Change:
+    """The factors that change one module's weight (and bias).
+
+    Attributes:
+        factors: tensors by the names of ``_FACTORS``.
+        scale: of the low-rank product where the file states it elsewhere than in ``alpha`` (peft).
+    """
+
+    factors: dict[str, Tensor]
+    scale: float | None = None
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """The change of a module's (out, in, ...) weight at strength 1, in float32.
+
+        Raises:
+            UserError: factors that do not fit the weight or each other.
+        """
+        factors = {name: tensor.to(weight.device, torch.float32) for name, tensor in self.factors.items()}
+        weight = weight.float()
+        try:
+            change = self._change(factors, weight)
+            if "magnitude" in factors:
+                change = _renormalise(weight + change, factors["magnitude"]) - weight
+            return change
+        except (RuntimeError, KeyError, IndexError) as error:
+            shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in self.factors.items() if t.ndim)
+            raise UserError(
+                f"factors {shapes} do not fit a weight of shape {tuple(weight.shape)} ({_first_line(error)}); "
+                "the adapter was made for another base model"
+            ) from None
+
+    def bias(self, bias: Tensor) -> Tensor:
+        """The change of a module's bias at strength 1, in float32.
+
+        Raises:
+            UserError: another shape.
+        """
+        change = self.factors["bias"]
+        if change.shape != bias.shape:
+            raise UserError(
+                f"a bias change of shape {tuple(change.shape)} does not fit a bias of shape {tuple(bias.shape)}; "
+                "the adapter was made for another base model"
+            )
+        return change.to(bias.device, torch.float32)
+
+    def _change(self, f: Mapping[str, Tensor], weight: Tensor) -> Tensor:
+        """The change before DoRA's renormalisation."""
+        if "diff" in f:
+            return f["diff"].reshape(weight.shape)
+        if "factor" in f:  # (IA)3 as peft writes it: a factor, 1 being neutral
+            return weight * (_along(f["factor"], weight) - 1)
+        if "gain" in f:  # (IA)3 as LyCORIS writes it: 0 is neutral
+            on_input = bool(f["on_input"]) if "on_input" in f else False
+            axis = 1 if on_input else 0
+            return weight * f["gain"].reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        if "down" in f:
+            product, rank = _low_rank(f), f["down"].shape[0]
+        elif "w1_a" in f:
+            product, rank = _hadamard(f), f["w1_b"].shape[0]
+        else:
+            # Without a factorised half, alpha has no rank to be divided by and LyCORIS ignores it.
+            product, rank = _kronecker(f, weight), next((f[k].shape[0] for k in ("k1_b", "k2_b") if k in f), None)
+        if "alpha" in f and rank:
+            product = product * (f["alpha"].item() / rank)
+        elif self.scale is not None:
+            product = product * self.scale
+        return product.reshape(weight.shape) * (f["scalar"].item() if "scalar" in f else 1.0)
+
+
+def _low_rank(f: Mapping[str, Tensor]) -> Tensor:
+    """up @ down; with a middle factor the Tucker form of a convolution."""
+    up, down = f["up"], f["down"]
+    if "mid" in f:
+        return torch.einsum("om,mn...,ni->oi...", up.flatten(1), f["mid"], down.flatten(1))
+    return up.flatten(1) @ down.flatten(1)
+
+
+def _hadamard(f: Mapping[str, Tensor]) -> Tensor:
+    """The elementwise product of two low-rank matrices, or of two Tucker forms."""
+    if "t1" in f:
+        return torch.einsum("mn...,mo,ni->oi...", f["t1"], f["w1_a"], f["w1_b"]) * torch.einsum(
+            "mn...,mo,ni->oi...", f["t2"], f["w2_a"], f["w2_b"]
+        )
+    return (f["w1_a"] @ f["w1_b"]) * (f["w2_a"] @ f["w2_b"])
+
+
+def _kronecker(f: Mapping[str, Tensor], weight: Tensor) -> Tensor:
+    """The Kronecker product of two matrices, either of which may be a product itself."""
+    left = f["k1"] if "k1" in f else f["k1_a"] @ f["k1_b"]
+    if "k2" in f:
+        right = f["k2"]
+    elif "k2_t" in f:
+        right = torch.einsum("mn...,mo,ni->oi...", f["k2_t"], f["k2_a"], f["k2_b"])
+    else:
+        right = f["k2_a"] @ f["k2_b"].flatten(1)
+        if weight.ndim == 4:
+            right = right.reshape(*right.shape[:1], -1, *weight.shape[2:])
+    return torch.kron(left.reshape(*left.shape, *[1] * (right.ndim - left.ndim)), right)
+
+
+def _along(vector: Tensor, weight: Tensor) -> Tensor:
+    """A vector over outputs, shape (out, 1), or over inputs, shape (1, in), spread over a weight."""
+    axis = 0 if vector.shape[0] == weight.shape[0] and vector[0].numel() == 1 else 1
+    return vector.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+
+
+def _renormalise(weight: Tensor, magnitude: Tensor) -> Tensor:
+    """DoRA: every row (or, in older LyCORIS files, every input column) of the changed weight gets its learned length."""
+    axis = 0 if magnitude.shape[0] == weight.shape[0] and magnitude[0].numel() == 1 else 1
+    others = [i for i in range(weight.ndim) if i != axis]
+    length = torch.linalg.vector_norm(weight, dim=others, keepdim=True) + torch.finfo(weight.dtype).eps
+    return weight * (magnitude.reshape(length.shape) / length)
+
+
+def split_adapter(file: WeightFile, modules: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Change]]:
+    """Assign an adapter's keys to modules.
+
+    Args:
+        file: the adapter's weights.
+        modules: names of the modules with weights, by part ("unet", "text_encoder"), as diffusers names them.
+
+    Returns:
+        By part, the change of each module.
+
+    Raises:
+        UserError: keys that belong to no module.
+    """
+    lookup = {part: _lookup(names, part) for part, names in modules.items()}
+    found: dict[str, dict[str, dict[str, Tensor]]] = {part: {} for part in modules}
+    unknown = []
+    for key, tensor in file.tensors.items():
+        if key.startswith("bundle_emb."):  # embeddings that some trainers pack beside the adapter
+            continue
+        module, factor = split_key(key)
+        place = _place(module, lookup) if module else None
+        if place is None:
+            unknown.append(key)
+        else:
+            part, name = place
+            found[part].setdefault(name, {})[factor] = tensor
+    if unknown:
+        raise UserError(
+            f"{file.path}: {len(unknown)} of {len(file.tensors)} keys match no module of this model, such as "
+            f"{', '.join(unknown[:3])}; the file is made for another base or of an unknown kind (see `bdm inspect`)"
+        )
+    scales = _peft_scales(file)
+    return {
+        part: {name: Change(factors, scales.get(part, scales.get(""))) for name, factors in changes.items()}
+        for part, changes in found.items()
+    }
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """(module, factor) of an adapter's key; both "" if it is not one."""
+    processor = _PROCESSOR.match(key)
+    if processor:
+        projection = processor["projection"].replace("to_out", "to_out.0")
+        return f"{processor['block']}.{projection}", processor["factor"]
+    ending = _ENDINGS.match(key)
+    return (ending["module"], _FACTORS[ending["factor"]]) if ending else ("", "")
+
+
+def _lookup(names: Iterable[str], part: str) -> dict[str, str]:
+    """Flattened module names -> module names, under the original layout's names too."""
+    names = list(names)
+    table = {flat(name): name for name in names}
+    if part == "unet":
+        pairs = UNetBuild.of([f"{name}.weight" for name in names]).unet()
+        for ours, theirs in pairs:
+            inside = [name for name in names if name == theirs or name.startswith(f"{theirs}.")]
+            table |= {flat(ours + name[len(theirs) :]): name for name in inside}
+    return table
+
+
+def _place(module: str, lookup: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
+    name = flat(module)
+    for part, table in lookup.items():
+        for prefix in _PREFIXES[part]:
+            if name.startswith(prefix) and name[len(prefix) :] in table:
+                return part, table[name[len(prefix) :]]
+    return None
+
+
+def _peft_scales(file: WeightFile) -> dict[str, float]:
+    """alpha / rank by part where peft or diffusers keep them beside the factors ("" for a file of one part)."""
+    scales = {}
+    beside = file.path.with_name("adapter_config.json")
+    texts = [file.metadata.get("lora_adapter_metadata", "")]
+    if any(".lora_A." in key for key in file.tensors) and beside.is_file():
+        texts.append(beside.read_text(encoding="utf-8"))
+    for text in filter(None, texts):
+        try:
+            settings = json.loads(text)
+            for part, dot in (("unet", "unet."), ("text_encoder", "text_encoder."), ("", "")):
+                if f"{dot}lora_alpha" in settings and f"{dot}r" in settings:
+                    rank = settings[f"{dot}r"] ** (0.5 if settings.get(f"{dot}use_rslora") else 1.0)
+                    scales[part] = settings[f"{dot}lora_alpha"] / rank
+        except (ValueError, TypeError, ZeroDivisionError):
+            raise UserError(f"{file.path}: the adapter's settings are not readable: {text[:80]}; save it again") from None
+    return scales
+
+
+def adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    """What trainers note in an adapter's header, under names of ours: base, rank, alpha, trigger words."""
+    noted = {"base": "ss_base_model_version", "rank": "ss_network_dim", "alpha": "ss_network_alpha", "title": "modelspec.title"}
+    facts = {ours: metadata[theirs] for ours, theirs in noted.items() if metadata.get(theirs)}
+    words = metadata.get("modelspec.trigger_phrase", "")
+    if not words and metadata.get("ss_tag_frequency"):
+        try:
+            tags = json.loads(metadata["ss_tag_frequency"])
+            counts: dict[str, int] = {}
+            for folder in tags.values():
+                for tag, count in folder.items():
+                    counts[tag.strip()] = counts.get(tag.strip(), 0) + int(count)
+            words = ", ".join(sorted(counts, key=lambda tag: -counts[tag])[:5])
+        except (ValueError, AttributeError, TypeError):
+            words = ""
+    return facts | ({"trigger words": words} if words else {})
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:100] if str(error) else type(error).__name__
