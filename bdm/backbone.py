@@ -31,9 +31,7 @@ class Backbone:
     scheduler: Any
 
 
-def load_backbone(
-    source: str | Path, dtype: torch.dtype | None = torch.float32, vae: str | Path | None = None
-) -> Backbone:
+def load_backbone(source: str | Path, dtype: torch.dtype | None = torch.float32, vae: str | Path | None = None) -> Backbone:
     """Load an SD1.5 model; nothing goes online for a local file or folder.
 
     Args:
@@ -51,8 +49,9 @@ def load_backbone(
     path = path if path.is_file() else resolve_folder(source)
     parts = read_parts(path)
     if vae is not None:
-        replaced = {name: weights for name, weights in parts.weights.items() if name != "vae"} | {"vae": read_vae(Path(vae))}
-        parts = Parts(replaced, {name: config for name, config in parts.configs.items() if name != "vae"})
+        other = read_vae(Path(vae))
+        configs = {name: config for name, config in parts.configs.items() if name != "vae"}
+        parts = Parts(parts.weights | other.weights, configs | other.configs)
     built = {name: build_part(name, parts, path, dtype) for name in ("unet", "vae", "text_encoder")}
     check_backbone(built["unet"])
     has_vocabulary = any((path / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))

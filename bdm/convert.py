@@ -103,10 +103,14 @@ def _save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
 
 def _checkpoint_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     parts = read_parts(source)
+    return write_checkpoint(parts.weights), _noted(parts)
+
+
+def _noted(parts: Parts) -> dict[str, str]:
+    """Header texts with the configurations of parts that differ from what their weights tell; SD1.5's do not."""
     infer = {"unet": unet_config, "vae": vae_config, "text_encoder": text_config}
-    # A small model's settings cannot all be read off its weights; SD1.5's can, and need no note.
     kept = {name: c for name, c in parts.configs.items() if not _same_settings(c, infer[name](parts.weights[name]))}
-    return write_checkpoint(Parts(parts.weights, kept))
+    return {CONFIG_KEY: json.dumps(kept)} if kept else {}
 
 
 def _same_settings(config: Mapping[str, Any], inferred: Mapping[str, Any]) -> bool:
@@ -117,7 +121,8 @@ def _same_settings(config: Mapping[str, Any], inferred: Mapping[str, Any]) -> bo
 
 
 def _vae_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    return vae_to_original(read_vae(source)), {}
+    parts = read_vae(source)
+    return vae_to_original(parts.weights["vae"]), _noted(parts)
 
 
 def _controlnet_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -209,7 +214,7 @@ def _checkpoint_folder(source: Path, _: str, dtype: torch.dtype | None) -> Any:
 
 
 def _vae_folder(source: Path, _: str, dtype: torch.dtype | None) -> Any:
-    return build_part("vae", Parts({"vae": read_vae(source)}), source, dtype)
+    return build_part("vae", read_vae(source), source, dtype)
 
 
 def _controlnet_folder(source: Path, _: str, dtype: torch.dtype | None) -> Any:

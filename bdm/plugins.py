@@ -228,7 +228,9 @@ class Plugins:
             self._controlnets[name].scale = strength
             plugin.strength = {**(plugin.strength or {}), "scale": strength}
         else:
-            raise UserError(f"{name} is a {plugin.kind}; {'text_' if plugin.kind == 'controlnet' else ''}strength has no meaning for it")
+            raise UserError(
+                f"{name} is a {plugin.kind}; {'text_' if plugin.kind == 'controlnet' else ''}strength has no meaning for it"
+            )
 
     def detach(self, name: str) -> None:
         """Take a plug-in off; without any, every output is bit for bit what it was at first."""
@@ -288,7 +290,11 @@ class Plugins:
         given = dict(given or {})
         missing, extra = [n for n in names if n not in given], [n for n in given if n not in names]
         if missing or extra:
-            what = f"no control picture for {missing[0]!r}" if missing else f"a control picture for {extra[0]!r}, which is not attached"
+            what = (
+                f"no control picture for {missing[0]!r}"
+                if missing
+                else f"a control picture for {extra[0]!r}, which is not attached"
+            )
             raise UserError(f"{what}; attached ControlNets: {', '.join(names) or 'none'}")
         return {name: control_tensor(pictures) for name, pictures in given.items()}
 
@@ -316,7 +322,7 @@ class Plugins:
         self._weights.put(name, layer)
 
     def _attach_vae(self, path: Path, name: str) -> None:
-        self._weights.put(name, Layer(replaced=self._replacement("vae", read_vae(path), path)))
+        self._weights.put(name, Layer(replaced=self._replacement("vae", read_vae(path).weights["vae"], path)))
 
     def _replacement(self, part: str, weights: Mapping[str, Tensor], path: Path) -> dict[Place, Tensor]:
         own = self._weights.base(part)
@@ -324,9 +330,7 @@ class Plugins:
         check_names(own, weights, f"{path} ({part})")
         return {(part, key): tensor for key, tensor in weights.items()}
 
-    def _attach_adapter(
-        self, path: Path, name: str, strength: float = 1.0, text_strength: float | None = None
-    ) -> dict[str, float]:
+    def _attach_adapter(self, path: Path, name: str, strength: float = 1.0, text_strength: float | None = None) -> dict[str, float]:
         file = read_weights(path)
         refuse_not_finite(file.tensors, path)
         own = {part: self._weights.base(part) for part in ("unet", "text_encoder") if getattr(self._host, part, None) is not None}

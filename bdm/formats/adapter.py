@@ -35,7 +35,9 @@ _FACTORS = {
     "diff": "diff", "diff_b": "bias", "w_norm": "diff", "b_norm": "bias",
     "scalar": "scalar",
 }  # fmt: skip
-_ENDINGS = re.compile(r"^(?P<module>.+?)[._](?P<factor>" + "|".join(map(re.escape, sorted(_FACTORS, key=len, reverse=True))) + r")$")
+_ENDINGS = re.compile(
+    r"^(?P<module>.+?)[._](?P<factor>" + "|".join(map(re.escape, sorted(_FACTORS, key=len, reverse=True))) + r")$"
+)
 #: The diffusers attention processors of 2023 carry the projection's name: "attn1.processor.to_q_lora.up.weight".
 _PROCESSOR = re.compile(r"^(?P<block>.+)\.processor\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<factor>up|down)\.weight$")
 #: What stands before module names, by part; flattened, longest first.

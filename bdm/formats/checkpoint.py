@@ -77,15 +77,15 @@ def read_parts(source: Path) -> Parts:
     return Parts(weights, configs)
 
 
-def write_checkpoint(parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Parts -> tensors and header texts of an original-layout file."""
+def write_checkpoint(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The weights of an original-layout file for parts under diffusers' names."""
     convert = {"unet": unet_to_original, "vae": vae_to_original, "text_encoder": text_to_prefixed}
     tensors = {}
     for name, prefix in PREFIXES.items():
-        if name in parts.weights:
+        if name in weights:
             inner = "transformer." if name == "text_encoder" else ""
-            tensors |= {f"{prefix}{inner}{key}": tensor for key, tensor in convert[name](parts.weights[name]).items()}
-    return tensors, {CONFIG_KEY: json.dumps(parts.configs)} if parts.configs else {}
+            tensors |= {f"{prefix}{inner}{key}": tensor for key, tensor in convert[name](weights[name]).items()}
+    return tensors
 
 
 def unet_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -254,20 +254,25 @@ def controlnet_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return kept | {"conditioning_embedding_out_channels": tuple(widths)}
 
 
-def read_vae(source: Path) -> dict[str, Tensor]:
-    """The weights of a VAE, from a file of its own in either layout, a diffusers folder, or a checkpoint.
+def read_vae(source: Path) -> Parts:
+    """A VAE alone, from a file of its own in either layout, a diffusers folder, or a checkpoint.
 
     Raises:
         UserError: it holds no VAE, is damaged, or NaN.
     """
     found = identify_source(source)
     if found.kind == "checkpoint":
-        weights = read_parts(source).weights.get("vae")
-        if weights is None:
+        parts = read_parts(source)
+        if "vae" not in parts.weights:
             raise UserError(f"{source} is a checkpoint without a VAE; give another file")
-        return weights
-    require(found, ("vae",), source)
-    tensors = read_weights_folder(source) if source.is_dir() else read_weights(source).tensors
-    weights = vae_to_diffusers(_part(tensors, PREFIXES["vae"]) or tensors)
-    refuse_not_finite(weights, source)
-    return weights
+        weights, config = parts.weights["vae"], parts.configs.get("vae")
+    else:
+        require(found, ("vae",), source)
+        if source.is_dir():
+            tensors, config = read_weights_folder(source), json.loads((source / "config.json").read_text(encoding="utf-8"))
+        else:
+            file = read_weights(source)
+            tensors, config = file.tensors, _kept_configs(file).get("vae")
+        weights = vae_to_diffusers(_part(tensors, PREFIXES["vae"]) or tensors)
+        refuse_not_finite(weights, source)
+    return Parts({"vae": weights}, {"vae": config} if config else {})

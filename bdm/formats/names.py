@@ -53,7 +53,9 @@ class UNetBuild:
             layers = (1 + _largest(r"input_blocks\.(\d+)\.", keys)) // levels - 1
             first = (f"input_blocks.{1 + level * (layers + 1)}.1." for level in range(levels))
         else:
-            raise UserError(f"no UNet: keys such as {', '.join(sorted(keys)[:3])} are neither of the original nor diffusers' layout")
+            raise UserError(
+                f"no UNet: keys such as {', '.join(sorted(keys)[:3])} are neither of the original nor diffusers' layout"
+            )
         return UNetBuild(levels, layers, frozenset(i for i, name in enumerate(first) if any(k.startswith(name) for k in keys)))
 
     def encoder(self) -> Pairs:
@@ -205,9 +207,7 @@ def vae_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def vae_to_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A diffusers VAE in the original layout."""
     renamed = rename(tensors, to_original(vae_pairs(tensors)))
-    return {
-        key: tensor[..., None, None] if ".attn_1." in key and tensor.ndim == 2 else tensor for key, tensor in renamed.items()
-    }
+    return {key: tensor[..., None, None] if ".attn_1." in key and tensor.ndim == 2 else tensor for key, tensor in renamed.items()}
 
 
 def text_to_plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

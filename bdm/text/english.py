@@ -17,9 +17,7 @@ MAX_CHUNKS = 5
 
 
 @torch.no_grad()
-def encode_english(
-    prompts: Sequence[str], text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, clip_skip: int = 1
-) -> Tensor:
+def encode_english(prompts: Sequence[str], text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, clip_skip: int = 1) -> Tensor:
     """Hidden states of CLIP's text encoder, with A1111 emphasis.
 
     Chunks of 75 tokens plus markers, padded by the end of text, no mask. Features are multiplied by the bracket weights,
