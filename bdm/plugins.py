@@ -345,9 +345,9 @@ class Plugins:
                 weight, bias = (f"{live[part][module]}.{kind}" for kind in ("weight", "bias"))
                 if change.factors.keys() - {"bias"}:
                     layer.changes[part, weight] = change.weight
-                if "bias" in change.factors:
-                    if bias not in own[part]:
-                        raise UserError(f"{path} changes a bias of {module}, which has none; the file is made for another base")
+                if "bias" in change.factors and bias not in own[part]:
+                    raise UserError(f"{path} changes a bias of {module}, which has none; the file is made for another base")
+                if change.reaches_bias and bias in own[part]:
                     layer.changes[part, bias] = change.bias
         self._weights.put(name, layer)
         return layer.strength

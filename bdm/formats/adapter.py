@@ -42,7 +42,7 @@ _ENDINGS = re.compile(
 _PROCESSOR = re.compile(r"^(?P<block>.+)\.processor\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<factor>up|down)\.weight$")
 #: What stands before module names, by part; flattened, longest first.
 _PREFIXES = {
-    "unet": ("lora_unet_", "lycoris_unet_", "base_model_model_unet_", "unet_", "lycoris_", "base_model_model_"),
+    "unet": ("lora_unet_", "lycoris_unet_", "base_model_model_unet_", "unet_", "lycoris_", "base_model_model_", ""),
     "text_encoder": (
         "base_model_model_text_model_", "lora_te_text_model_", "lora_te1_text_model_", "lycoris_te_text_model_",
         "text_encoder_text_model_", "lycoris_text_model_", "lora_te_", "text_encoder_",
@@ -82,12 +82,19 @@ class Change:
                 "the adapter was made for another base model"
             ) from None
 
+    @property
+    def reaches_bias(self) -> bool:
+        """Whether a module's bias, if it has one, changes too: peft's (IA)3 scales whole outputs."""
+        return "bias" in self.factors or ("factor" in self.factors and self.factors["factor"].shape[-1] == 1)
+
     def bias(self, bias: Tensor) -> Tensor:
         """The change of a module's bias at strength 1, in float32.
 
         Raises:
             UserError: another shape.
         """
+        if "bias" not in self.factors:
+            return bias.float() * (self.factors["factor"].to(bias.device, torch.float32).flatten() - 1)
         change = self.factors["bias"]
         if change.shape != bias.shape:
             raise UserError(

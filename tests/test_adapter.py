@@ -1,0 +1,186 @@
+"""Adapters of every form, against the libraries that write them."""
+
+import pytest
+import torch
+from conftest import TEXT_DIM, make_unet
+from safetensors.torch import save_file
+from torch import nn
+
+from bdm.errors import UserError
+from bdm.formats.adapter import Change, split_adapter, split_key
+from bdm.weights import read_weights
+
+LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+CONVOLUTION = "down_blocks.0.resnets.0.conv1"
+
+
+def randomise(module):
+    """Factors that are zero at the start would hide mistakes."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+
+
+def change_of(tensors, tmp_path, modules, metadata=None):
+    path = tmp_path / "adapter.safetensors"
+    save_file({k: torch.as_tensor(v).detach().clone().contiguous() for k, v in tensors.items()}, path, metadata)
+    return split_adapter(read_weights(path), {"unet": modules})["unet"]
+
+
+CASES = {
+    "LoRA": ("locon", {}),
+    "LoRA alpha": ("locon", {"alpha": 2}),
+    "LoRA Tucker": ("locon", {"use_tucker": True}),
+    "LoHa": ("loha", {"alpha": 2}),
+    "LoHa Tucker": ("loha", {"use_tucker": True}),
+    "LoKr": ("lokr", {"alpha": 2, "factor": 4}),
+    "LoKr both factorised": ("lokr", {"alpha": 2, "factor": 4, "decompose_both": True, "lora_dim": 1}),
+    "LoKr full": ("lokr", {"lora_dim": 10000}),
+    "LoKr Tucker": ("lokr", {"use_tucker": True, "factor": 4, "lora_dim": 1}),
+    "DoRA outputs": ("locon", {"weight_decompose": True, "wd_on_out": True}),
+    "DoRA inputs": ("locon", {"weight_decompose": True, "wd_on_out": False}),
+    "DoHa": ("loha", {"weight_decompose": True}),
+    "scalar": ("locon", {"use_scalar": True}),
+    "full": ("full", {}),
+    "IA3 outputs": ("ia3", {"train_on_input": False}),
+    "IA3 inputs": ("ia3", {"train_on_input": True}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("place", [LINEAR, CONVOLUTION])
+def test_change_equals_lycoris(tmp_path, case, place):
+    from lycoris.modules.full import FullModule
+    from lycoris.modules.ia3 import IA3Module
+    from lycoris.modules.locon import LoConModule
+    from lycoris.modules.loha import LohaModule
+    from lycoris.modules.lokr import LokrModule
+
+    kinds = {"locon": LoConModule, "loha": LohaModule, "lokr": LokrModule, "full": FullModule, "ia3": IA3Module}
+    kind, settings = CASES[case]
+    layer = nn.Linear(24, 16) if place == LINEAR else nn.Conv2d(24, 16, 3, padding=1)
+    arguments = {"multiplier": 1.0, "lora_dim": 4, "alpha": 4, **settings}
+    if kind == "ia3":
+        arguments = {"multiplier": 1.0, **settings}
+    base, base_bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    module = kinds[kind]("lora_unet_" + place.replace(".", "_"), layer, **arguments)
+    if kind == "full":
+        module.apply_to()
+    magnitude = getattr(module, "dora_scale", None)
+    kept = magnitude.detach().clone() if magnitude is not None else None
+    randomise(module)
+    if magnitude is not None:
+        magnitude.data.copy_(kept * (1 + 0.3 * torch.rand_like(kept)))
+    if kind == "full":
+        with torch.no_grad():
+            module.weight.copy_(base + 0.1 * torch.randn_like(base))
+            module.bias.copy_(base_bias + 0.1)
+    tensors = (
+        {f"{module.lora_name}.{k}": v for k, v in module.custom_state_dict().items()}
+        if kind != "ia3"
+        else {f"{module.lora_name}.{k}": v for k, v in module.state_dict().items()}
+    )
+    change = change_of(tensors, tmp_path, [LINEAR, CONVOLUTION])[place]
+    # What the module was trained with is its forward pass. (The library's merged weights apply alpha twice for LoHa and LoKr.)
+    module.eval()
+    if kind != "full":
+        module.apply_to()
+    x = torch.randn(2, 24) if place == LINEAR else torch.randn(2, 24, 5, 5)
+    expected = layer(x).detach()
+    changed = nn.Linear(24, 16) if place == LINEAR else nn.Conv2d(24, 16, 3, padding=1)
+    changed.weight.data = base + change.weight(base)
+    changed.bias.data = base_bias + (change.bias(base_bias) if "bias" in change.factors else 0)
+    torch.testing.assert_close(changed(x).detach(), expected, atol=2e-5, rtol=1e-4)
+    assert change.weight(base).abs().max() > 1e-3
+
+
+def test_alpha_left_out_means_scale_one():
+    up, down = torch.randn(6, 2), torch.randn(2, 5)
+    without = Change({"up": up, "down": down}).weight(torch.zeros(6, 5))
+    torch.testing.assert_close(without, up @ down)
+    halved = Change({"up": up, "down": down, "alpha": torch.tensor(1.0)}).weight(torch.zeros(6, 5))
+    torch.testing.assert_close(halved, up @ down / 2)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",
+        "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k.lora_down.weight",
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight",
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora.down.weight",
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight",
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight",
+        "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.default.weight",
+        "lycoris_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",
+        "lora_unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_down.weight",
+    ],
+)
+def test_every_spelling_finds_its_module(tmp_path, key):
+    modules = [name.removesuffix(".weight") for name in make_unet().state_dict() if name.endswith(".weight")]
+    found = change_of({key: torch.zeros(2, TEXT_DIM)}, tmp_path, modules)
+    assert list(found) == [LINEAR] and list(found[LINEAR].factors) == ["down"]
+
+
+@pytest.mark.parametrize("prefix", ["lora_te_text_model_", "lora_te1_text_model_", "text_encoder.text_model.", "lora_te_"])
+def test_text_encoder_spellings(tmp_path, prefix):
+    name = "encoder.layers.0.self_attn.q_proj"
+    spelled = prefix + (name if "." in prefix else name.replace(".", "_"))
+    save_file({f"{spelled}.lora_down.weight": torch.zeros(2, 8)}, tmp_path / "a.safetensors")
+    found = split_adapter(read_weights(tmp_path / "a.safetensors"), {"text_encoder": [name]})
+    assert list(found["text_encoder"]) == [name]
+
+
+def test_peft_layers_are_equalled(tmp_path):
+    """LoRA, LoHa, LoKr, DoRA and (IA)3 as peft saves them give the outputs peft gives."""
+    import peft
+
+    torch.manual_seed(1)
+    configs = {
+        "lora": peft.LoraConfig(r=4, lora_alpha=2, target_modules=["0", "2"], init_lora_weights=False),
+        "rslora": peft.LoraConfig(r=4, lora_alpha=2, use_rslora=True, target_modules=["0", "2"], init_lora_weights=False),
+        "dora": peft.LoraConfig(r=4, lora_alpha=4, use_dora=True, target_modules=["0", "2"], init_lora_weights=False),
+        "ia3": peft.IA3Config(target_modules=["0", "2"], feedforward_modules=["2"], init_ia3_weights=False),
+    }
+    x = torch.randn(3, 12)
+    for name, config in configs.items():
+        base = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 6))
+        weights = {key: value.clone() for key, value in base.state_dict().items()}
+        adapted = peft.get_peft_model(base, config)
+        with torch.no_grad():
+            for key, parameter in adapted.named_parameters():
+                if "ia3" in key or "magnitude" in key:
+                    parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
+        adapted.save_pretrained(tmp_path / name)
+        file = read_weights(tmp_path / name / "adapter_model.safetensors")
+        changes = _bare(file)
+        plain = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 6))
+        plain.load_state_dict(weights)
+        for module, change in changes.items():
+            layer = plain[int(module)]
+            layer.weight.data += change.weight(layer.weight.data)
+            if change.reaches_bias:
+                layer.bias.data += change.bias(layer.bias.data)
+        torch.testing.assert_close(plain(x), adapted(x).detach(), atol=1e-5, rtol=1e-4)
+
+
+def _bare(file):
+    """Changes of a file over a plain network, which has no UNet's names: through the text encoder's table."""
+    renamed = {key.replace("base_model.model.", "text_encoder."): tensor for key, tensor in file.tensors.items()}
+    return split_adapter(type(file)(file.path, renamed, file.metadata), {"text_encoder": ["0", "2"]})["text_encoder"]
+
+
+def test_unknown_keys_are_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"lora_unet_no_such_block.lora_down.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(UserError, match="no_such_block"):
+        split_adapter(read_weights(path), {"unet": [LINEAR, "conv_in", CONVOLUTION]})
+
+
+def test_factors_that_do_not_fit_are_an_error():
+    with pytest.raises(UserError, match="do not fit a weight"):
+        Change({"up": torch.zeros(6, 2), "down": torch.zeros(2, 5)}).weight(torch.zeros(6, 7))
+
+
+def test_split_key_ignores_ordinary_weights():
+    assert split_key("down_blocks.0.resnets.0.conv1.bias") == ("", "")
