@@ -26,6 +26,7 @@ from .formats.adapter import split_adapter
 from .formats.checkpoint import check_names, load_controlnet, named_like, read_parts, read_vae
 from .formats.embedding import embedding_vectors
 from .formats.identify import Kind, identify_source, require, source_hash
+from .text.english import trigger_tokens
 from .weights import read_weights, refuse_not_finite, resolve_folder
 
 #: A weight's place: part of the pipeline and name of the parameter.
@@ -394,9 +395,7 @@ class Plugins:
         triggers = self._triggers()
         tokenizer = copy.deepcopy(self._tokenizer) if triggers else self._tokenizer
         for name, count in triggers.items():
-            # diffusers' convention for several vectors: word, word_1, word_2 ...
-            words = [name, *(f"{name}_{i}" for i in range(1, count))]
-            tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])
+            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in trigger_tokens(name, count)])
         self._host.tokenizer = tokenizer
         if not triggers:
             self._tokenizer = None

@@ -150,7 +150,7 @@ def build_part(name: str, parts: Parts, source: Path, dtype: torch.dtype | None)
                 model = AutoencoderKL.from_config(config)
             else:
                 model = CLIPTextModel(CLIPTextConfig.from_dict(config))
-    except (KeyError, StopIteration, ValueError, TypeError) as error:
+    except (KeyError, IndexError, StopIteration, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{source}: its {name} is no SD1.5 network ({type(error).__name__}: {error}); get the file again") from None
     assign_weights(model, weights, f"{source} ({name})", dtype)
     return model.eval().requires_grad_(False)

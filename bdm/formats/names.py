@@ -200,7 +200,7 @@ def vae_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if head.endswith(".attentions.0") and leaf in _OLD_VAE_ATTENTION:
             key = f"{head}.{_OLD_VAE_ATTENTION[leaf]}.{parameter}"
         attention = ".attentions.0.to_" in key
-        renamed[key] = tensor.flatten(1) if attention and parameter == "weight" else tensor
+        renamed[key] = tensor.flatten(1) if attention and tensor.ndim == 4 else tensor
     return renamed
 
 

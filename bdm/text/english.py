@@ -60,15 +60,22 @@ def encode_english(prompts: Sequence[str], text_encoder: CLIPTextModel, tokenize
     return layout.join(features)
 
 
-def spell_triggers(text: str, tokenizer: CLIPTokenizer) -> str:
-    """Write trigger words as the tokens of their vectors: "embedding:ink" or "Ink" becomes "ink ink_1 ink_2" for three.
+def trigger_tokens(word: str, vectors: int) -> list[str]:
+    """The tokens that stand for an embedding's vectors: "<ink>", "<ink>_1", "<ink>_2" ...
 
-    The names of the further tokens are diffusers' convention, so stock pipelines read them as well.
+    The brackets keep them apart from words that CLIP knows; the numbering is diffusers' convention, so that stock pipelines
+    read "<ink>" as all of them.
     """
+    return [f"<{word}>", *(f"<{word}>_{i}" for i in range(1, vectors))]
+
+
+def spell_triggers(text: str, tokenizer: CLIPTokenizer) -> str:
+    """Write trigger words ("ink", "Ink", "embedding:ink", "<ink>") as the tokens of their vectors."""
     known = tokenizer.added_tokens_encoder.keys() - set(tokenizer.all_special_tokens)
-    further = {word for word in known if word.rpartition("_")[2].isdigit() and word.rpartition("_")[0] in known}
-    for word in sorted(known - further, key=len, reverse=True):
-        spelled = " ".join([word, *(f"{word}_{i}" for i in range(1, len(known)) if f"{word}_{i}" in further)])
-        pattern = rf"(?<!\w)(?:embedding:)?{re.escape(word)}(?!\w)"
+    for token in sorted((t for t in known if t.endswith(">")), key=len, reverse=True):
+        count = sum(other.startswith(f"{token}_") for other in known) + 1
+        word = re.escape(token[1:-1])
+        pattern = rf"<{word}>(?!_\d)|(?<![\w<])(?:embedding:)?{word}(?![\w>])"
+        spelled = " ".join(trigger_tokens(token[1:-1], count))
         text = re.sub(pattern, lambda _, spelled=spelled: spelled, text, flags=re.IGNORECASE)
     return text

@@ -1,0 +1,315 @@
+"""The contract of plug-ins: attach, change strength, detach; whatever happens, the base comes back bit for bit."""
+
+import random
+
+import pytest
+import torch
+from conftest import TEXT_DIM, make_unet, make_vae
+from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+from test_formats import make_controlnet, write_original
+from transformers import CLIPTextModel
+
+from bdm.controlnet import canny_edges
+from bdm.errors import UserError
+from bdm.formats import names
+from bdm.plugins import Plugins
+from bdm.text.english import encode_english
+
+ATTENTION = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+@pytest.fixture
+def files(pipe, tmp_path):
+    """One file of each kind, made for the tiny pipeline."""
+    torch.manual_seed(3)
+    other_text = CLIPTextModel(pipe.text_encoder.config)
+    other = type("Other", (), {"unet": make_unet(), "vae": make_vae(), "text_encoder": other_text})()
+    write_original(other, tmp_path / "style.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in names.vae_to_original(make_vae().state_dict()).items()}, tmp_path / "colours.safetensors"
+    )
+    save_file(
+        {
+            f"lora_unet_{ATTENTION}.lora_down.weight": torch.randn(2, TEXT_DIM),
+            f"lora_unet_{ATTENTION}.lora_up.weight": torch.randn(16, 2),
+            f"lora_unet_{ATTENTION}.alpha": torch.tensor(1.0),
+            "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.randn(2, TEXT_DIM),
+            "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.randn(32, 2),
+        },
+        tmp_path / "ink.safetensors",
+    )  # fmt: skip
+    save_file(
+        {"lora_unet_mid_block_attentions_0_proj_in.diff": torch.randn(32, 32, 1, 1) * 0.2,
+         "lora_unet_mid_block_attentions_0_proj_in.diff_b": torch.randn(32)},
+        tmp_path / "shift.safetensors",
+    )  # fmt: skip
+    # No metadata tells the tiny network's groups and heads, so the ControlNet comes as a folder.
+    make_controlnet(pipe.unet).save_pretrained(tmp_path / "edges")
+    torch.save(
+        {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.randn(3, TEXT_DIM)}, "name": "x", "step": 5},
+        tmp_path / "mood.pt",
+    )
+    return {path.stem: path for path in tmp_path.iterdir()}
+
+
+@pytest.fixture
+def draw(pipe):
+    def draw(**settings):
+        control = torch.linspace(0, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+        pictures = {name: control for name in pipe.plugins._controlnets}
+        return pipe(
+            "红灯笼", prompt_en="a lantern, mood style", seed=3, num_inference_steps=2, output_type="pt",
+            control_images=pictures or None, **settings,
+        ).images  # fmt: skip
+
+    return draw
+
+
+@pytest.mark.parametrize("name", ["style", "colours", "ink", "shift", "edges", "mood"])
+def test_each_acts_and_leaves_nothing_behind(pipe, files, draw, name):
+    before, tokens = draw(), len(pipe.tokenizer)
+    tokenizer, weights = pipe.tokenizer, [p.data_ptr() for p in pipe.unet.parameters()]
+    plugin = pipe.plugins.attach(files[name])
+    assert (plugin.name, plugin in list(pipe.plugins)) == (name, True)
+    assert not torch.equal(draw(), before)
+    pipe.plugins.detach(name)
+    assert torch.equal(draw(), before)
+    assert pipe.tokenizer is tokenizer
+    assert len(pipe.tokenizer) == tokens
+    assert [p.data_ptr() for p in pipe.unet.parameters()] == weights
+    assert len(pipe.plugins) == 0
+
+
+def test_any_order_of_attaching_and_detaching_restores_the_base(pipe, files, draw):
+    before = draw()
+    dice = random.Random(4)
+    for _ in range(3):
+        order = dice.sample(sorted(files), len(files))
+        for name in order:
+            pipe.plugins.attach(files[name])
+        everything = draw()
+        dice.shuffle(order)
+        for name in order[:3]:
+            pipe.plugins.detach(name)
+        for name in order[:3]:
+            pipe.plugins.attach(files[name])
+        if "style" not in order[:3] and "colours" not in order[:3] and "mood" not in order[:3] and "edges" not in order[:3]:
+            torch.testing.assert_close(draw(), everything)
+        for name in dice.sample(sorted(files), len(files)):
+            pipe.plugins.detach(name)
+        assert torch.equal(draw(), before)
+
+
+def test_adapters_add_up_and_strength_is_linear(pipe, files):
+    weight = pipe.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k").weight
+    base = weight.detach().clone()
+    pipe.plugins.attach(files["ink"])
+    change = weight.detach() - base
+    pipe.plugins.set_strength("ink", 0.5)
+    torch.testing.assert_close(weight.detach() - base, change * 0.5)
+    pipe.plugins.attach(files["ink"], "again", strength=2.0)
+    torch.testing.assert_close(weight.detach() - base, change * 2.5)
+    pipe.plugins.set_strength("ink", 0.0, 1.0)
+    pipe.plugins.set_strength("again", 0.0)
+    assert torch.equal(weight, base)
+    fc1 = next(p for name, p in pipe.text_encoder.named_parameters() if name.endswith("layers.0.mlp.fc1.weight"))
+    pipe.plugins.detach("again")
+    with_text = fc1.detach().clone()
+    pipe.plugins.detach("ink")
+    assert not torch.equal(with_text, fc1)
+
+
+def test_adapters_follow_the_checkpoint_beneath(pipe, files):
+    weight = pipe.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k").weight
+    base = weight.detach().clone()
+    pipe.plugins.attach(files["ink"])
+    change = weight.detach() - base
+    pipe.plugins.attach(files["style"])
+    together = weight.detach().clone()
+    pipe.plugins.detach("ink")
+    torch.testing.assert_close(together - weight.detach(), change)
+    pipe.plugins.detach("style")
+    assert torch.equal(weight, base)
+
+
+def test_strength_for_one_call(pipe, files, draw):
+    pipe.plugins.attach(files["ink"], strength=0.7, text_strength=0.3)
+    normal = draw()
+    weak = draw(plugin_strength={"ink": 0.1})
+    assert pipe.plugins["ink"].strength == {"unet": 0.7, "text_encoder": 0.3}
+    assert torch.equal(draw(), normal)
+    assert not torch.equal(weak, normal)
+    pipe.plugins.set_strength("ink", 0.1)
+    assert torch.equal(draw(), weak)
+
+
+def test_failed_attachment_changes_nothing(pipe, files, draw, tmp_path):
+    pipe.plugins.attach(files["ink"])
+    before, tokens = draw(), len(pipe.tokenizer)
+    wrong = {
+        "nan": ({f"lora_unet_{ATTENTION}.lora_down.weight": torch.full((2, TEXT_DIM), float("nan")), f"lora_unet_{ATTENTION}.lora_up.weight": torch.zeros(16, 2)}, "NaN"),
+        "shape": ({f"lora_unet_{ATTENTION}.lora_down.weight": torch.zeros(2, 5), f"lora_unet_{ATTENTION}.lora_up.weight": torch.zeros(16, 2)}, "do not fit"),
+        "keys": ({"lora_unet_elsewhere.lora_down.weight": torch.zeros(2, 5), f"lora_unet_{ATTENTION}.alpha": torch.tensor(1.0)}, "elsewhere"),
+        "half": ({f"lora_unet_{ATTENTION}.lora_down.weight": torch.zeros(2, TEXT_DIM), f"lora_unet_{ATTENTION}.alpha": torch.tensor(1.0)}, "do not fit"),
+        "sdxl": ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(2, 5), "lora_te1_x.lora_up.weight": torch.zeros(2, 5)}, "SDXL"),
+        "wide": ({"emb_params": torch.zeros(2, 999)}, "width"),
+        "nonsense": ({"layer.kernel": torch.zeros(2, 2, 2)}, "unknown kind"),
+        "vae": ({k: torch.zeros(3) for k in names.vae_to_original(make_vae().state_dict())}, "shape"),
+    }  # fmt: skip
+    for name, (tensors, message) in wrong.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        with pytest.raises(UserError, match=message):
+            pipe.plugins.attach(tmp_path / f"{name}.safetensors")
+        assert [plugin.name for plugin in pipe.plugins] == ["ink"]
+    for settings in ({"strenght": 1.0}, {"start": 0.1}):
+        with pytest.raises(UserError, match="takes no setting"):
+            pipe.plugins.attach(files["shift"], **settings)
+    with pytest.raises(UserError, match="already"):
+        pipe.plugins.attach(files["shift"], "ink")
+    with pytest.raises(UserError, match="window"):
+        pipe.plugins.attach(files["edges"], start=0.8, end=0.2)
+    with pytest.raises(UserError, match="attached are: ink"):
+        pipe.plugins.detach("oil")
+    assert torch.equal(draw(), before)
+    assert len(pipe.tokenizer) == tokens
+
+
+def test_list_says_what_is_attached(pipe, files):
+    import hashlib
+
+    pipe.plugins.attach(files["ink"], strength=0.8)
+    text = repr(pipe.plugins)
+    assert "ink: adapter unet 0.8, text_encoder 0.8" in text
+    assert hashlib.sha256(files["ink"].read_bytes()).hexdigest()[:10] in text
+    with pytest.raises(UserError, match="no meaning"):
+        pipe.plugins.attach(files["mood"])
+        pipe.plugins.set_strength("mood", 0.5)
+
+
+@pytest.mark.parametrize("window", [(0.0, 1.0), (0.0, 0.5), (0.4, 1.0)])
+def test_controlnet_is_stock_diffusers_without_the_branch(pipe, files, window):
+    """Two ControlNets through hooks on a stock pipeline equal diffusers' own two-ControlNet pipeline."""
+    from diffusers import ControlNetModel
+
+    parts = {key: getattr(pipe, key) for key in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
+    none = {"safety_checker": None, "feature_extractor": None}
+    controlnets = [ControlNetModel.from_pretrained(files["edges"]) for _ in range(2)]
+    peer = StableDiffusionControlNetPipeline(**parts, **none, controlnet=controlnets, requires_safety_checker=False)
+    stock = StableDiffusionPipeline(**parts, **none, requires_safety_checker=False)
+    pictures = [torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)]
+    embeds = encode_english(["a cat", ""], pipe.text_encoder, pipe.tokenizer)
+    settings = dict(
+        prompt_embeds=embeds[:1],
+        negative_prompt_embeds=embeds[1:],
+        num_inference_steps=5,
+        output_type="latent",
+        num_images_per_prompt=2,
+    )
+    plugins = Plugins(stock)
+    plugins.attach(files["edges"], "one", strength=0.9, start=window[0], end=window[1])
+    plugins.attach(files["edges"], "two", strength=0.4)
+    with plugins.during_call({"one": pictures[0], "two": pictures[1]}, steps=lambda: stock._num_timesteps, images_per_prompt=2):
+        ours = stock(**settings, generator=torch.Generator().manual_seed(1)).images
+    plugins.clear()
+    theirs = peer(
+        **settings, image=pictures, generator=torch.Generator().manual_seed(1), controlnet_conditioning_scale=[0.9, 0.4],
+        control_guidance_start=[window[0], 0.0], control_guidance_end=[window[1], 1.0],
+    ).images  # fmt: skip
+    assert torch.equal(ours, theirs)
+
+
+def test_control_pictures_are_checked(pipe, files, draw):
+    with pytest.raises(UserError, match="attached ControlNets: none"):
+        pipe("龙", control_images={"edges": Image.new("RGB", (64, 64))}, num_inference_steps=1)
+    pipe.plugins.attach(files["edges"])
+    with pytest.raises(UserError, match="no control picture"):
+        pipe("龙", num_inference_steps=1)
+    with pytest.raises(UserError, match="mode RGBA"):
+        pipe("龙", control_images=Image.new("RGBA", (64, 64)), num_inference_steps=1)
+    with pytest.raises(UserError, match="32x64"):
+        pipe("龙", control_images=Image.new("RGB", (32, 64)), num_inference_steps=1)
+    pipe("龙", control_images=Image.new("L", (64, 64)), num_inference_steps=1)
+
+
+def test_canny_finds_the_edge_of_a_square():
+    picture = Image.new("RGB", (32, 32), "black")
+    picture.paste("white", (8, 8, 24, 24))
+    edges = torch.tensor(list(canny_edges(picture).convert("L").getdata())).view(32, 32)
+    assert edges.max() == 255
+    assert edges[12:20, 12:20].sum() == 0
+    assert edges[:6].sum() == 0
+    assert 40 < (edges > 0).sum() < 140
+
+
+def test_embedding_is_its_vectors(pipe, files):
+    """The trigger word puts the file's rows where CLIP reads token embeddings, in each of its spellings."""
+    vectors = torch.load(files["mood"], weights_only=True)["string_to_param"]["*"]
+    seen = []
+    table = pipe.text_encoder.get_input_embeddings()
+    handle = table.register_forward_hook(lambda _, __, output: seen.append(output))
+    pipe.plugins.attach(files["mood"])
+    for text in ("a mood picture", "a embedding:mood picture", "a MOOD picture", "a (mood:1.3) picture"):
+        encode_english([text], pipe.text_encoder, pipe.tokenizer)
+        assert torch.equal(seen[-1][0, 2:5], vectors), text
+    encode_english(["a moody picture"], pipe.text_encoder, pipe.tokenizer)
+    assert not (seen[-1][0, :, None] == vectors[0]).all(-1).any()
+    # A second embedding keeps its own rows when the first goes.
+    save_file({"emb_params": torch.ones(1, TEXT_DIM)}, files["mood"].with_name("calm.safetensors"))
+    pipe.plugins.attach(files["mood"].with_name("calm.safetensors"))
+    pipe.plugins.detach("mood")
+    encode_english(["calm"], pipe.text_encoder, pipe.tokenizer)
+    assert torch.equal(seen[-1][0, 1], torch.ones(TEXT_DIM))
+    handle.remove()
+
+
+@pytest.mark.parametrize("form", ["A1111 safetensors", "diffusers", "one vector"])
+def test_embedding_forms(pipe, tmp_path, form):
+    path = tmp_path / "calm.safetensors"
+    tensors = {
+        "A1111 safetensors": {"emb_params": torch.randn(2, TEXT_DIM)},
+        "diffusers": {"<calm>": torch.randn(2, TEXT_DIM)},
+        "one vector": {"<calm>": torch.randn(TEXT_DIM)},
+    }[form]
+    if form == "diffusers":
+        path = path.with_suffix(".bin")
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    rows = pipe.text_encoder.get_input_embeddings().weight.shape[0]
+    pipe.plugins.attach(path)
+    table = pipe.text_encoder.get_input_embeddings().weight
+    assert torch.equal(table[rows:], next(iter(tensors.values())).reshape(-1, TEXT_DIM))
+
+
+def test_stock_pipeline_reads_several_vectors_too(pipe, files):
+    parts = {key: getattr(pipe, key) for key in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
+    stock = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    plugins = Plugins(stock)
+    plugins.attach(files["mood"])
+    theirs = stock.encode_prompt("a <mood> picture", "cpu", 1, False)[0]
+    assert torch.equal(theirs, encode_english(["a mood picture"], stock.text_encoder, stock.tokenizer))
+    plugins.clear()
+
+
+def test_clip_skip_is_a1111s(pipe):
+    ids = pipe.tokenizer(["a cat"], padding="max_length", return_tensors="pt").input_ids
+    states = pipe.text_encoder(ids, output_hidden_states=True).hidden_states
+    norm = next(m for name, m in pipe.text_encoder.named_modules() if name.endswith("final_layer_norm"))
+    assert torch.equal(encode_english(["a cat"], pipe.text_encoder, pipe.tokenizer, 2), norm(states[-2]))
+    assert torch.equal(encode_english(["a cat"], pipe.text_encoder, pipe.tokenizer, 1), norm(states[-1]))
+    with pytest.raises(UserError, match="clip_skip 3"):
+        encode_english(["a cat"], pipe.text_encoder, pipe.tokenizer, 3)
+
+
+def test_pipelines_with_every_part_work_on_a_bare_backbone(pipe, files):
+    from bdm.backbone import Backbone
+
+    backbone = Backbone(pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet, pipe.scheduler)
+    plugins = Plugins(backbone)
+    for name in ("style", "ink", "mood"):
+        plugins.attach(files[name])
+    assert len(backbone.tokenizer) == len(pipe.tokenizer) + 3
+    plugins.clear()
+    assert backbone.tokenizer is pipe.tokenizer
