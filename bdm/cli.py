@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
@@ -67,6 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value")
     evaluate.set_defaults(run=_evaluate)
 
+    inspect = commands.add_parser("inspect", help="say what weight files are: kind, base, rank, trigger words, hashes")
+    inspect.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    inspect.set_defaults(run=_inspect)
+
+    convert = commands.add_parser("convert", help="write a weight file in another layout, as safetensors")
+    convert.add_argument("source", type=Path, help="checkpoint, VAE, LoRA, embedding, ControlNet or branch: file or folder")
+    convert.add_argument("out", type=Path, help="file ending in .safetensors, or folder")
+    convert.add_argument("--layout", required=True, help="original, diffusers, kohya, A1111 or BDM, as the kind allows")
+    convert.add_argument(
+        "--dtype", choices=("fp16", "bf16", "fp32"), help="precision of the written weights (default: as they are)"
+    )
+    convert.set_defaults(run=_convert)
+
     assemble = commands.add_parser("assemble", help="put trained parts together into one pipeline folder")
     assemble.add_argument("--backbone", required=True, help="folder or hub name of the SD1.5 model")
     assemble.add_argument("--branch", required=True, help="folder of the branch")
@@ -98,6 +112,29 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--height", type=int, default=None)
     parser.add_argument("--enlarge", type=int, default=1, help="enlarge the saved pictures by a whole factor")
+    parser.add_argument(
+        "--clip-skip", type=int, default=1, help="layer of the English text encoder, from the end (A1111; 1 is the last)"
+    )
+    plugins = parser.add_argument_group("plug-ins on the backbone (files from the English community)")
+    plugins.add_argument("--checkpoint", metavar="FILE", help="SD1.5 checkpoint: single file or diffusers folder")
+    plugins.add_argument("--vae", metavar="FILE", help="another VAE")
+    plugins.add_argument(
+        "--lora", metavar="FILE[:weight[:text-encoder weight]]", action="append", default=[], help="LoRA or relative; repeatable"
+    )
+    plugins.add_argument(
+        "--embedding", metavar="FILE", action="append", default=[], help="textual inversion; its stem is the trigger"
+    )
+    plugins.add_argument("--controlnet", metavar="FILE", action="append", default=[], help="file or folder; repeatable")
+    plugins.add_argument(
+        "--control-image",
+        metavar="IMAGE[:scale[:start:end]]",
+        action="append",
+        default=[],
+        help="one for each --controlnet, in order",
+    )
+    plugins.add_argument(
+        "--annotator", metavar="NAME", help="turn the control images into conditions first: canny, or a controlnet_aux detector"
+    )
 
 
 def _quiet() -> None:
@@ -151,24 +188,92 @@ def _infer(options: argparse.Namespace) -> None:
     pipe = BridgePipeline.from_pretrained(options.model)
     if scheduler is not None:
         pipe.scheduler = scheduler
+    control_images = _attach_plugins(pipe, options)
     guidance = options.guidance
     if guidance is None:
         guidance = 4.0 if Path(options.model) == DEFAULT_MODEL else 7.5
     pictures = pipe(
         options.prompt, options.negative, prompt_en=options.prompt_en, negative_prompt_en=options.negative_en,
         seed=options.seed, num_inference_steps=options.steps, guidance_scale=guidance, num_images_per_prompt=options.count,
-        branch_scale=options.branch_scale, width=options.width, height=options.height,
+        branch_scale=options.branch_scale, width=options.width, height=options.height, clip_skip=options.clip_skip,
+        control_images=control_images,
     ).images  # fmt: skip
     for i, picture in enumerate(pictures):
         path = options.out if len(pictures) == 1 else options.out.with_stem(f"{options.out.stem}-{i}")
         facts = describe(
             options.prompt[i // options.count], options.negative, options.prompt_en, options.negative_en, options.seed + i,
             options.steps, guidance, options.sampler or type(pipe.scheduler).__name__, options.branch_scale, picture.size,
-            str(options.model),
+            str(options.model), options.clip_skip, list(pipe.plugins),
         )  # fmt: skip
         picture = picture.resize((picture.width * options.enlarge, picture.height * options.enlarge), 0)
         save_picture(picture, path, **picture_info(facts, path.suffix))
         print(path)
+
+
+def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Attach what the command line names; returns the control pictures by ControlNet."""
+    from .controlnet import annotate, open_picture
+
+    if len(options.controlnet) != len(options.control_image):
+        raise UserError(
+            f"{len(options.controlnet)} --controlnet and {len(options.control_image)} --control-image; give one image for each"
+        )
+    for source in (options.checkpoint, options.vae):
+        if source:
+            pipe.plugins.attach(source)
+    for text in options.lora:
+        source, numbers = split_numbers(text, "--lora", (0, 1, 2))
+        pipe.plugins.attach(source, **dict(zip(("strength", "text_strength"), numbers, strict=False)))
+    for source in options.embedding:
+        pipe.plugins.attach(source)
+    pictures = {}
+    for i, (source, text) in enumerate(zip(options.controlnet, options.control_image, strict=True)):
+        image, numbers = split_numbers(text, "--control-image", (0, 1, 3))
+        picture = annotate(open_picture(image), options.annotator)
+        settings = dict(zip(("strength", "start", "end"), numbers, strict=False))
+        pictures[pipe.plugins.attach(source, f"controlnet-{i}", **settings).name] = picture
+    triggers = [plugin.name for plugin in pipe.plugins if plugin.kind == "embedding"]
+    if triggers and not (options.prompt_en or options.negative_en):
+        logging.warning("embeddings act through the English prompt; --prompt-en or --negative-en must name %s", ", ".join(triggers))
+    return pictures or None
+
+
+def split_numbers(text: str, option: str, counts: tuple[int, ...]) -> tuple[str, list[float]]:
+    """Split "FILE:0.8:0.5" into the file and its numbers; colons inside the file's name stay.
+
+    Raises:
+        UserError: another count of numbers than allowed.
+    """
+    parts = text.split(":")
+    numbers: list[float] = []
+    while len(parts) > 1 and len(numbers) < max(counts):
+        try:
+            numbers.insert(0, float(parts[-1]))
+        except ValueError:
+            break
+        parts.pop()
+    if len(numbers) not in counts:
+        raise UserError(f"{option} {text}: {len(numbers)} numbers behind the file; allowed are {' or '.join(map(str, counts))}")
+    return ":".join(parts), numbers
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from .formats.identify import describe_file
+
+    for i, path in enumerate(options.files):
+        facts = describe_file(path)
+        width = max(map(len, facts))
+        print(*([""] if i else []), path, *(f"  {name:<{width}}  {text}" for name, text in facts.items()), sep="\n")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    import torch
+
+    from .convert import convert
+
+    _quiet()
+    dtypes = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    print(convert(options.source, options.out, options.layout, dtypes[options.dtype]))
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,45 @@ def canny_edges(picture: Image.Image, low: int = 100, high: int = 200) -> Image.
 
     edges = cv2.Canny(np.asarray(picture.convert("RGB")), low, high)
     return Image.fromarray(edges).convert("RGB")
+
+
+def annotate(picture: Image.Image, name: str | None) -> Image.Image:
+    """Turn a picture into a ControlNet's condition.
+
+    Args:
+        picture: any picture.
+        name: "canny", or the name of a detector of the ``controlnet_aux`` package ("hed", "openpose" ...); None leaves it.
+
+    Raises:
+        UserError: unknown name, or ``controlnet_aux`` is not installed.
+    """
+    if name is None:
+        return picture
+    if name == "canny":
+        return canny_edges(picture)
+    try:
+        from controlnet_aux.processor import Processor  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(
+            f"annotator {name!r} needs the controlnet_aux package: pip install 'bdm[annotators]'; canny is built in"
+        ) from None
+    try:
+        return Processor(name)(picture, to_pil=True).resize(picture.size)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"controlnet_aux has no annotator {name!r} ({str(error)[:120]})") from None
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Open a picture file.
+
+    Raises:
+        UserError: missing or not a picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.copy()
+    except OSError as error:
+        raise UserError(f"{path} is not a picture that can be opened ({error}); give a PNG or JPEG") from None
 
 
 def control_tensor(pictures: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:

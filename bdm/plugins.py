@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from .bridge import check_window
@@ -25,7 +24,7 @@ from .errors import UserError
 from .formats.adapter import split_adapter
 from .formats.checkpoint import check_names, load_controlnet, named_like, read_parts, read_vae
 from .formats.embedding import embedding_vectors
-from .formats.identify import Kind, identify_source, require, source_hash
+from .formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from .text.english import trigger_tokens
 from .weights import read_weights, refuse_not_finite, resolve_folder
 
@@ -137,7 +136,9 @@ class Plugin:
 
     @cached_property
     def hash(self) -> str:
-        """The first ten digits of the source's SHA-256, as A1111 shows them."""
+        """What A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's."""
+        if self.kind == "adapter" and self.source.suffix == ".safetensors":
+            return file_hashes(self.source)["data hash"]
         return source_hash(self.source)
 
     def __str__(self) -> str:
@@ -403,15 +404,3 @@ class Plugins:
 
 def _strengths(strength: float, text_strength: float | None) -> dict[str, float]:
     return {"unet": strength, "text_encoder": strength if text_strength is None else text_strength}
-
-
-def control_picture(path: str | Path) -> Image.Image:
-    """Open a control picture.
-
-    Raises:
-        UserError: missing or not a picture.
-    """
-    try:
-        return Image.open(path).copy()
-    except OSError as error:
-        raise UserError(f"{path} is not a picture that can be opened ({error}); give a PNG or JPEG") from None

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel
 from bdm.controlnet import canny_edges
 from bdm.errors import UserError
 from bdm.formats import names
+from bdm.formats.identify import file_hashes
 from bdm.plugins import Plugins
 from bdm.text.english import encode_english
 
@@ -148,16 +149,17 @@ def test_strength_for_one_call(pipe, files, draw):
 def test_failed_attachment_changes_nothing(pipe, files, draw, tmp_path):
     pipe.plugins.attach(files["ink"])
     before, tokens = draw(), len(pipe.tokenizer)
+    up, down, alpha = (f"lora_unet_{ATTENTION}.{end}" for end in ("lora_up.weight", "lora_down.weight", "alpha"))
     wrong = {
-        "nan": ({f"lora_unet_{ATTENTION}.lora_down.weight": torch.full((2, TEXT_DIM), float("nan")), f"lora_unet_{ATTENTION}.lora_up.weight": torch.zeros(16, 2)}, "NaN"),
-        "shape": ({f"lora_unet_{ATTENTION}.lora_down.weight": torch.zeros(2, 5), f"lora_unet_{ATTENTION}.lora_up.weight": torch.zeros(16, 2)}, "do not fit"),
-        "keys": ({"lora_unet_elsewhere.lora_down.weight": torch.zeros(2, 5), f"lora_unet_{ATTENTION}.alpha": torch.tensor(1.0)}, "elsewhere"),
-        "half": ({f"lora_unet_{ATTENTION}.lora_down.weight": torch.zeros(2, TEXT_DIM), f"lora_unet_{ATTENTION}.alpha": torch.tensor(1.0)}, "do not fit"),
-        "sdxl": ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(2, 5), "lora_te1_x.lora_up.weight": torch.zeros(2, 5)}, "SDXL"),
+        "nan": ({down: torch.full((2, TEXT_DIM), float("nan")), up: torch.zeros(16, 2)}, "NaN"),
+        "shape": ({down: torch.zeros(2, 5), up: torch.zeros(16, 2)}, "do not fit"),
+        "keys": ({"lora_unet_elsewhere.lora_down.weight": torch.zeros(2, 5), alpha: torch.tensor(1.0)}, "elsewhere"),
+        "half": ({down: torch.zeros(2, TEXT_DIM), alpha: torch.tensor(1.0)}, "do not fit"),
+        "sdxl": ({"lora_te2_x.lora_down.weight": torch.zeros(2, 5), "lora_te1_x.lora_up.weight": torch.zeros(2, 5)}, "SDXL"),
         "wide": ({"emb_params": torch.zeros(2, 999)}, "width"),
         "nonsense": ({"layer.kernel": torch.zeros(2, 2, 2)}, "unknown kind"),
         "vae": ({k: torch.zeros(3) for k in names.vae_to_original(make_vae().state_dict())}, "shape"),
-    }  # fmt: skip
+    }
     for name, (tensors, message) in wrong.items():
         save_file(tensors, tmp_path / f"{name}.safetensors")
         with pytest.raises(UserError, match=message):
@@ -177,14 +179,12 @@ def test_failed_attachment_changes_nothing(pipe, files, draw, tmp_path):
 
 
 def test_list_says_what_is_attached(pipe, files):
-    import hashlib
-
     pipe.plugins.attach(files["ink"], strength=0.8)
     text = repr(pipe.plugins)
     assert "ink: adapter unet 0.8, text_encoder 0.8" in text
-    assert hashlib.sha256(files["ink"].read_bytes()).hexdigest()[:10] in text
+    assert f"[{file_hashes(files['ink'])['data hash']}]" in text
+    pipe.plugins.attach(files["mood"])
     with pytest.raises(UserError, match="no meaning"):
-        pipe.plugins.attach(files["mood"])
         pipe.plugins.set_strength("mood", 0.5)
 
 

@@ -26,7 +26,7 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
     vectors = tensors[0].reshape(-1, tensors[0].shape[-1])
     if vectors.shape[1] != width or not 1 <= len(vectors) <= 75:
         raise UserError(
-            f"{file.path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this text encoder takes 1 to 75 of width {width}: "
+            f"{file.path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to 75 of width {width}: "
             "use an embedding made for this base"
         )
     refuse_not_finite({"the embedding": vectors}, file.path)
