@@ -43,6 +43,7 @@ class EmojiConfig(Strict):
     variants: Annotated[int, Field(ge=2)] = 4
     groups: tuple[Literal["native", "different", "shared"], ...] = ("native", "different", "shared")
     looks: tuple[Literal["twemoji", "openmoji"], ...] | None = None
+    treatments: tuple[Literal["plain", "grey"], ...] = ("plain",)
     limit: Annotated[int, Field(ge=0)] = 0
     held_out: Literal["without", "only", "all"] = "without"
 

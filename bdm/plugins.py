@@ -201,7 +201,7 @@ class Plugins:
         if name in self._plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)
-        attach = {
+        attach: dict[Kind, Callable[..., dict[str, float] | None]] = {
             "checkpoint": self._attach_checkpoint, "vae": self._attach_vae, "adapter": self._attach_adapter,
             "controlnet": self._attach_controlnet, "embedding": self._attach_embedding,
         }  # fmt: skip

@@ -51,7 +51,7 @@ def _stand_in(name: str) -> tuple[Any, str]:
 
 #: Harmless names in old Stable Diffusion checkpoints (the trainer's callbacks) and A1111 embeddings (parameter containers).
 #: None of the real objects is imported or built.
-_STAND_INS = [
+_STAND_INS: list[Any] = [
     _stand_in("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     _stand_in("pytorch_lightning.utilities.types._Metadata"),
     _stand_in("torch.nn.modules.container.ParameterDict"),

@@ -32,10 +32,9 @@ class FixedJudge:
     """A judge that says what it is told."""
 
     def __init__(self, concepts, colours, looks):
-        sizes = (640, len(COLOUR_NAMES), 2)
-        self.verdict = Verdict(
-            *(torch.nn.functional.one_hot(torch.tensor(v), n).float() for v, n in zip((concepts, colours, looks), sizes))
-        )
+        sizes = (640, len(COLOUR_NAMES), 2, 2)
+        said = (concepts, colours, looks, [0] * len(looks))
+        self.verdict = Verdict(*(torch.nn.functional.one_hot(torch.tensor(v), n).float() for v, n in zip(said, sizes)))
 
     def __call__(self, pictures):
         return self.verdict

@@ -25,6 +25,10 @@ from .source import Example
 Language = Literal["zh", "en", "ja"]
 Look = Literal["twemoji", "openmoji"]
 Group = Literal["native", "different", "shared"]
+#: How a drawing is treated before it is put on its background; "grey" takes its colours away.
+Treatment = Literal["plain", "grey"]
+LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
+TREATMENTS: tuple[Treatment, ...] = ("plain", "grey")
 
 #: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to be named.
 COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
@@ -107,6 +111,11 @@ def load_drawing(code: int, look: Look) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
+def treat(drawing: Image.Image, treatment: Treatment) -> Image.Image:
+    """An RGBA drawing after a treatment."""
+    return drawing.convert("LA").convert("RGBA") if treatment == "grey" else drawing
+
+
 def has_drawings(code: int) -> bool:
     """Whether both packages draw this code point."""
     return (
@@ -180,12 +189,13 @@ class World:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture of the world: which concept on which background, how it is drawn and named."""
+    """One picture of the world: which concept on which background, how it is drawn, treated and named."""
 
     concept: int
     colour: str
     variant: int
     look: Look
+    treatment: Treatment
     caption: str
 
 
@@ -202,6 +212,7 @@ class EmojiSource:
         variants: pictures per concept and colour.
         groups: the groups of concepts to include.
         looks: draw in these styles whatever the language says (for models that see both worlds' pictures).
+        treatments: every picture comes once in each.
         limit: keep the first ``limit`` concepts of those chosen, evenly spread; 0 keeps all.
         held_out: leave out the pairs held out of training, take only them, or take all.
     """
@@ -214,22 +225,25 @@ class EmojiSource:
         variants: int = 4,
         groups: tuple[Group, ...] = ("native", "different", "shared"),
         looks: tuple[Look, ...] | None = None,
+        treatments: tuple[Treatment, ...] = ("plain",),
         limit: int = 0,
         held_out: Literal["without", "only", "all"] = "without",
     ) -> None:
         self._arguments = dict(
-            world=world, language=language, size=size, variants=variants, groups=groups, looks=looks, limit=limit
+            world=world, language=language, size=size, variants=variants, groups=groups, looks=looks, treatments=treatments,
+            limit=limit,
         )
         self.world, self.language, self.size, self.looks = world, language, size, looks
         chosen = [i for i, concept in enumerate(world.concepts) if concept.group in groups]
         if limit:
             chosen = chosen[:: max(1, len(chosen) // limit)][:limit]
         self.rows = [
-            Row(i, colour, variant, look, world.caption(i, colour if variant else None, language))
+            Row(i, colour, variant, look, treatment, world.caption(i, colour if variant else None, language))
             for i in chosen
             for colour in COLOUR_NAMES
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
             for look in (looks or (world.concepts[i].look(language),))
+            for treatment in treatments
             # Only a caption that names the colour makes a held-out pair.
             for variant in range(1 if held_out == "only" else 0, variants)
         ]
@@ -239,7 +253,7 @@ class EmojiSource:
 
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
-        drawing = load_drawing(self.world.concepts[row.concept].code, row.look)
+        drawing = treat(load_drawing(self.world.concepts[row.concept].code, row.look), row.treatment)
         seed = f"{row.concept}/{row.colour}/{row.variant}/{row.look}"
         picture = compose(drawing, row.colour, self.size, random.Random(seed))
         return Example(row.caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1))

@@ -26,15 +26,17 @@ class Verdict:
         concept: (B, concepts).
         colour: (B, colours).
         look: (B, 2), Twemoji and OpenMoji.
+        treatment: (B, 2), plain and grey.
     """
 
     concept: Tensor
     colour: Tensor
     look: Tensor
+    treatment: Tensor
 
 
 class JudgeModel(nn.Module):
-    """A small convolutional classifier with three heads.
+    """A small convolutional classifier with four heads.
 
     Args:
         concepts: number of concepts.
@@ -54,7 +56,8 @@ class JudgeModel(nn.Module):
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.2))
         flat = channels[-1] * 16
-        self.concept, self.colour, self.look = nn.Linear(flat, concepts), nn.Linear(flat, colours), nn.Linear(flat, 2)
+        self.concept, self.colour = nn.Linear(flat, concepts), nn.Linear(flat, colours)
+        self.look, self.treatment = nn.Linear(flat, 2), nn.Linear(flat, 2)
 
     def forward(self, pictures: Tensor) -> Verdict:
         """Judge (B, 3, H, W) pictures in [-1, 1]."""
@@ -62,7 +65,7 @@ class JudgeModel(nn.Module):
         if pictures.shape[-1] != size:
             pictures = F.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True)
         features = self.features(pictures)
-        return Verdict(self.concept(features), self.colour(features), self.look(features))
+        return Verdict(self.concept(features), self.colour(features), self.look(features), self.treatment(features))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write configuration and weights, in half precision: verdicts do not depend on the rest."""

@@ -13,12 +13,12 @@ from ..branch import BranchModel
 from ..checkpoint import write_json
 from ..config import EvaluateConfig
 from ..data.batch import fixed_batch
-from ..data.emoji import COLOUR_NAMES, EmojiSource, World
+from ..data.emoji import LOOKS, TREATMENTS, EmojiSource, World
 from ..data.source import to_pixels, to_unit_range
 from ..errors import UserError
 from ..grid import labelled_grid, save_picture
 from ..pipeline import BridgePipeline
-from ..recipes.judge import LOOKS
+from ..recipes.judge import row_labels
 from ..samplers import make_scheduler
 from .judge import JudgeModel, augment
 from .trials import Score, Trial, draw, make_trials, score
@@ -73,18 +73,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 @torch.no_grad()
 def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560) -> dict[str, float]:
     """The judge's own accuracy: on fresh augmentations of real pictures, and on their VAE reconstructions (the ceiling)."""
-    source = EmojiSource(world, size=judge.config["size"], looks=("twemoji", "openmoji"), held_out="all")
+    source = EmojiSource(world, size=judge.config["size"], looks=LOOKS, treatments=TREATMENTS, held_out="all")
     batch = fixed_batch(source, count, seed=-12345)
     assert batch.pixels is not None
     rows = [source.rows[i] for i in batch.indices]
     real = to_unit_range(batch.pixels)
     figures = {}
     verdict = judge(augment(real, batch.generators))
-    labels = {
-        "concept": [r.concept for r in rows],
-        "colour": [COLOUR_NAMES.index(r.colour) for r in rows],
-        "look": [LOOKS.index(r.look) for r in rows],
-    }
+    labels = row_labels(rows)
     for name, label in labels.items():
         figures[f"judge_{name}"] = _accuracy(getattr(verdict, name), label)
     decoded = torch.cat([vae.decode(vae.encode(x).latent_dist.mode()).sample for x in real.split(128)])
@@ -92,8 +88,8 @@ def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560)
     return figures
 
 
-def _accuracy(logits: Tensor, labels: list[int]) -> float:
-    return (logits.argmax(1) == torch.tensor(labels)).float().mean().item()
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).float().mean().item()
 
 
 def _chinese_figures(judge: JudgeModel, pictures: Tensor, world: World, result: Score) -> dict[str, float]:

@@ -144,8 +144,9 @@ def build_part(name: str, parts: Parts, source: Path, dtype: torch.dtype | None)
     try:
         config = parts.configs.get(name) or infer(weights)
         with init_empty_weights():
+            model: Any
             if name == "unet":
-                model: Any = UNet2DConditionModel.from_config(config)
+                model = UNet2DConditionModel.from_config(config)
             elif name == "vae":
                 model = AutoencoderKL.from_config(config)
             else:
@@ -207,7 +208,7 @@ def _averaged_unet(file: WeightFile) -> dict[str, Tensor]:
 
     averaged = _part(file.tensors, "model_ema.diffusion_model")
     with init_empty_weights():
-        unet = UNet2DConditionModel.from_config(_kept_configs(file).get("unet") or {"cross_attention_dim": 768})
+        unet: Any = UNet2DConditionModel.from_config(_kept_configs(file).get("unet") or {"cross_attention_dim": 768})
     names = {key.replace(".", ""): key for key in unet_to_original(unet.state_dict())}
     return {names.get(key, key): tensor for key, tensor in averaged.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,20 +10,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.batch import Batch, fixed_batch
-from ..data.emoji import COLOUR_NAMES, EmojiSource
+from ..data.emoji import COLOUR_NAMES, LOOKS, TREATMENTS, EmojiSource, Row
 from ..data.source import to_unit_range
 from ..errors import UserError
 from ..evaluate.judge import JudgeModel, augment
 from .base import Recipe
 
-LOOKS = ("twemoji", "openmoji")
+
+def row_labels(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """What the judge should say of rows of the world, by head: (B,) class numbers."""
+    classes = {
+        "concept": [row.concept for row in rows],
+        "colour": [COLOUR_NAMES.index(row.colour) for row in rows],
+        "look": [LOOKS.index(row.look) for row in rows],
+        "treatment": [TREATMENTS.index(row.treatment) for row in rows],
+    }
+    return {name: torch.tensor(numbers) for name, numbers in classes.items()}
 
 
 class JudgeRecipe(Recipe):
-    """Cross-entropy of concept, background colour and look on augmented real pictures.
+    """Cross-entropy of concept, background colour, look and treatment on augmented real pictures.
 
     Args:
-        source: the emoji world in both looks.
+        source: the emoji world in both looks and treatments.
         width: see ``JudgeModel``.
         seed: seed of the weights.
     """
@@ -40,15 +50,12 @@ class JudgeRecipe(Recipe):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.pixels is not None
-        rows = [self.rows[i] for i in batch.indices]
-        labels = torch.tensor([(r.concept, COLOUR_NAMES.index(r.colour), LOOKS.index(r.look)) for r in rows])
+        labels = row_labels([self.rows[i] for i in batch.indices])
         verdict = self.judge(augment(to_unit_range(batch.pixels), batch.generators))
-        concept, colour, look = labels.unbind(1)
-        loss = F.cross_entropy(verdict.concept, concept) + 0.3 * (
-            F.cross_entropy(verdict.colour, colour) + F.cross_entropy(verdict.look, look)
-        )
-        hits = {name: (getattr(verdict, name).argmax(1) == label).float().mean() for name, label in
-                (("concept", concept), ("colour", colour), ("look", look))}  # fmt: skip
+        losses = {name: F.cross_entropy(getattr(verdict, name), label) for name, label in labels.items()}
+        # The concept is by far the hardest.
+        loss = losses.pop("concept") + 0.3 * torch.stack(list(losses.values())).sum()
+        hits = {name: (getattr(verdict, name).argmax(1) == label).float().mean() for name, label in labels.items()}
         return {"loss": loss, **hits}
 
     @torch.no_grad()
