@@ -291,10 +291,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     from .config import EvaluateConfig, read_config
 
     config = read_config(options.config, options.overrides, EvaluateConfig)
-    from .evaluate.report import evaluate
-
     _quiet()
-    evaluate(config)
+    if config.plugins is not None:
+        from .evaluate.combinations import evaluate_combinations
+
+        evaluate_combinations(config, config.plugins)
+    else:
+        from .evaluate.report import evaluate
+
+        evaluate(config)
 
 
 def _assemble(options: argparse.Namespace) -> None:

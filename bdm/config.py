@@ -44,6 +44,8 @@ class EmojiConfig(Strict):
     groups: tuple[Literal["native", "different", "shared"], ...] = ("native", "different", "shared")
     looks: tuple[Literal["twemoji", "openmoji"], ...] | None = None
     treatments: tuple[Literal["plain", "grey"], ...] = ("plain",)
+    colours: tuple[Literal["white", "red", "orange", "yellow", "green", "blue", "purple", "pink"], ...] | None = None
+    name_colours: bool = True
     limit: Annotated[int, Field(ge=0)] = 0
     held_out: Literal["without", "only", "all"] = "without"
 
@@ -109,6 +111,49 @@ class BranchConfig(DenoisingConfig):
     shuffle_captions: bool = False
 
 
+class CommunityConfig(DenoisingConfig):
+    """What the recipes of community plug-ins share; they train on the backbone alone, with English captions."""
+
+    backbone: str
+    trigger: str = ""
+
+
+class CheckpointConfig(CommunityConfig):
+    """Fine-tune the backbone's UNet; writes an original-layout single file."""
+
+    kind: Literal["checkpoint"]
+
+
+class LoraConfig(CommunityConfig):
+    """Train a LoRA on the backbone's UNet; writes kohya's names."""
+
+    kind: Literal["lora"]
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 8
+
+
+class EmbeddingConfig(CommunityConfig):
+    """Learn a word's vectors (textual inversion); writes A1111's form."""
+
+    kind: Literal["embedding"]
+    trigger: Annotated[str, Field(min_length=1)] = "mood"
+    vectors: Annotated[int, Field(ge=1, le=75)] = 2
+    initial: str = "background"
+
+
+class ControlNetConfig(CommunityConfig):
+    """Train a ControlNet on the edges of the pictures."""
+
+    kind: Literal["controlnet"]
+    widths: tuple[PositiveInt, ...] = (16, 32, 96)
+
+    @model_validator(mode="after")
+    def _pictures(self) -> ControlNetConfig:
+        if self.cache:
+            raise ValueError("cache: true keeps no pictures, and a ControlNet's condition is made from them; set cache: false")
+        return self
+
+
 class JudgeConfig(Strict):
     """Train the classifier that scores generated pictures; it knows nothing of the generator."""
 
@@ -117,7 +162,16 @@ class JudgeConfig(Strict):
 
 
 RecipeConfig = Annotated[
-    AutoencoderConfig | ContrastiveConfig | BackboneConfig | BranchConfig | JudgeConfig, Field(discriminator="kind")
+    AutoencoderConfig
+    | ContrastiveConfig
+    | BackboneConfig
+    | BranchConfig
+    | CheckpointConfig
+    | LoraConfig
+    | EmbeddingConfig
+    | ControlNetConfig
+    | JudgeConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -168,8 +222,19 @@ class RunConfig(Strict):
         return self
 
 
+class PluginFilesConfig(Strict):
+    """The plug-ins whose combinations are evaluated (see ``bdm.evaluate.combinations``), and their trigger words."""
+
+    checkpoint: str
+    lora: str
+    controlnet: str
+    embedding: str
+    lora_trigger: str
+    embedding_colour: str
+
+
 class EvaluateConfig(Strict):
-    """The evaluation in the emoji world (see ``bdm.evaluate.report``)."""
+    """The evaluation in the emoji world (see ``bdm.evaluate.report``); with ``plugins`` that of their combinations."""
 
     model: str
     judge: str
@@ -182,6 +247,7 @@ class EvaluateConfig(Strict):
     batch: PositiveInt = 32
     controls: PositiveInt = 64
     seed: int = 0
+    plugins: PluginFilesConfig | None = None
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

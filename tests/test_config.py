@@ -15,7 +15,7 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_configuration_loads_and_says_how_to_run_it(path):
-    schema = EvaluateConfig if path.name.startswith("evaluate") else RunConfig
+    schema = EvaluateConfig if path.stem in ("evaluate", "plugins") else RunConfig
     read_config(path, [], schema)
     command = "bdm evaluate" if schema is EvaluateConfig else "train.py"
     header = path.read_text(encoding="utf-8").split("\n\n")[0]

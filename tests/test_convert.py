@@ -62,7 +62,8 @@ def test_vae_round_trip(pipe, tmp_path):
 def test_adapter_round_trip_keeps_the_change(tmp_path):
     torch.manual_seed(2)
     path = tmp_path / "kohya.safetensors"
-    tensors = {f"lora_unet_{KEY}.lora_down.weight": torch.randn(4, 768), f"lora_unet_{KEY}.lora_up.weight": torch.randn(320, 4)}
+    down, up = f"lora_unet_{KEY}.lora_down.weight", f"lora_unet_{KEY}.lora_up.weight"
+    tensors = {down: torch.randn(4, 768), up: torch.randn(320, 4)}
     save_file(tensors | {f"lora_unet_{KEY}.alpha": torch.tensor(2.0)}, path, {"ss_network_dim": "4"})
     convert(path, tmp_path / "diffusers.safetensors", "diffusers")
     keys = read_tensors(tmp_path / "diffusers.safetensors")
@@ -71,7 +72,9 @@ def test_adapter_round_trip_keeps_the_change(tmp_path):
     module = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     weight = torch.zeros(320, 768)
     changes = [
-        split_adapter(read_weights(tmp_path / f"{name}.safetensors"), {"unet": [module, "down_blocks.0.resnets.0.conv1"]})["unet"][module].weight(weight)
+        split_adapter(read_weights(tmp_path / f"{name}.safetensors"), {"unet": [module, "down_blocks.0.resnets.0.conv1"]})["unet"][
+            module
+        ].weight(weight)
         for name in ("kohya", "diffusers", "back")
     ]
     torch.testing.assert_close(changes[1], changes[0])
@@ -96,7 +99,9 @@ def test_diffusers_reads_the_converted_adapter(tmp_path):
     ours = make_unet(cross_attention_dim=768)
     ours.load_state_dict(unet.state_dict())
     layer = ours.get_submodule(module)
-    layer.weight.data += split_adapter(read_weights(path), {"unet": [module, "down_blocks.0.resnets.0.conv1"]})["unet"][module].weight(layer.weight.data)
+    layer.weight.data += split_adapter(read_weights(path), {"unet": [module, "down_blocks.0.resnets.0.conv1"]})["unet"][
+        module
+    ].weight(layer.weight.data)
     state = {k.removeprefix("unet."): v for k, v in read_tensors(tmp_path / "diffusers.safetensors").items()}
     unet.load_lora_adapter(state, prefix=None)
     torch.testing.assert_close(ours(x, 5, text).sample, unet(x, 5, text).sample, atol=1e-5, rtol=1e-4)

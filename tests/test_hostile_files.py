@@ -48,7 +48,8 @@ def harmful():
     ]  # fmt: skip
     plain = [pickle.dumps({"state_dict": {"a": thing}}, protocol) for thing in objects for protocol in (0, 2, 4)]
     names = [
-        ("os", "system"), ("posix", "system"), ("builtins", "eval"), ("__builtin__", "eval"), ("nt", "system"), ("runpy", "run_path"),
+        ("os", "system"), ("posix", "system"), ("nt", "system"), ("builtins", "eval"), ("__builtin__", "eval"),
+        ("runpy", "run_path"),
         ("torch.serialization", "load"), ("torch._utils", "_import_dotted_name"), ("torch.jit", "load"), ("operator", "attrgetter"),
         ("functools", "partial"), ("collections", "__builtins__"), ("collections.OrderedDict", "__reduce__"),
         ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint.__init__"), ("torch", "nn.Module"),

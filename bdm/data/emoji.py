@@ -213,6 +213,8 @@ class EmojiSource:
         groups: the groups of concepts to include.
         looks: draw in these styles whatever the language says (for models that see both worlds' pictures).
         treatments: every picture comes once in each.
+        colours: only these backgrounds; None takes all.
+        name_colours: captions may name the background.
         limit: keep the first ``limit`` concepts of those chosen, evenly spread; 0 keeps all.
         held_out: leave out the pairs held out of training, take only them, or take all.
     """
@@ -226,11 +228,19 @@ class EmojiSource:
         groups: tuple[Group, ...] = ("native", "different", "shared"),
         looks: tuple[Look, ...] | None = None,
         treatments: tuple[Treatment, ...] = ("plain",),
+        colours: tuple[str, ...] | None = None,
+        name_colours: bool = True,
         limit: int = 0,
         held_out: Literal["without", "only", "all"] = "without",
     ) -> None:
         self._arguments = dict(
-            world=world, language=language, size=size, variants=variants, groups=groups, looks=looks, treatments=treatments,
+            world=world,
+            language=language,
+            size=size,
+            variants=variants,
+            groups=groups,
+            looks=looks,
+            treatments=treatments,
             limit=limit,
         )
         self.world, self.language, self.size, self.looks = world, language, size, looks
@@ -238,9 +248,9 @@ class EmojiSource:
         if limit:
             chosen = chosen[:: max(1, len(chosen) // limit)][:limit]
         self.rows = [
-            Row(i, colour, variant, look, treatment, world.caption(i, colour if variant else None, language))
+            Row(i, colour, variant, look, treatment, world.caption(i, colour if variant and name_colours else None, language))
             for i in chosen
-            for colour in COLOUR_NAMES
+            for colour in colours or COLOUR_NAMES
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
             for look in (looks or (world.concepts[i].look(language),))
             for treatment in treatments

@@ -32,6 +32,14 @@ def build_recipe(run: RunConfig) -> Recipe:
             from .denoising import BackboneRecipe as Built
         case "branch":
             from .denoising import BranchRecipe as Built
+        case "checkpoint":
+            from .community import CheckpointRecipe as Built
+        case "lora":
+            from .community import LoraRecipe as Built
+        case "embedding":
+            from .community import EmbeddingRecipe as Built
+        case "controlnet":
+            from .community import ControlNetRecipe as Built
         case "judge":
             from .judge import JudgeRecipe as Built
     # The configuration's own check has paired recipe and data.

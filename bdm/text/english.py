@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -16,12 +15,12 @@ from .chunks import ChunkLayout, tokenize
 MAX_CHUNKS = 5
 
 
-@torch.no_grad()
 def encode_english(prompts: Sequence[str], text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, clip_skip: int = 1) -> Tensor:
     """Hidden states of CLIP's text encoder, with A1111 emphasis.
 
     Chunks of 75 tokens plus markers, padded by the end of text, no mask. Features are multiplied by the bracket weights,
-    then rescaled so that their mean stays what it was. Trigger words of embeddings are read as their vectors.
+    then rescaled so that their mean stays what it was. Trigger words of embeddings are read as their vectors, which receive
+    gradients if they want them.
 
     Args:
         prompts: B texts.

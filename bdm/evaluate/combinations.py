@@ -1,0 +1,205 @@
+"""Which plug-ins work together: all 16 combinations of four, scored for content and for each plug-in's own effect."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoint import write_json
+from ..config import EvaluateConfig, PluginFilesConfig
+from ..controlnet import canny_edges
+from ..data.emoji import COLOUR_NAMES, LOOKS, TREATMENTS, World, compose, load_drawing
+from ..data.source import to_pixels
+from ..grid import labelled_grid, save_picture
+from ..pipeline import BridgePipeline
+from .judge import JudgeModel
+
+#: The four plug-ins, in the order they are attached.
+NAMES = ("checkpoint", "lora", "controlnet", "embedding")
+#: Ratios below these are named in the report.
+REACH = {"single_content_ratio": 0.9, "single_effect_ratio": 0.8, "all_content_ratio": 0.75, "all_effect_ratio": 0.75}
+
+Figures = dict[str, float]
+
+
+def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) -> dict[str, Any]:
+    """Score every combination with Chinese prompts, and each plug-in with English ones on the bare backbone.
+
+    Writes ``report.md``, ``result.json`` and ``grid.png`` into ``config.out``.
+
+    Returns:
+        What is printed: the worst ratios and the 16 rows.
+    """
+    torch.set_flush_denormal(True)
+    world = World(config.world.concepts, config.world.seed)
+    judge = JudgeModel.from_pretrained(config.judge)
+    pipe = BridgePipeline.from_pretrained(config.model)
+    pipe.set_progress_bar_config(disable=True)
+    shared = [i for i, concept in enumerate(world.concepts) if concept.group == "shared"]
+    concepts = sorted(random.Random(config.seed).sample(shared, min(config.controls, len(shared))))
+    edges = [edge_picture(world, i, judge.config["size"], config.seed) for i in concepts]
+    config.out.mkdir(parents=True, exist_ok=True)
+
+    rows: dict[tuple[bool, ...], Figures] = {}
+    shown: dict[tuple[bool, ...], Tensor] = {}
+    english: dict[tuple[bool, ...], Figures] = {}
+    combinations = sorted(product((False, True), repeat=len(NAMES)), key=sum)
+    for on in tqdm(combinations, desc="combinations"):
+        chosen = [name for name, wanted in zip(NAMES, on, strict=True) if wanted]
+        pictures = draw(pipe, config, plugins, world, concepts, edges, chosen, native=True)
+        rows[on], shown[on] = measure(judge, pictures, concepts, edges, plugins), pictures
+        if sum(on) in (0, 1, len(NAMES)):
+            pictures = draw(pipe, config, plugins, world, concepts, edges, chosen, native=False)
+            english[on] = measure(judge, pictures, concepts, edges, plugins)
+    result = ratios(rows, english)
+    result["rows"] = [_row(on, rows[on]) for on in combinations]
+    result["english"] = [_row(on, english[on]) for on in english]
+    write_json(config.out / "result.json", result)
+    save_picture(_grid(world, concepts, shown), config.out / "grid.png")
+    (config.out / "report.md").write_text(_report(config, result), encoding="utf-8")
+    print(json.dumps(result))
+    return result
+
+
+def edge_picture(world: World, concept: int, size: int, seed: int) -> Image.Image:
+    """Edges of a real picture of a concept, mirrored, so that the concept's usual picture does not already have them."""
+    drawing = load_drawing(world.concepts[concept].code, "twemoji").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return canny_edges(compose(drawing, "white", size, random.Random(f"{seed}/{concept}")))
+
+
+def draw(
+    pipe: Any, config: EvaluateConfig, plugins: PluginFilesConfig, world: World, concepts: Sequence[int],
+    edges: Sequence[Image.Image], chosen: Sequence[str], native: bool,
+) -> Tensor:  # fmt: skip
+    """Pictures (N, 3, H, W) in [-1, 1] with the chosen plug-ins: native prompts, or English ones without the branch."""
+    for name in chosen:
+        pipe.plugins.attach(getattr(plugins, name), name if name != "embedding" else None)
+    trigger = Path(plugins.embedding).stem
+    words = [word for name, word in (("lora", plugins.lora_trigger), ("embedding", trigger)) if name in chosen]
+    pictures = []
+    try:
+        for start in range(0, len(concepts), config.batch):
+            part = concepts[start : start + config.batch]
+            names = [world.caption(i, None, "zh" if native else "en") for i in part]
+            images = pipe(
+                names if native else [""] * len(part), branch_scale=1.0 if native else 0.0, seed=config.seed + start,
+                prompt_en=[", ".join([*([] if native else [name]), *words]) for name in names],
+                control_images=list(edges[start : start + config.batch]) if "controlnet" in chosen else None,
+                num_inference_steps=config.steps, guidance_scale=config.guidance, output_type="pt",
+            ).images  # fmt: skip
+            pictures.append(images * 2 - 1)
+    finally:
+        pipe.plugins.clear()
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def measure(
+    judge: JudgeModel, pictures: Tensor, concepts: Sequence[int], edges: Sequence[Image.Image], plugins: PluginFilesConfig
+) -> Figures:
+    """Content (top-1 of the concept) and the four effects, shares in [0, 1], of N pictures."""
+    verdict = judge(pictures.float())
+
+    def share(logits: Tensor, wanted: int) -> float:
+        return (logits.argmax(1) == wanted).float().mean().item()
+
+    drawn = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in to_pixels(pictures)]
+    return {
+        "content": (verdict.concept.argmax(1) == torch.tensor(concepts)).float().mean().item(),
+        "checkpoint": share(verdict.look, LOOKS.index("openmoji")),
+        "lora": share(verdict.treatment, TREATMENTS.index("grey")),
+        "controlnet": float(np.mean([edge_agreement(canny_edges(p), e) for p, e in zip(drawn, edges, strict=True)])),
+        "embedding": share(verdict.colour, COLOUR_NAMES.index(plugins.embedding_colour)),
+    }
+
+
+def edge_agreement(drawn: Image.Image, given: Image.Image) -> float:
+    """F1 of two edge pictures; an edge one pixel aside counts as met."""
+    ours, theirs = (np.asarray(p.convert("L")) > 127 for p in (drawn, given))
+    if not ours.any() or not theirs.any():
+        return 0.0
+    near = [cv2.dilate(a.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for a in (ours, theirs)]
+    precision, recall = (ours & near[1]).sum() / ours.sum(), (theirs & near[0]).sum() / theirs.sum()
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def ratios(rows: dict[tuple[bool, ...], Figures], english: dict[tuple[bool, ...], Figures]) -> dict[str, Any]:
+    """The worst ratios: content with plug-ins to content without, effect beside the branch to effect on the bare backbone.
+
+    An effect is what a plug-in adds to its own figure: with it, less without it, in the same setting.
+    """
+    none, everything = (False,) * len(NAMES), (True,) * len(NAMES)
+    singles = {name: tuple(name == other for other in NAMES) for name in NAMES}
+
+    def effect(figures: dict[tuple[bool, ...], Figures], on: tuple[bool, ...], name: str) -> float:
+        return figures[on][name] - figures[none][name]
+
+    def ratio(own: float, reference: float) -> float:
+        return own / reference if reference > 0 else 0.0
+
+    content = {name: ratio(rows[on]["content"], rows[none]["content"]) for name, on in singles.items()}
+    effects = {name: ratio(effect(rows, on, name), effect(english, on, name)) for name, on in singles.items()}
+    together = {name: ratio(effect(rows, everything, name), effect(english, singles[name], name)) for name in NAMES}
+    return {
+        "single_content_ratio": round(min(content.values()), 4),
+        "single_effect_ratio": round(min(effects.values()), 4),
+        "all_content_ratio": round(ratio(rows[everything]["content"], rows[none]["content"]), 4),
+        "all_effect_ratio": round(min(together.values()), 4),
+        "content_ratios": {name: round(value, 4) for name, value in content.items()},
+        "effect_ratios": {name: round(value, 4) for name, value in effects.items()},
+        "effect_ratios_together": {name: round(value, 4) for name, value in together.items()},
+    }
+
+
+def _row(on: tuple[bool, ...], figures: Figures) -> dict[str, Any]:
+    return {"on": [name for name, wanted in zip(NAMES, on, strict=True) if wanted], **{k: round(v, 4) for k, v in figures.items()}}
+
+
+def _grid(world: World, concepts: Sequence[int], shown: dict[tuple[bool, ...], Tensor], count: int = 8) -> Image.Image:
+    """Rows concepts, columns plug-ins: none, each alone, all together."""
+    columns = [on for on in shown if sum(on) in (0, 1, len(NAMES))]
+    titles = ["none" if not any(on) else "all" if all(on) else NAMES[on.index(True)] for on in columns]
+    pictures, labels = [], []
+    for i in range(0, len(concepts), max(1, len(concepts) // count)):
+        for on, title in zip(columns, titles, strict=True):
+            pictures.append(shown[on][i])
+            labels.append(f"{world.caption(concepts[i], None, 'zh')} {title}")
+    return labelled_grid(to_pixels(torch.stack(pictures)), labels, columns=len(columns), scale=3)
+
+
+def _report(config: EvaluateConfig, result: dict[str, Any]) -> str:
+    short = [f"{key} {result[key]:.3f} (reach {reach:.2f})" for key, reach in REACH.items() if result[key] < reach]
+    lines = [
+        "# Combinations of plug-ins",
+        "",
+        f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps, guidance {config.guidance}, "
+        f"seed {config.seed}. Content: top-1 of the concept. Checkpoint: OpenMoji look. LoRA: grey drawing. ControlNet: F1 of the "
+        "given (mirrored) edges and the picture's. Embedding: its background.",
+        f"Below reach: {', '.join(short) or 'nothing'}.",
+        "",
+        "![rows concepts, columns plug-ins](grid.png)",
+    ]
+    for title, rows in (("Chinese prompts through the branch", "rows"), ("English prompts, bare backbone", "english")):
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| on | content | checkpoint | lora | controlnet | embedding |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in result[rows]:
+            cells = " | ".join(f"{row[key]:.3f}" for key in ("content", *NAMES))
+            lines.append(f"| {' + '.join(row['on']) or 'none'} | {cells} |")
+    lines += ["", "| ratio | value |", "|---|---|", *(f"| {key} | {result[key]} |" for key in REACH), ""]
+    return "\n".join(lines)
