@@ -90,3 +90,63 @@ def test_contrastive_loss_is_symmetric_infonce():
     torch.testing.assert_close(contrastive_loss(similarity, ["a", "b", "c"]), expected)
     same = torch.zeros(2, 2)
     torch.testing.assert_close(contrastive_loss(same, ["a", "a"]), torch.tensor(2.0).log())
+
+
+def community(kind, folder, tmp_path, **changes):
+    """A recipe of a community plug-in, stepped a few times and saved."""
+    from bdm.data.emoji import EmojiSource, World
+    from bdm.recipes import community
+
+    classes = {
+        "checkpoint": community.CheckpointRecipe, "lora": community.LoraRecipe, "embedding": community.EmbeddingRecipe,
+        "controlnet": community.ControlNetRecipe,
+    }  # fmt: skip
+    source = EmojiSource(World(), language="en", groups=("shared",), limit=4, size=64)
+    recipe = classes[kind](source, backbone=folder, **changes)
+    recipe.requires_grad_(False)
+    parameters = [p.requires_grad_(True) for part in recipe.parts().values() for p in part.parameters()]
+    frozen = {name: p.detach().clone() for name, p in recipe.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.Adam(parameters, lr=0.05)
+    for i in range(2):
+        optimizer.zero_grad()
+        recipe(fixed_batch(source, 4, i))["loss"].backward()
+        optimizer.step()
+    for name, parameter in recipe.named_parameters():
+        if name in frozen:
+            assert torch.equal(parameter, frozen[name]), name
+    recipe.eval().save(tmp_path / kind)
+    return recipe
+
+
+@pytest.fixture
+def inputs():
+    return torch.randn(2, 4, 8, 8), torch.tensor([5, 700])
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "lora", "embedding", "controlnet"])
+def test_what_a_community_recipe_writes_acts_as_in_training(folders, pipe, tmp_path, inputs, kind):
+    """The saved file, attached as a plug-in to the same backbone, predicts what the recipe's own networks predict."""
+    from bdm.backbone import load_backbone
+    from bdm.plugins import Plugins
+
+    changes = {"lora": {"trigger": "ink"}, "embedding": {"trigger": "duskmood"}, "controlnet": {"widths": (8, 16, 16, 32)}}
+    recipe = community(kind, folders[0], tmp_path, **changes.get(kind, {}))
+    captions = [recipe._captioned("a cat")] * 2
+    path = next(iter((tmp_path / kind).iterdir())) if kind != "controlnet" else tmp_path / kind
+    backbone = load_backbone(folders[0])
+    plugins = Plugins(backbone)
+    before = backbone.unet(*inputs, encode_english(captions, backbone.text_encoder, backbone.tokenizer)).sample
+    plugins.attach(path)
+    text = encode_english(captions, backbone.text_encoder, backbone.tokenizer)
+    with torch.no_grad():
+        if kind == "controlnet":
+            control = torch.rand(2, 3, 64, 64).round()
+            recipe._edges = control
+            with plugins.during_call(control):
+                ours = backbone.unet(*inputs, text).sample
+        else:
+            ours = backbone.unet(*inputs, text).sample
+        theirs = recipe.predict(*inputs, recipe.encode_texts(captions))
+    torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)  # files hold half precision
+    assert (ours - before).abs().max() > 0.05
+    assert recipe.sample(["a cat"] if kind != "controlnet" else [recipe.source.validation.caption(0)], 0).shape == (1, 3, 64, 64)
