@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .bridge import Bridge, NativeCondition
     from .errors import UserError
     from .pipeline import BridgeControlNetPipeline, BridgeImg2ImgPipeline, BridgeInpaintPipeline, BridgePipeline
+    from .plugins import Plugin, Plugins
     from .samplers import make_scheduler
     from .text.native import NativeTextEncoder, NativeTextSettings
 
@@ -21,7 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BranchModel": "branch", "BranchOutput": "branch", "Bridge": "bridge", "NativeCondition": "bridge", "UserError": "errors",
     "BridgePipeline": "pipeline", "BridgeImg2ImgPipeline": "pipeline", "BridgeInpaintPipeline": "pipeline",
-    "BridgeControlNetPipeline": "pipeline", "make_scheduler": "samplers", "NativeTextEncoder": "text.native",
+    "BridgeControlNetPipeline": "pipeline", "make_scheduler": "samplers", "Plugin": "plugins", "Plugins": "plugins", "NativeTextEncoder": "text.native",
     "NativeTextSettings": "text.native",
 }  # fmt: skip
 
@@ -36,6 +37,8 @@ __all__ = [
     "NativeCondition",
     "NativeTextEncoder",
     "NativeTextSettings",
+    "Plugin",
+    "Plugins",
     "UserError",
     "make_scheduler",
 ]
