@@ -22,8 +22,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "BranchModel": "branch", "BranchOutput": "branch", "Bridge": "bridge", "NativeCondition": "bridge", "UserError": "errors",
     "BridgePipeline": "pipeline", "BridgeImg2ImgPipeline": "pipeline", "BridgeInpaintPipeline": "pipeline",
-    "BridgeControlNetPipeline": "pipeline", "make_scheduler": "samplers", "Plugin": "plugins", "Plugins": "plugins", "NativeTextEncoder": "text.native",
-    "NativeTextSettings": "text.native",
+    "BridgeControlNetPipeline": "pipeline", "make_scheduler": "samplers", "Plugin": "plugins", "Plugins": "plugins",
+    "NativeTextEncoder": "text.native", "NativeTextSettings": "text.native",
 }  # fmt: skip
 
 __all__ = [
