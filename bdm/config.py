@@ -79,7 +79,7 @@ class ContrastiveConfig(Strict):
     text: dict[str, Any]
     vision: dict[str, Any]
     temperature: Annotated[float, Field(gt=0)] = 0.07
-    spread: Annotated[float, Field(ge=0)] = 5.0
+    uniformity: Annotated[float, Field(ge=0)] = 1.0
     thumbnail: Annotated[float, Field(ge=0)] = 2.0
 
 

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from bdm.data.batch import fixed_batch
 from bdm.data.emoji import EmojiSource, World
 from bdm.loss import SD15_SCHEDULE
-from bdm.recipes.contrastive import contrastive_loss, crowding_loss
+from bdm.recipes.contrastive import contrastive_loss
 from bdm.recipes.denoising import BranchRecipe
 from bdm.text.english import encode_english
 from bdm.text.vocabulary import clip_tokenizer
@@ -90,24 +90,6 @@ def test_contrastive_loss_is_symmetric_infonce():
     torch.testing.assert_close(contrastive_loss(similarity, ["a", "b", "c"]), expected)
     same = torch.zeros(2, 2)
     torch.testing.assert_close(contrastive_loss(same, ["a", "a"]), torch.tensor(2.0).log())
-
-
-@pytest.mark.parametrize("count", [16, 400])
-def test_crowding_is_none_where_all_directions_are_used_alike(count):
-    rotation = torch.linalg.qr(torch.randn(32, 32))[0]
-    spread = rotation.repeat(-(-count // 32), 1)[:count]
-    line = torch.randn(count, 1) @ torch.randn(1, 32)
-    assert crowding_loss(spread).item() == pytest.approx(0, abs=0.02)
-    assert crowding_loss(torch.randn(count, 10) @ torch.randn(10, 32)) > 0.1
-    assert crowding_loss(line) > 0.7
-    # The definition, through eigenvalues.
-    features = torch.randn(count, 32)
-    unit = torch.nn.functional.normalize(features - features.mean(0), dim=-1)
-    values = torch.linalg.svdvals(unit) ** 2
-    rate = torch.log1p(values * 32 / (count * 0.5)).sum() / 2
-    directions = min(count - 1, 32)
-    most = directions / 2 * torch.log1p(torch.tensor(32 / (directions * 0.5)))
-    torch.testing.assert_close(crowding_loss(features), 1 - rate / most, atol=1e-5, rtol=1e-4)
 
 
 def community(kind, folder, tmp_path, **changes):

@@ -30,23 +30,16 @@ def contrastive_loss(similarity: Tensor, captions: list[str]) -> Tensor:
     return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
 
-def crowding_loss(features: Tensor, distortion: float = 0.5) -> Tensor:
-    """How few directions features use: 1 - R / R_max of the coding rate (arXiv 2006.08558, equation 8), in [0, 1).
-
-    ``R = 1/2 log det(I + D / (B distortion) Z^T Z)`` of the centred unit vectors Z is largest when they fill all D directions
-    alike, and 0 when they are all equal.
+def uniformity_loss(features: Tensor, captions: list[str]) -> Tensor:
+    """How unevenly texts lie on the sphere: log mean exp(-2 |f_i - f_j|^2) (arXiv 2005.10242, equation 4).
 
     Args:
-        features: (B, D), B > 1.
-        distortion: the squared precision at which features are told apart.
+        features: (B, D) unit vectors.
+        captions: the B texts; equal ones are not pushed apart.
     """
-    count, width = features.shape
-    unit = F.normalize(features - features.mean(0), dim=-1)
-    gram = unit @ unit.T if count < width else unit.T @ unit
-    rate = torch.logdet(torch.eye(len(gram), device=gram.device) + gram * (width / (count * distortion))) / 2
-    directions = min(count - 1, width)
-    most = directions / 2 * math.log(1 + width / (directions * distortion))
-    return 1 - rate / most
+    distance = torch.cdist(features, features).square()
+    different = torch.tensor([[a != b for b in captions] for a in captions], device=features.device)
+    return distance[different].mul(-2).exp().mean().log()
 
 
 class ContrastiveRecipe(Recipe):
@@ -54,8 +47,8 @@ class ContrastiveRecipe(Recipe):
 
     CLIP's loss asks only that the pooled text be found among a batch. On a small world a few directions are enough for that, and
     a UNet that reads such hidden states learns colours at once and shapes hardly at all. Two terms on the mean of the hidden
-    states, which is what an untrained cross-attention sees, mend this: the coding rate makes the captions use all directions, and
-    a linear readout must predict a thumbnail of the picture, so that what things look like is in the features linearly.
+    states, which is what an untrained cross-attention sees, mend this: uniformity spreads the captions over the sphere, and a
+    linear readout must predict a thumbnail of the picture, so that what things look like is in the features linearly.
 
     Args:
         source: pictures with captions.
@@ -63,7 +56,7 @@ class ContrastiveRecipe(Recipe):
         text: changes to the architecture's default text configuration.
         vision: changes to its default vision configuration.
         temperature: fixed temperature of the similarities.
-        spread: weight of the coding rate term (see ``crowding_loss``).
+        uniformity: weight of the uniformity term.
         thumbnail: weight of the thumbnail term, relative to predicting the mean picture.
         seed: seed of the weights.
     """
@@ -75,7 +68,7 @@ class ContrastiveRecipe(Recipe):
         text: dict[str, Any],
         vision: dict[str, Any],
         temperature: float = 0.07,
-        spread: float = 5.0,
+        uniformity: float = 1.0,
         thumbnail: float = 2.0,
         seed: int = 0,
     ) -> None:
@@ -93,7 +86,7 @@ class ContrastiveRecipe(Recipe):
             self.tokenizer, self.length = chinese_clip_tokenizer(), 52
         scale = math.log(1 / temperature)
         config: Any = Config(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=scale)
-        self.spread, self.thumbnail = spread, thumbnail
+        self.uniformity, self.thumbnail = uniformity, thumbnail
         #: Reads 16x16 thumbnails off the mean hidden state; used in training only.
         self.readout = nn.Linear(text["hidden_size"], 3 * 16 * 16)
         self.clip: Any = Model(config)
@@ -115,12 +108,12 @@ class ContrastiveRecipe(Recipe):
         output = self.clip(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pictures)
         hidden = output.text_model_output.last_hidden_state.mean(1)
         contrast = contrastive_loss(output.logits_per_text, batch.captions)
-        crowding = crowding_loss(hidden)
+        spread = uniformity_loss(F.normalize(hidden, dim=-1), batch.captions)
         thumbnails = F.adaptive_avg_pool2d(pictures, 16).flatten(1)
         unexplained = F.mse_loss(self.readout(hidden), thumbnails) / thumbnails.var(dim=0).mean()
         hits = (output.logits_per_text.argmax(1) == torch.arange(len(batch), device=device)).float().mean()
-        terms = {"contrast": contrast, "crowding": crowding, "unexplained": unexplained}
-        loss = contrast + self.spread * crowding + self.thumbnail * unexplained
+        terms = {"contrast": contrast, "uniformity": spread, "unexplained": unexplained}
+        loss = contrast + self.uniformity * spread + self.thumbnail * unexplained
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}, "accuracy": hits}
 
     def save(self, folder: Path) -> None:
