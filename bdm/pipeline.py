@@ -146,7 +146,11 @@ class BridgeMixin:
             positive, negative, branch_scale, branch_start, branch_end,
             steps=lambda: self._num_timesteps, images_per_prompt=num_images_per_prompt,
         )  # fmt: skip
-        size = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
+        size = {}
+        if height is not None or width is not None:
+            # diffusers takes its default for both where only one is given.
+            default = self.unet.config["sample_size"] * self.vae_scale_factor
+            size = {"height": height or default, "width": width or default}
         plugged = self.plugins.during_call(
             control_images, plugin_strength, lambda: self._num_timesteps, num_images_per_prompt
         )  # fmt: skip

@@ -160,10 +160,12 @@ def _read_pickle(path: Path, header_only: bool) -> WeightFile:
     except UserError:
         raise
     except Exception as error:  # torch raises many kinds; its text names the refused global
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), None)
-        if reason:
-            raise UserError(f"{path} is a pickle that holds more than tensors and was not loaded: {reason.strip()[:160]}") from None
-        raise UserError(f"{path} is damaged or not a torch file ({type(error).__name__}); download or save it again") from None
+        reason = next((line.strip()[:160] for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        if "GLOBAL" in reason or "class" in reason:
+            raise UserError(f"{path} is a pickle that holds more than tensors and was not loaded: {reason}") from None
+        raise UserError(
+            f"{path} is damaged or not a torch file ({reason or type(error).__name__}); download or save it again"
+        ) from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     tensors: dict[str, Tensor] = {}

@@ -4,9 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import TEXT_DIM
 from PIL import Image
+from safetensors.torch import save_file
+from test_formats import make_controlnet
 
-from bdm.cli import DEFAULT_MODEL, main
+from bdm.cli import DEFAULT_MODEL, main, split_numbers
+from bdm.errors import UserError
 from bdm.grid import labelled_grid, save_picture
 from bdm.picture_info import describe, picture_info
 
@@ -84,3 +89,87 @@ def test_labels_wrap_and_every_picture_has_its_place():
     assert sheet.getpixel((10, 10)) == (255, 0, 0)
     assert sheet.getpixel((80, 10)) == (0, 128, 0)
     assert sheet.width == 2 * 64 + 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "expected"),
+    [
+        ("a.safetensors", (0, 1, 2), ("a.safetensors", [])),
+        ("a.safetensors:0.8", (0, 1, 2), ("a.safetensors", [0.8])),
+        ("C:/x/a.safetensors:-0.8:.5", (0, 1, 2), ("C:/x/a.safetensors", [-0.8, 0.5])),
+        ("dir:1/a.png:0.9:0:0.6", (0, 1, 3), ("dir:1/a.png", [0.9, 0.0, 0.6])),
+    ],
+)
+def test_numbers_behind_a_file(text, counts, expected):
+    assert split_numbers(text, "--lora", counts) == expected
+
+
+def test_wrong_count_of_numbers_is_an_error():
+    with pytest.raises(UserError, match="allowed are 0 or 1 or 3"):
+        split_numbers("a.png:0.9:0.1", "--control-image", (0, 1, 3))
+
+
+@pytest.fixture
+def model(pipe, tmp_path):
+    """A tiny pipeline folder and plug-ins made for it."""
+    pipe.save_pretrained(tmp_path / "model")
+    attention = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    factors = {f"{attention}.lora_down.weight": torch.randn(2, TEXT_DIM), f"{attention}.lora_up.weight": torch.randn(16, 2)}
+    save_file(factors, tmp_path / "ink.safetensors", {"ss_network_dim": "2"})
+    save_file({"emb_params": torch.randn(2, TEXT_DIM)}, tmp_path / "calm.safetensors")
+    make_controlnet(pipe.unet).save_pretrained(tmp_path / "edges")
+    Image.radial_gradient("L").resize((64, 64)).save(tmp_path / "photo.png")
+    return tmp_path
+
+
+def test_infer_with_plugins_and_their_names_in_the_picture(model, capsys, monkeypatch):
+    monkeypatch.chdir(model)
+    plain = ["infer", "龙", "--model", "model", "--steps", "2", "--out", "a.png"]
+    assert main(plain) == 0
+    plugged = [
+        *plain[:-1], "b.png", "--lora", "ink.safetensors:0.5:0.1", "--embedding", "calm.safetensors", "--prompt-en", "calm",
+        "--controlnet", "edges", "--control-image", "photo.png:0.8:0:1", "--annotator", "canny",
+    ]  # fmt: skip
+    assert main(plugged) == 0, capsys.readouterr().err
+    before, after = Image.open("a.png"), Image.open("b.png")
+    assert before.tobytes() != after.tobytes()
+    named = {plugin["kind"]: plugin for plugin in json.loads(after.text["bdm"])["plugins"]}
+    assert set(named) == {"adapter", "embedding", "controlnet"}
+    assert named["adapter"]["strength"] == {"unet": 0.5, "text_encoder": 0.1}
+    assert f'Lora hashes: "ink: {named["adapter"]["hash"]}"' in after.text["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lora", "calm.safetensors:1:1:1"], "no such folder"),
+        (["--lora", "none.safetensors"], "no such folder"),
+        (["--checkpoint", "photo.png"], "damaged or not a torch file"),
+        (["--controlnet", "edges"], "give one image for each"),
+        (["--controlnet", "edges", "--control-image", "calm.safetensors"], "not a picture"),
+        (["--controlnet", "edges", "--control-image", "photo.png", "--annotator", "hed"], "controlnet_aux"),
+        (["--controlnet", "edges", "--control-image", "photo.png", "--height", "32"], "resize one of them"),
+        (["--clip-skip", "9"], "clip_skip 9"),
+    ],
+)
+def test_mistakes_with_plugins(model, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(model)
+    assert main(["infer", "龙", "--model", "model", "--steps", "1", "--out", "a.png", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("a.png").exists()
+
+
+def test_inspect_and_convert(model, capsys, monkeypatch):
+    monkeypatch.chdir(model)
+    assert main(["inspect", "ink.safetensors", "edges", "calm.safetensors"]) == 0
+    printed = capsys.readouterr().out
+    assert "LoRA" in printed
+    assert "controlnet (diffusers layout)" in printed
+    assert "vectors" in printed
+    assert main(["convert", "edges", "edges.safetensors", "--layout", "original", "--dtype", "fp16"]) == 0
+    assert main(["inspect", "edges.safetensors"]) == 0
+    assert "original" in capsys.readouterr().out
+    assert main(["convert", "edges", "x.safetensors", "--layout", "kohya"]) == 2
+    assert "allowed: original, diffusers" in capsys.readouterr().err

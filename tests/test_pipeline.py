@@ -230,3 +230,8 @@ def test_samplers_by_every_spelling():
         make_scheduler("Eular")
     with pytest.raises(UserError, match="DDIM has no karras"):
         make_scheduler("DDIM Karras")
+
+
+def test_one_side_alone_is_heeded(pipe):
+    assert pipe("龙", height=32, num_inference_steps=1).images[0].size == (64, 32)
+    assert pipe("龙", width=96, num_inference_steps=1).images[0].size == (96, 64)
