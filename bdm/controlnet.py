@@ -152,6 +152,8 @@ class ControlNetHook(ModelHook):
             return args, kwargs
         names = ("sample", "timestep", "encoder_hidden_states")
         sample, timestep, text = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(names))
+        if (self.controlnet.device, self.controlnet.dtype) != (sample.device, sample.dtype):
+            self.controlnet.to(sample.device, sample.dtype)  # the pipeline was moved after attaching
         down, middle = self.controlnet(
             sample, timestep, encoder_hidden_states=text, controlnet_cond=self._pictures(condition, sample),
             conditioning_scale=self.scale, return_dict=False,

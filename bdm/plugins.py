@@ -100,6 +100,8 @@ class LayeredWeights:
         self._layers = layers
 
     def _compute(self, place: Place, parameter: nn.Parameter, layers: Mapping[str, Layer]) -> Tensor:
+        if parameter.is_meta:
+            raise UserError(f"{'.'.join(place)} is offloaded; attach and detach plug-ins before sequential offload is enabled")
         weight = self._base.get(place, parameter.data)
         if (weight.device, weight.dtype) != (parameter.device, parameter.dtype):  # the pipeline was moved meanwhile
             weight = weight.to(parameter.device, parameter.dtype)
