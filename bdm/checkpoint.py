@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .errors import UserError
+
+logger = logging.getLogger("bdm")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -20,22 +24,85 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Publish a training state atomically: write beside, sync, rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def save_state(folder: Path, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0) -> Path:
+    """Publish a training state atomically: write beside, sync, rename, and only then delete old ones.
 
+    Args:
+        folder: of the run's states, ``step-00000250.pt`` and so on.
+        step: steps done.
+        state: tensors and plain containers.
+        keep_last: so many of the newest stay.
+        keep_every: states whose step is a multiple stay for good; 0 for none.
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Read a training state; only tensors and plain containers are accepted."""
+    Returns:
+        The new file.
+
+    Raises:
+        UserError: it cannot be written (disk full, folder read-only); the states from before are untouched.
+    """
+    path = folder / f"step-{step:08d}.pt"
+    partial = folder / f".{path.name}.partial"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"training state {path} cannot be read ({type(error).__name__}); delete it to start over") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"the state of step {step} cannot be written to {folder} ({str(error).splitlines()[0][:120]}); "
+            "the one before it is intact: make room and start again with the same command"
+        ) from None
+    for old in state_files(folder)[keep_last:]:
+        if not keep_every or _step_of(old) % keep_every:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def state_files(folder: Path) -> list[Path]:
+    """The states of a run, newest first."""
+    return sorted(folder.glob("step-*.pt"), key=_step_of, reverse=True)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The newest state that is whole, or None where there is none; only tensors and plain containers are read.
+
+    A state that was damaged after it was written (its checksums do not agree) is set aside with a warning.
+
+    Raises:
+        UserError: there are states and all are damaged.
+    """
+    files = state_files(folder)
+    for path in files:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is None:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            reason = f"{damaged} is damaged"
+        except Exception as error:  # zipfile, pickle and torch raise many kinds for a damaged file
+            reason = type(error).__name__
+        logger.warning("state %s cannot be read (%s); trying the one before it", path, reason)
+    if files:
+        raise UserError(f"none of the {len(files)} states in {folder} can be read; delete the folder to start over")
+    return None
+
+
+def _step_of(path: Path) -> int:
+    digits = path.stem.removeprefix("step-")
+    return int(digits) if digits.isdigit() else -1
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def publish_folder(partial: Path, final: Path) -> None:

@@ -159,7 +159,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.dry_run:
         return
     from .recipes.build import build_recipe
-    from .training import train
+    from .training import Stopped, train
 
     _quiet()
     recipe = build_recipe(run)
@@ -169,7 +169,12 @@ def _train(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"run folder {run.out}: {error.strerror}; choose another with out=FOLDER") from None
     command = f"python train.py {options.config} {' '.join(options.overrides)}".strip()
-    print(train(run, recipe, command))
+    try:
+        print(train(run, recipe, command))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        # What a shell reports for a process that a signal ended: schedulers see that it did not finish.
+        sys.exit(128 + stopped.number)
 
 
 def _infer(options: argparse.Namespace) -> None:

@@ -214,6 +214,9 @@ class RunConfig(Strict):
     validate_every: PositiveInt = 500
     grid_every: PositiveInt = 500
     checkpoint_every: PositiveInt = 500
+    keep_last: PositiveInt = 2
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    skip_limit: Annotated[int, Field(ge=0)] = 20
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:

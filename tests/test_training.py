@@ -1,15 +1,21 @@
 import json
+import os
+import random
+import signal
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from bdm import checkpoint
 from bdm.config import RunConfig
 from bdm.data.emoji import EmojiSource, World
 from bdm.errors import UserError
 from bdm.recipes.base import Recipe
-from bdm.training import learning_rate, read_metrics, train
+from bdm.training import Stopped, learning_rate, read_metrics, train
 
 
 class LinearRecipe(Recipe):
@@ -94,7 +100,7 @@ def test_only_the_parts_train_and_the_run_folder_is_complete(tmp_path):
     after = recipe.state_dict()
     assert torch.equal(before["frozen.weight"], after["frozen.weight"])
     assert not torch.equal(before["layer.weight"], after["layer.weight"])
-    assert {p.name for p in tmp_path.iterdir()} >= {"metrics.jsonl", "loss.png", "state.pt", "model"}
+    assert {p.name for p in tmp_path.iterdir()} >= {"metrics.jsonl", "loss.png", "states", "model"}
     card = json.loads((tmp_path / "model/card.json").read_text())
     assert card["steps"] == 12
     assert card["command"] == "python train.py"
@@ -102,13 +108,145 @@ def test_only_the_parts_train_and_the_run_folder_is_complete(tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_changed_configuration_and_damaged_state_are_refused(tmp_path):
+def test_changed_configuration_is_refused_with_the_difference(tmp_path):
     run(tmp_path)
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.05 -> 0.01"):
         run(tmp_path, optimizer=dict(learning_rate=0.01))
-    (tmp_path / "state.pt").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="cannot be read"):
-        run(tmp_path)
+    run(tmp_path, log_every=5, keep_last=1)  # these do not change the result
+
+
+def flip_a_bit_of_a_tensor(path):
+    """Damage that a plain load does not notice."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        header = next(entry.header_offset for entry in archive.infolist() if "/data/" in entry.filename)
+    name, extra = (int.from_bytes(content[header + i : header + i + 2], "little") for i in (26, 28))
+    content[header + 30 + name + extra] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, caplog):
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(tmp_path / "cut", StoppingRecipe())
+    newest, older = checkpoint.state_files(tmp_path / "cut/states")
+    assert (newest.name, older.name) == ("step-00000008.pt", "step-00000004.pt")
+    flip_a_bit_of_a_tensor(newest)
+    again = run(tmp_path / "cut")
+    assert "trying the one before it" in caplog.text
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    for path in checkpoint.state_files(tmp_path / "cut/states"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="none of the 2 states"):
+        run(tmp_path / "cut")
+
+
+def test_old_states_go_and_every_nth_stays(tmp_path):
+    run(tmp_path, checkpoint_every=1, keep_last=2, keep_every=5)
+    steps = [checkpoint._step_of(path) for path in checkpoint.state_files(tmp_path / "states")]
+    assert steps == [12, 11, 10, 5]
+    assert not [path for path in (tmp_path / "states").iterdir() if path.name.startswith(".")]
+
+
+def test_full_disk_leaves_the_last_state(tmp_path, monkeypatch):
+    run(tmp_path, optimizer=dict(steps=12))
+    before = checkpoint.state_files(tmp_path / "states")[0].read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save_state(tmp_path / "states", 13, {"step": 13})
+    assert checkpoint.state_files(tmp_path / "states")[0].read_bytes() == before
+    assert len(list((tmp_path / "states").iterdir())) == 2
+
+
+class NanRecipe(LinearRecipe):
+    """Its loss is NaN for the batches of some calls."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls, self.bad = 0, calls
+
+    def forward(self, batch):
+        terms = super().forward(batch)
+        self.calls += self.training
+        return {"loss": terms["loss"] * float("nan")} if self.training and self.calls in self.bad else terms
+
+
+def test_steps_that_are_not_finite_are_left_out_and_named(tmp_path):
+    weights = run(tmp_path / "a", NanRecipe({3, 7}), skip_limit=2)
+    assert all(torch.isfinite(t).all() for t in weights.values())
+    rows = [json.loads(line) for line in (tmp_path / "a/skipped.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 7]
+    assert all(len(row["examples"]) == 4 for row in rows)
+    with pytest.raises(UserError, match="skip_limit"):
+        run(tmp_path / "b", NanRecipe({3, 7, 8}), skip_limit=2)
+
+
+class DroppingRecipe(LinearRecipe):
+    """Draws from torch's global generator, as dropout does."""
+
+    def forward(self, batch):
+        terms = super().forward(batch)
+        return {"loss": terms["loss"] * (1 + torch.rand(()))}
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_the_state_and_the_run_goes_on_as_if_nothing_had_happened(tmp_path, name):
+    class Signalled(DroppingRecipe):
+        def forward(self, batch):
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 7:
+                os.kill(os.getpid(), getattr(signal, name))
+            return super().forward(batch)
+
+    before = signal.getsignal(getattr(signal, name))
+    whole = run(tmp_path / "whole", DroppingRecipe(), validate_every=100)
+    with pytest.raises(Stopped) as stopped:
+        run(tmp_path / "cut", Signalled(), validate_every=100)
+    assert (stopped.value.step, stopped.value.number) == (7, getattr(signal, name))
+    assert signal.getsignal(getattr(signal, name)) is before
+    again = run(tmp_path / "cut", DroppingRecipe(), validate_every=100)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def kill_until_done(out, kills, seed, **changes):
+    """Run in child processes that are killed at random moments; returns how many kills met a living one."""
+    dice, met = random.Random(seed), 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            try:
+                run(out, DroppingRecipe(), **changes)
+            finally:
+                os._exit(0)
+        if met < kills:
+            time.sleep(dice.uniform(0.02, 0.5))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        met += os.WIFSIGNALED(status)
+        if (out / "model").exists():
+            return met
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_runs_end_bit_identical(tmp_path, kills):
+    """SIGKILL at random moments, also while a state is written; the end is that of the run that was left alone."""
+    changes = dict(checkpoint_every=5, optimizer=dict(steps=150 * kills), log_every=10, validate_every=10**6, grid_every=10**6)
+    whole = run(tmp_path / "whole", DroppingRecipe(), **changes)
+    met = kill_until_done(tmp_path / "killed", kills, 1, **changes)
+    assert met >= kills - 1
+    again = torch.load(tmp_path / "killed/model/layer.pt", weights_only=True)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_data_workers_do_not_change_the_result(tmp_path, workers):
+    whole = run(tmp_path / "none")
+    assert all(torch.equal(a, b) for a, b in zip(whole.values(), run(tmp_path / "some", workers=workers).values(), strict=True))
 
 
 def test_learning_rate():

@@ -96,4 +96,6 @@ def stream(
         batch_sampler=keys(),  # pyright: ignore[reportArgumentType]
         num_workers=workers,
         collate_fn=lambda samples: make_batch(samples, seed),
+        # Without one of its own it would draw from the global generator whenever a run starts, also when one goes on.
+        generator=torch.Generator().manual_seed(seed),
     )
