@@ -60,7 +60,22 @@ class FolderConfig(Strict):
     validation: Annotated[int, Field(ge=1)] = 64
 
 
-DataConfig = Annotated[EmojiConfig | FolderConfig, Field(discriminator="kind")]
+class ShardsConfig(Strict):
+    """Tar shards of img2dataset or webdataset (see ``bdm.data.shards.ShardSource``)."""
+
+    kind: Literal["shards"]
+    urls: str | tuple[str, ...]
+    size: PositiveInt = 512
+    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    min_side: Annotated[int, Field(ge=0)] = 0
+    max_aspect: Annotated[float, Field(ge=0)] = 0.0
+    min_scores: dict[str, float] | None = None
+    max_caption: PositiveInt = 1000
+    validation_shards: PositiveInt = 1
+    cache: Path | None = None
+
+
+DataConfig = Annotated[EmojiConfig | FolderConfig | ShardsConfig, Field(discriminator="kind")]
 
 
 class AutoencoderConfig(Strict):
@@ -217,6 +232,7 @@ class RunConfig(Strict):
     keep_last: PositiveInt = 2
     keep_every: Annotated[int, Field(ge=0)] = 0
     skip_limit: Annotated[int, Field(ge=0)] = 20
+    unreadable_limit: Fraction = 0.05
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:

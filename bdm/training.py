@@ -88,7 +88,7 @@ def _train(run: RunConfig, recipe: Recipe, command: str, stop: StopSignal) -> Pa
     first = _resume(run, parts, optimizer, ema)
     batches = stream(
         recipe.source, first * config.accumulation, config.steps * config.accumulation, micro * processes, run.seed,
-        accelerator.process_index, processes, run.workers,
+        accelerator.process_index, processes, run.workers, run.out / "unreadable.jsonl", run.unreadable_limit,
     )  # fmt: skip
     skipped = SkippedSteps(run.out, run.skip_limit)
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, mininterval=2)
@@ -264,7 +264,7 @@ def _meaning(run: RunConfig) -> str:
     """The part of a configuration that decides the result, as JSON."""
     ignored = {
         "out", "threads", "workers", "log_every", "validate_every", "grid_every", "checkpoint_every", "keep_last", "keep_every",
-        "skip_limit",
+        "skip_limit", "unreadable_limit",
     }  # fmt: skip
     return run.model_dump_json(exclude=ignored)
 

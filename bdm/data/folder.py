@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
-from .source import Example
+from .source import Example, crop_to_square
 
 
 class FolderSource:
@@ -69,11 +69,7 @@ class FolderSource:
             raise UserError(
                 f"picture {self.path / name} cannot be read ({type(error).__name__}); mend or remove its line"
             ) from None
-        scale = self.size / min(picture.size)
-        width, height = (max(self.size, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        picture = picture.crop((left, top, left + self.size, top + self.size))
+        picture = crop_to_square(picture, self.size)
         return Example(caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1))
 
     @property

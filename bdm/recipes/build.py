@@ -14,6 +14,10 @@ def build_source(config: DataConfig) -> Source:
         from ..data.emoji import EmojiSource, World
 
         return EmojiSource(World(**arguments.pop("world")), **arguments)
+    if config.kind == "shards":
+        from ..data.shards import ShardSource
+
+        return ShardSource(**arguments)
     from ..data.folder import FolderSource
 
     return FolderSource(**arguments)
