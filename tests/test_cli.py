@@ -28,7 +28,7 @@ needs_weights = pytest.mark.skipif(not (DEFAULT_MODEL / "model_index.json").exis
         (["infer", "龙", "--steps", "0"], "must be at least 1"),
         (["train", "configs/none.yaml"], "No such file"),
         (["train", str(ROOT / "configs/quickstart.yaml"), "optimiser.steps=3"], "optimiser: unknown key"),
-        (["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "data.path=/no/data"], "metadata.jsonl: no such file"),
+        (["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "data.urls=/no/data/*.tar"], "matches no shard"),
         (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), "judge=/no/judge"], "is not a judge's folder"),
     ],
 )
