@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from .errors import UserError
 from .formats.checkpoint import Parts, build_part, read_parts, read_vae
 from .samplers import make_scheduler
 from .text.vocabulary import clip_tokenizer
-from .weights import resolve_folder
+from .weights import read_json, resolve_folder
 
 
 @dataclass
@@ -58,8 +57,11 @@ def load_backbone(source: str | Path, dtype: torch.dtype | None = torch.float32,
     tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer") if has_vocabulary else clip_tokenizer()
     config = path / "scheduler" / "scheduler_config.json"
     if config.is_file():
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+        settings = read_json(config)
+        kind = getattr(diffusers, str(settings.get("_class_name")), None)
+        if kind is None:
+            raise UserError(f"{config} names the unknown scheduler {settings.get('_class_name')!r}; get the folder again")
+        scheduler = kind.from_config(settings)
     else:
         scheduler = make_scheduler("DPM++ 2M")
     return Backbone(tokenizer=tokenizer, scheduler=scheduler, **built)

@@ -55,6 +55,11 @@ _STAND_INS: list[Any] = [
     _stand_in("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     _stand_in("pytorch_lightning.utilities.types._Metadata"),
     _stand_in("torch.nn.modules.container.ParameterDict"),
+    # Counters and losses that trainers of 2022 kept as numpy scalars.
+    *(_stand_in(f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    _stand_in("numpy.dtype"),
+    _stand_in("numpy.ndarray"),
+    _stand_in("numpy.dtypes.Float64DType"),
 ]
 
 
@@ -102,8 +107,26 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
     index = sorted(folder.glob("*.safetensors.index.json"))
     if index:
         shards = sorted(folder.glob(index[0].name.split(".")[0] + "-*.safetensors"))
+        named = set(read_json(index[0]).get("weight_map", {}).values())
+        if missing := sorted(named - {shard.name for shard in shards}):
+            raise UserError(f"{folder} lacks {len(missing)} of the {len(named)} files that its index names, such as {missing[0]}")
         return {key: tensor for shard in shards for key, tensor in read_tensors(shard).items()}
     raise UserError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder.
+
+    Raises:
+        UserError: missing, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({str(error)[:100]}); get the folder again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a JSON {type(content).__name__}, not an object; get the folder again")
+    return content
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -125,9 +148,15 @@ def read_weights(path: str | Path, header_only: bool = False) -> WeightFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file; check the path")
-    if path.suffix == ".safetensors":
+    try:
+        with open(path, "rb") as raw:
+            start = raw.read(9)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    # Files are renamed in the wild: a safetensors file is one that begins with a length and a JSON object.
+    if path.suffix.lower() == ".safetensors" or (start[8:9] == b"{" and start[:1] != b"\x80"):
         return _read_safetensors(path, header_only)
-    return _read_pickle(path, header_only)
+    return _read_pickle(path, header_only, archive=start.startswith(_ZIP))
 
 
 def _read_safetensors(path: Path, header_only: bool) -> WeightFile:
@@ -149,9 +178,7 @@ def _read_safetensors(path: Path, header_only: bool) -> WeightFile:
     return WeightFile(path, shapes, metadata)
 
 
-def _read_pickle(path: Path, header_only: bool) -> WeightFile:
-    with open(path, "rb") as raw:
-        archive = raw.read(4) == _ZIP
+def _read_pickle(path: Path, header_only: bool, archive: bool) -> WeightFile:
     try:
         if archive:
             _check_archive(path)

@@ -12,12 +12,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..weights import WeightFile
+from ..weights import WeightFile, read_json
 from .names import UNetBuild, flat
 
 #: Endings of keys and what they are called here. kohya/LyCORIS, peft and diffusers name the same factors differently.
@@ -27,7 +28,8 @@ _FACTORS = {
     "lora_linear_layer.up.weight": "up", "lora_linear_layer.down.weight": "down",
     "lora_B.default.weight": "up", "lora_A.default.weight": "down",
     "alpha": "alpha",
-    "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
+    "dora_scale": "magnitude", "lora_magnitude_vector": "row_magnitude", "lora_magnitude_vector.weight": "row_magnitude",
+    "lora_magnitude_vector.default.weight": "row_magnitude",
     "hada_w1_a": "w1_a", "hada_w1_b": "w1_b", "hada_w2_a": "w2_a", "hada_w2_b": "w2_b", "hada_t1": "t1", "hada_t2": "t2",
     "lokr_w1": "k1", "lokr_w1_a": "k1_a", "lokr_w1_b": "k1_b",
     "lokr_w2": "k2", "lokr_w2_a": "k2_a", "lokr_w2_b": "k2_b", "lokr_t2": "k2_t",
@@ -40,12 +42,14 @@ _ENDINGS = re.compile(
 )
 #: The diffusers attention processors of 2023 carry the projection's name: "attn1.processor.to_q_lora.up.weight".
 _PROCESSOR = re.compile(r"^(?P<block>.+)\.processor\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<factor>up|down)\.weight$")
+#: ... and for the text encoder "self_attn.to_q_lora.up.weight".
+_TEXT_PROCESSOR = re.compile(r"^(?P<block>.+\.self_attn)\.to_(?P<projection>q|k|v|out)_lora\.(?P<factor>up|down)\.weight$")
 #: What stands before module names, by part; flattened, longest first.
 _PREFIXES = {
-    "unet": ("lora_unet_", "lycoris_unet_", "base_model_model_unet_", "unet_", "lycoris_", "base_model_model_", ""),
+    "unet": ("lora_unet_", "lycoris_unet_", "base_model_model_unet_", "diffusion_model_", "unet_", "lycoris_", "base_model_model_", ""),
     "text_encoder": (
         "base_model_model_text_model_", "lora_te_text_model_", "lora_te1_text_model_", "lycoris_te_text_model_",
-        "text_encoder_text_model_", "lycoris_text_model_", "lora_te_", "text_encoder_",
+        "clip_l_text_model_", "text_encoder_text_model_", "lycoris_text_model_", "lora_te_", "text_encoder_",
     ),
 }  # fmt: skip
 
@@ -72,10 +76,16 @@ class Change:
         weight = weight.float()
         try:
             change = self._change(factors, weight)
-            if "magnitude" in factors:
+            if "row_magnitude" in factors:  # peft: always over outputs, whatever the shape it is kept in
+                change = _renormalise(weight + change, factors["row_magnitude"].flatten()[:, None]) - weight
+            elif "magnitude" in factors:
                 change = _renormalise(weight + change, factors["magnitude"]) - weight
             return change
-        except (RuntimeError, KeyError, IndexError) as error:
+        except KeyError as error:
+            raise UserError(
+                f"factors {', '.join(self.factors)} do not fit a weight: {error} is missing; the file is incomplete"
+            ) from None
+        except (RuntimeError, IndexError, ValueError) as error:
             shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in self.factors.items() if t.ndim)
             raise UserError(
                 f"factors {shapes} do not fit a weight of shape {tuple(weight.shape)} ({_first_line(error)}); "
@@ -85,7 +95,7 @@ class Change:
     @property
     def reaches_bias(self) -> bool:
         """Whether a module's bias, if it has one, changes too: peft's (IA)3 scales whole outputs."""
-        return "bias" in self.factors or ("factor" in self.factors and self.factors["factor"].shape[-1] == 1)
+        return "bias" in self.factors or ("factor" in self.factors and self.factors["factor"].shape[1:] == (1,))
 
     def bias(self, bias: Tensor) -> Tensor:
         """The change of a module's bias at strength 1, in float32.
@@ -93,9 +103,9 @@ class Change:
         Raises:
             UserError: another shape.
         """
-        if "bias" not in self.factors:
+        if "bias" not in self.factors and self.factors["factor"].shape == (len(bias), 1):
             return bias.float() * (self.factors["factor"].to(bias.device, torch.float32).flatten() - 1)
-        change = self.factors["bias"]
+        change = self.factors.get("bias", self.factors.get("factor", bias))
         if change.shape != bias.shape:
             raise UserError(
                 f"a bias change of shape {tuple(change.shape)} does not fit a bias of shape {tuple(bias.shape)}; "
@@ -106,6 +116,7 @@ class Change:
     def _change(self, f: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         """The change before DoRA's renormalisation."""
         if "diff" in f:
+            _require(f["diff"].shape[:1] == weight.shape[:1], "outputs")
             return f["diff"].reshape(weight.shape)
         if "factor" in f:  # (IA)3 as peft writes it: a factor, 1 being neutral
             return weight * (_along(f["factor"], weight) - 1)
@@ -114,8 +125,11 @@ class Change:
             axis = 1 if on_input else 0
             return weight * f["gain"].reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
         if "down" in f:
+            _require(f["up"].shape[0] == weight.shape[0] and _inputs(f) == weight[0].numel(), "outputs or inputs")
             product, rank = _low_rank(f), f["down"].shape[0]
         elif "w1_a" in f:
+            outputs = {f[name].shape[1 if "t1" in f else 0] for name in ("w1_a", "w2_a")}
+            _require(outputs == {weight.shape[0]}, "outputs")
             product, rank = _hadamard(f), f["w1_b"].shape[0]
         else:
             # Without a factorised half, alpha has no rank to be divided by and LyCORIS ignores it.
@@ -125,6 +139,17 @@ class Change:
         elif self.scale is not None:
             product = product * self.scale
         return product.reshape(weight.shape) * (f["scalar"].item() if "scalar" in f else 1.0)
+
+
+def _require(fits: bool, what: str) -> None:
+    """Before anything is multiplied: a product of factors that do not fit may be of any size."""
+    if not fits:
+        raise ValueError(f"other {what}")
+
+
+def _inputs(f: Mapping[str, Tensor]) -> int:
+    """Inputs of a low-rank product, counting a convolution's window."""
+    return f["down"].flatten(1).shape[1] * (f["mid"][0, 0].numel() if "mid" in f else 1)
 
 
 def _low_rank(f: Mapping[str, Tensor]) -> Tensor:
@@ -146,6 +171,8 @@ def _hadamard(f: Mapping[str, Tensor]) -> Tensor:
 
 def _kronecker(f: Mapping[str, Tensor], weight: Tensor) -> Tensor:
     """The Kronecker product of two matrices, either of which may be a product itself."""
+    outputs = [f[name].shape[0] if name in f else f[f"{name}_a"].shape[1 if f"{name}_t" in f else 0] for name in ("k1", "k2")]
+    _require(outputs[0] * outputs[1] == weight.shape[0], "outputs")
     left = f["k1"] if "k1" in f else f["k1_a"] @ f["k1_b"]
     if "k2" in f:
         right = f["k2"]
@@ -203,9 +230,13 @@ def split_adapter(file: WeightFile, modules: Mapping[str, Iterable[str]]) -> dic
             f"{file.path}: {len(unknown)} of {len(file.tensors)} keys match no module of this model, such as "
             f"{', '.join(unknown[:3])}; the file is made for another base or of an unknown kind (see `bdm inspect`)"
         )
-    scales = _peft_scales(file)
+    settings = PeftSettings.of(file)
     return {
-        part: {name: Change(factors, scales.get(part, scales.get(""))) for name, factors in changes.items()}
+        # Factors are small and are used again whenever a strength changes: not as views of a file that may be rewritten.
+        part: {
+            name: Change({key: t.clone() for key, t in factors.items()}, settings.scale(part, name, factors))
+            for name, factors in changes.items()
+        }
         for part, changes in found.items()
     }
 
@@ -216,6 +247,9 @@ def split_key(key: str) -> tuple[str, str]:
     if processor:
         projection = processor["projection"].replace("to_out", "to_out.0")
         return f"{processor['block']}.{projection}", processor["factor"]
+    processor = _TEXT_PROCESSOR.match(key)
+    if processor:
+        return f"{processor['block']}.{processor['projection']}_proj", processor["factor"]
     ending = _ENDINGS.match(key)
     return (ending["module"], _FACTORS[ending["factor"]]) if ending else ("", "")
 
@@ -241,23 +275,49 @@ def _place(module: str, lookup: Mapping[str, Mapping[str, str]]) -> tuple[str, s
     return None
 
 
-def _peft_scales(file: WeightFile) -> dict[str, float]:
-    """alpha / rank by part where peft or diffusers keep them beside the factors ("" for a file of one part)."""
-    scales = {}
-    beside = file.path.with_name("adapter_config.json")
-    texts = [file.metadata.get("lora_adapter_metadata", "")]
-    if any(".lora_A." in key for key in file.tensors) and beside.is_file():
-        texts.append(beside.read_text(encoding="utf-8"))
-    for text in filter(None, texts):
-        try:
-            settings = json.loads(text)
-            for part, dot in (("unet", "unet."), ("text_encoder", "text_encoder."), ("", "")):
-                if f"{dot}lora_alpha" in settings and f"{dot}r" in settings:
-                    rank = settings[f"{dot}r"] ** (0.5 if settings.get(f"{dot}use_rslora") else 1.0)
-                    scales[part] = settings[f"{dot}lora_alpha"] / rank
-        except (ValueError, TypeError, ZeroDivisionError):
-            raise UserError(f"{file.path}: the adapter's settings are not readable: {text[:80]}; save it again") from None
-    return scales
+@dataclass(frozen=True)
+class PeftSettings:
+    """What peft and diffusers keep of an adapter beside its factors: alpha, by part and by module."""
+
+    values: dict[str, Any]
+
+    @staticmethod
+    def of(file: WeightFile) -> PeftSettings:
+        """The settings in the header (diffusers) or in ``adapter_config.json`` beside the file (peft); empty if there are none.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        noted = file.metadata.get("lora_adapter_metadata")
+        if noted is not None:
+            try:
+                values = json.loads(noted)
+            except ValueError:
+                values = None
+            if not isinstance(values, dict):
+                raise UserError(f"{file.path}: the adapter's settings in its header are damaged; save it again")
+            return PeftSettings(values)
+        beside = file.path.with_name("adapter_config.json")
+        peft_keys = any(".lora_A." in key for key in file.tensors)
+        return PeftSettings(read_json(beside) if peft_keys and beside.is_file() else {})
+
+    def scale(self, part: str, module: str, factors: Mapping[str, Tensor]) -> float | None:
+        """alpha / rank (alpha / sqrt(rank) for rsLoRA) of a module, or None where nothing is noted."""
+        down = factors.get("down")
+        if down is None or not down.ndim:
+            return None
+        for prefix in (f"{part}.", ""):
+            alpha = self.values.get(f"{prefix}lora_alpha")
+            patterns = self.values.get(f"{prefix}alpha_pattern") or {}
+            if not isinstance(alpha, int | float) or not isinstance(patterns, dict):
+                continue
+            # peft matches the end of a module's name.
+            for pattern, value in patterns.items():
+                if isinstance(value, int | float) and (module == pattern or module.endswith(f".{pattern}")):
+                    alpha = value
+            rank = down.shape[0]
+            return alpha / (rank**0.5 if self.values.get(f"{prefix}use_rslora") else rank) if rank else None
+        return None
 
 
 def adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:

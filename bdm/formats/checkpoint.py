@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..weights import WeightFile, read_weights, read_weights_folder, refuse_not_finite
+from ..weights import WeightFile, read_json, read_weights, read_weights_folder, refuse_not_finite
 from .identify import identify_source, require
 from .names import (
     UNetBuild,
@@ -39,6 +39,10 @@ _TEXT = {
 }  # fmt: skip
 
 
+#: What reading a configuration off damaged weights, or building a network from a damaged one, raises.
+_BUILD_ERRORS = (KeyError, IndexError, StopIteration, ValueError, TypeError, ZeroDivisionError, AttributeError, RuntimeError)
+
+
 @dataclass(frozen=True)
 class Parts:
     """The weights of a model by part ("unet", "vae", "text_encoder"), under diffusers' names.
@@ -63,7 +67,7 @@ def read_parts(source: Path) -> Parts:
     require(identify_source(source), ("checkpoint",), source)
     if source.is_dir():
         parts = {name: read_weights_folder(source / name) for name in PREFIXES if (source / name / "config.json").is_file()}
-        configs = {name: json.loads((source / name / "config.json").read_text(encoding="utf-8")) for name in parts}
+        configs = {name: read_json(source / name / "config.json") for name in parts}
     else:
         file = read_weights(source)
         parts = {name: _part(file.tensors, prefix) for name, prefix in PREFIXES.items()}
@@ -72,6 +76,8 @@ def read_parts(source: Path) -> Parts:
         configs = _kept_configs(file)
     convert = {"unet": unet_to_diffusers, "vae": vae_to_diffusers, "text_encoder": text_to_plain}
     weights = {name: convert[name](tensors) for name, tensors in parts.items() if tensors}
+    if "unet" not in weights:
+        raise UserError(f"{source} holds no UNet; it is no complete checkpoint: get it again")
     for name, tensors in weights.items():
         refuse_not_finite(tensors, f"{source} ({name})")
     return Parts(weights, configs)
@@ -151,7 +157,7 @@ def build_part(name: str, parts: Parts, source: Path, dtype: torch.dtype | None)
                 model = AutoencoderKL.from_config(config)
             else:
                 model = CLIPTextModel(CLIPTextConfig.from_dict(config))
-    except (KeyError, IndexError, StopIteration, ValueError, TypeError, ZeroDivisionError) as error:
+    except _BUILD_ERRORS as error:
         raise UserError(f"{source}: its {name} is no SD1.5 network ({type(error).__name__}: {error}); get the file again") from None
     assign_weights(model, weights, f"{source} ({name})", dtype)
     return model.eval().requires_grad_(False)
@@ -215,9 +221,12 @@ def _averaged_unet(file: WeightFile) -> dict[str, Tensor]:
 
 def _kept_configs(file: WeightFile) -> dict[str, dict[str, Any]]:
     try:
-        return json.loads(file.metadata.get(CONFIG_KEY, "{}"))
-    except ValueError as error:
-        raise UserError(f"{file.path}: the header's {CONFIG_KEY} is not JSON ({error}); convert the file again") from None
+        kept = json.loads(file.metadata.get(CONFIG_KEY, "{}"))
+    except ValueError:
+        kept = None
+    if not isinstance(kept, dict) or not all(isinstance(config, dict) for config in kept.values()):
+        raise UserError(f"{file.path}: the header's {CONFIG_KEY} is damaged; convert the file again")
+    return kept
 
 
 def load_controlnet(source: Path, dtype: torch.dtype | None = None) -> Any:
@@ -231,14 +240,19 @@ def load_controlnet(source: Path, dtype: torch.dtype | None = None) -> Any:
 
     require(identify_source(source), ("controlnet",), source)
     if source.is_dir():
-        weights, config = read_weights_folder(source), json.loads((source / "config.json").read_text(encoding="utf-8"))
+        weights, config = read_weights_folder(source), read_json(source / "config.json")
+        if config.get("global_pool_conditions"):
+            raise UserError(f"{source} pools its conditions (global_pool_conditions, a shuffle ControlNet); such are not supported")
     else:
         file = read_weights(source)
-        weights = controlnet_to_diffusers({key.removeprefix("control_model."): t for key, t in file.tensors.items()})
-        config = _kept_configs(file).get("controlnet") or controlnet_config(weights)
+        weights = controlnet_to_diffusers(_part(file.tensors, "control_model.") or file.tensors)
+        config = _kept_configs(file).get("controlnet")
     refuse_not_finite(weights, source)
-    with init_empty_weights():
-        model: Any = ControlNetModel.from_config(config)
+    try:
+        with init_empty_weights():
+            model: Any = ControlNetModel.from_config(config or controlnet_config(weights))
+    except _BUILD_ERRORS as error:
+        raise UserError(f"{source} is no SD1.5 ControlNet ({type(error).__name__}: {error}); get the file again") from None
     assign_weights(model, weights, source, dtype)
     return model.eval().requires_grad_(False)
 
@@ -270,7 +284,7 @@ def read_vae(source: Path) -> Parts:
     else:
         require(found, ("vae",), source)
         if source.is_dir():
-            tensors, config = read_weights_folder(source), json.loads((source / "config.json").read_text(encoding="utf-8"))
+            tensors, config = read_weights_folder(source), read_json(source / "config.json")
         else:
             file = read_weights(source)
             tensors, config = file.tensors, _kept_configs(file).get("vae")

@@ -20,7 +20,7 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
         UserError: not an embedding, made for another base, or NaN.
     """
     require(identify(file.tensors), ("embedding",), file.path)
-    tensors = [t for key, t in file.tensors.items() if t.is_floating_point() and t.ndim in (1, 2)]
+    tensors = [t for t in file.tensors.values() if t.is_floating_point() and t.ndim in (1, 2) and t.numel()]
     if len(tensors) != 1:
         raise UserError(f"{file.path} holds {len(tensors)} embeddings; give a file with one")
     vectors = tensors[0].reshape(-1, tensors[0].shape[-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import UserError
-from ..weights import WEIGHT_FILES, WeightFile, read_weights
+from ..weights import WEIGHT_FILES, WeightFile, read_json, read_weights
 from .adapter import adapter_metadata, split_key
 
 Kind = Literal["checkpoint", "unet", "vae", "text encoder", "controlnet", "branch", "adapter", "embedding", "unknown"]
@@ -21,10 +20,13 @@ Kind = Literal["checkpoint", "unet", "vae", "text encoder", "controlnet", "branc
 _BASES = {768: "SD1.5", 1024: "SD2", 1280: "SDXL", 2048: "SDXL"}
 #: Names that only occur in models of other families.
 _FAMILIES = {
-    "joint_blocks.": "SD3", "double_blocks": "FLUX", "single_transformer_blocks": "FLUX", "conditioner.embedders.": "SDXL",
+    "joint_blocks": "SD3", "double_blocks": "FLUX", "single_blocks": "FLUX", "single_transformer_blocks": "FLUX",
+    "transformer.transformer_blocks.": "FLUX or SD3", "conditioner.embedders.": "SDXL",
     "label_emb.": "SDXL", "add_embedding.linear_1": "SDXL", "lora_te2_": "SDXL", "text_encoder_2.": "SDXL", "clip_g": "SDXL",
     "cond_stage_model.model.": "SD2",
 }  # fmt: skip
+#: Diffusers pipelines without a UNet, by the start of their class's name.
+_PIPELINES = {"Flux": "FLUX", "StableDiffusion3": "SD3", "PixArt": "PixArt", "Sana": "Sana", "Qwen": "Qwen-Image"}
 _CLASSES: dict[str, Kind] = {
     "UNet2DConditionModel": "unet", "AutoencoderKL": "vae", "ControlNetModel": "controlnet", "ControlNetModelBDM": "branch",
     "BranchModel": "branch",
@@ -55,8 +57,8 @@ def identify(tensors: Mapping[str, Tensor]) -> FileKind:
     keys = list(tensors)
     kind, layout = _kind(tensors)
     base = next((name for part, name in _FAMILIES.items() if any(part in key for key in keys)), "")
-    if not base and kind in ("checkpoint", "unet", "controlnet", "branch", "adapter", "embedding"):
-        base = _modified(tensors) or _base_of_width(_text_width(tensors, kind), kind)
+    if not base and kind in ("checkpoint", "unet", "vae", "controlnet", "branch", "adapter", "embedding"):
+        base = _modified(tensors, kind) or _base_of_width(_text_width(tensors, kind), kind)
     return FileKind(kind, base, layout)
 
 
@@ -69,15 +71,15 @@ def identify_source(source: Path) -> FileKind:
     if not source.is_dir():
         return identify(read_weights(source, header_only=True).tensors)
     if (source / "model_index.json").is_file():
-        inside = identify_source(source / "unet") if (source / "unet" / "config.json").is_file() else FileKind("unknown", "", "")
-        return FileKind("checkpoint", inside.base, "diffusers")
+        if (source / "unet" / "config.json").is_file():
+            return FileKind("checkpoint", identify_source(source / "unet").base, "diffusers")
+        pipeline = str(read_json(source / "model_index.json").get("_class_name", ""))
+        base = next((name for start, name in _PIPELINES.items() if pipeline.startswith(start)), pipeline or "another model")
+        return FileKind("checkpoint", base, "diffusers")
     config = source / "config.json"
     if not config.is_file():
         raise UserError(f"{source} is no model folder: it has neither model_index.json nor config.json")
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config} is not JSON ({error}); get the folder again") from None
+    settings = read_json(config)
     kind = _CLASSES.get(settings.get("_class_name", ""), "text encoder" if "model_type" in settings else "unknown")
     width = settings.get("cross_attention_dim")
     if settings.get("addition_embed_type") == "text_time":
@@ -96,6 +98,8 @@ def require(found: FileKind, allowed: tuple[Kind, ...], source: object) -> None:
         UserError: says what it is and what is allowed.
     """
     wanted = " or ".join(allowed)
+    if found.kind == "unknown" and found.base:
+        raise UserError(f"{source} is made for {found.base}; this library draws with SD1.5: use one made for SD1.5")
     if found.kind not in allowed:
         what = f"is {'an' if str(found)[0] in 'aeiou' else 'a'} {found}" if found.kind != "unknown" else "is of an unknown kind"
         raise UserError(f"{source} {what}; allowed here: {wanted} for SD1.5")
@@ -109,10 +113,11 @@ def _kind(tensors: Mapping[str, Tensor]) -> tuple[Kind, str]:
     def has(*starts: str) -> bool:
         return any(key.startswith(starts) for key in keys)
 
-    if has("model.diffusion_model.", "model_ema.diffusion_model"):
-        return "checkpoint", "original"
+    # The first ControlNet files hold a whole checkpoint beside the control.
     if has("control_model.", "input_hint_block."):
         return "controlnet", "original"
+    if has("model.diffusion_model.", "model_ema.diffusion_model"):
+        return "checkpoint", "original"
     if has("controlnet_cond_embedding."):
         return "controlnet", "diffusers"
     if has("controlnet_down_blocks."):
@@ -127,16 +132,19 @@ def _kind(tensors: Mapping[str, Tensor]) -> tuple[Kind, str]:
         return "vae", "diffusers" if has("encoder.down_blocks.") else "original"
     if has("embeddings.token_embedding.", "text_model.embeddings.", "cond_stage_model.transformer."):
         return "text encoder", "diffusers"
-    if len(tensors) <= 2 and all(t.ndim in (1, 2) and key.count(".") == 0 for key, t in tensors.items()):
+    split = [key for key in keys if split_key(key)[1] not in ("", "gain") or (split_key(key)[1] and key.startswith("lora_"))]
+    if 1 <= len(tensors) <= 2 and not split and all(t.ndim in (1, 2) and not key.endswith(".weight") for key, t in tensors.items()):
         return "embedding", "diffusers"
-    split = [key for key in keys if split_key(key)[0]]
     if split and len(split) >= len(tensors) / 2:
         return "adapter", "kohya" if has("lora_unet_", "lora_te", "lycoris_") else "diffusers"
     return "unknown", ""
 
 
-def _modified(tensors: Mapping[str, Tensor]) -> str:
-    """The name of a UNet with other inputs than SD1.5's."""
+def _modified(tensors: Mapping[str, Tensor], kind: Kind) -> str:
+    """The name of a UNet or VAE with other channels than SD1.5's."""
+    for key in ("encoder.conv_out.weight", "first_stage_model.encoder.conv_out.weight"):
+        if kind == "vae" and key in tensors and tensors[key].shape[:1] != (8,):
+            return f"a model of {tensors[key].shape[0] // 2 if tensors[key].ndim else 0} latent channels"
     for key in ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight"):
         if key in tensors and tensors[key].ndim == 4 and tensors[key].shape[1] != 4:
             channels = tensors[key].shape[1]
@@ -157,7 +165,7 @@ def _text_width(tensors: Mapping[str, Tensor], kind: Kind) -> int | None:
 
 
 def _base_of_width(width: int | None, kind: Kind) -> str:
-    if width is None or (kind == "branch"):  # a branch reads any native encoder
+    if width is None or kind in ("branch", "vae"):  # a branch reads any native encoder
         return ""
     return _BASES.get(width, f"width {width}")
 
@@ -198,6 +206,8 @@ def describe_file(path: Path) -> dict[str, str]:
     found = identify(file.tensors)
     parameters = sum(t.numel() for t in file.tensors.values())
     facts = {"kind": found.kind, "base": found.base or "not told by the file", "layout": found.layout or "unknown"}
+    if not file.tensors:
+        raise UserError(f"{path} holds no tensors")
     facts["tensors"] = f"{len(file.tensors)} ({parameters:,} values)"
     facts["dtypes"] = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in file.tensors.values()}))
     if found.kind == "adapter":
@@ -217,7 +227,7 @@ def _adapter_facts(file: WeightFile) -> dict[str, str]:
             found.add(forms[factor])
         if factor == "magnitude":
             found.add("DoRA")
-        if factor in ("down", "w1_b", "k2_b"):
+        if factor in ("down", "w1_b", "k2_b") and tensor.ndim:
             ranks.add(tensor.shape[0])
     ranks_text = ", ".join(map(str, sorted(ranks)))
     facts = {"form": ", ".join(sorted(found))} | ({"ranks": ranks_text} if ranks else {})

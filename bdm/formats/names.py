@@ -27,6 +27,8 @@ _VAE_ATTENTION = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "t
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 Pairs = list[tuple[str, str]]
+#: No network of this build has a block of a higher number; a file that says so is damaged.
+MOST_BLOCKS = 64
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ def controlnet_to_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def vae_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A VAE of either layout in diffusers' layout; its attention is a 1x1 convolution in one and linear in the other."""
+    # What was trained beside the VAE (its loss's networks, the average's counters) is no part of it.
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(("loss.", "model_ema."))}
     if any(key.startswith("encoder.down.") for key in tensors):
         tensors = rename(tensors, to_diffusers(vae_pairs(tensors)))
     renamed = {}
@@ -238,7 +242,8 @@ def _inside(ours: str, theirs: str, pairs: Iterable[tuple[str, str]]) -> Pairs:
 
 
 def _largest(pattern: str, keys: Iterable[str]) -> int:
-    numbers = [int(found[1]) for key in keys if (found := re.match(pattern, key))]
-    if not numbers:
-        raise UserError(f"no key fits {pattern}: the network is incomplete")
+    numbers = [int(found[1]) for key in keys if (found := re.match(pattern.replace(r"\d+", r"\d{1,6}"), key))]
+    if not numbers or max(numbers) > MOST_BLOCKS:
+        what = f"has block {max(numbers)}, more than any network has" if numbers else "is incomplete"
+        raise UserError(f"the network {what} (keys of the form {pattern}); get the file again")
     return max(numbers)
