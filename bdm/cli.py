@@ -225,10 +225,10 @@ def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | 
         )
     for source in (options.checkpoint, options.vae):
         if source:
-            pipe.plugins.attach(source)
+            pipe.plugins.attach(source, _free_name(pipe, source))
     for text in options.lora:
         source, numbers = split_numbers(text, "--lora", (0, 1, 2))
-        pipe.plugins.attach(source, **dict(zip(("strength", "text_strength"), numbers, strict=False)))
+        pipe.plugins.attach(source, _free_name(pipe, source), **dict(zip(("strength", "text_strength"), numbers, strict=False)))
     for source in options.embedding:
         pipe.plugins.attach(source)
     pictures = {}
@@ -241,6 +241,13 @@ def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | 
     if triggers and not (options.prompt_en or options.negative_en):
         logging.warning("embeddings act through the English prompt; --prompt-en or --negative-en must name %s", ", ".join(triggers))
     return pictures or None
+
+
+def _free_name(pipe: Any, source: str) -> str:
+    """The file's stem, numbered where it is taken: many files are called model.safetensors."""
+    stem = Path(source).stem
+    names = (stem, *(f"{stem}-{i}" for i in range(2, 100)))
+    return next(name for name in names if name not in pipe.plugins)
 
 
 def split_numbers(text: str, option: str, counts: tuple[int, ...]) -> tuple[str, list[float]]:

@@ -61,7 +61,7 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.copy()
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a picture that can be opened ({error}); give a PNG or JPEG") from None
 
 
@@ -76,6 +76,8 @@ def control_tensor(pictures: Image.Image | Sequence[Image.Image] | Tensor) -> Te
             raise UserError(f"control pictures have shape {tuple(pictures.shape)}; give (n, 3, height, width) in [0, 1]")
         return pictures
     pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
+        raise UserError("control pictures must be PIL pictures or one tensor; give at least one")
     for picture in pictures:
         if picture.mode not in ("RGB", "L", "1"):
             raise UserError(f"a control picture has mode {picture.mode}; give RGB or grey (convert it without transparency first)")

@@ -68,26 +68,42 @@ def convert(source: Path, out: Path, layout: str, dtype: torch.dtype | None = No
         raise UserError(f"{out}: the {layout} layout is one file; give a name that ends in .safetensors")
     if folder and out.suffix:
         raise UserError(f"{out}: the {layout} layout is a folder; give a name without an ending")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir() and not folder:
+        raise UserError(f"{out} is a folder; give the name of a file")
+    if out.is_file() and folder:
+        raise UserError(f"{out} is a file; give the name of a folder")
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if found.kind in ("adapter", "embedding"):
-        write = _adapter if found.kind == "adapter" else _embedding
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        _write(found.kind, source, partial, layout, folder, dtype, modules)
+        if folder:
+            publish_folder(partial, out)
+        else:
+            os.replace(partial, out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror or error}); choose another place") from None
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+    return out
+
+
+def _write(kind: str, source: Path, partial: Path, layout: str, folder: bool, dtype: torch.dtype | None, modules: Any) -> None:
+    if kind in ("adapter", "embedding"):
+        write = _adapter if kind == "adapter" else _embedding
         tensors, metadata = write(source, layout, modules)
         _save(tensors, metadata, partial, dtype)
     elif folder:
-        _FOLDERS[found.kind](source, layout, dtype).save_pretrained(partial)
+        _FOLDERS[kind](source, layout, dtype).save_pretrained(partial)
         if layout == "BDM":
             config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
             write_json(partial / "config.json", config | {"_class_name": "ControlNetModelBDM"})
     else:
-        tensors, metadata = _FILES[found.kind](source)
+        tensors, metadata = _FILES[kind](source)
         _save(tensors, metadata, partial, dtype)
-    if folder:
-        publish_folder(partial, out)
-    else:
-        os.replace(partial, out)
-    return out
 
 
 def _save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, dtype: torch.dtype | None) -> None:
@@ -137,7 +153,7 @@ def _plain_config(model: Any) -> dict[str, Any]:
 
 def _embedding(source: Path, layout: str, _: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     file = read_weights(source)
-    width = next(t.shape[-1] for t in file.tensors.values() if t.ndim)
+    width = next((t.shape[-1] for t in file.tensors.values() if t.ndim), 0)
     vectors = embedding_vectors(file, width)
     return {"emb_params": vectors} if layout == "A1111" else {source.stem: vectors}, {}
 
@@ -164,7 +180,11 @@ _KOHYA = {
 
 def _kohya_keys(source: Path, part: str, module: str, change: Change) -> dict[str, Tensor]:
     prefix = flat(f"lora_unet_{module}" if part == "unet" else f"lora_te_text_model_{module}")
-    keys = {f"{prefix}.{_KOHYA.get(name, name)}": tensor for name, tensor in change.factors.items()}
+    factors = dict(change.factors)
+    if "row_magnitude" in factors:
+        rows = factors.pop("row_magnitude").flatten()
+        factors["magnitude"] = rows.reshape(-1, *[1] * (factors["down"].ndim - 1))
+    keys = {f"{prefix}.{_KOHYA.get(name, name)}": tensor for name, tensor in factors.items()}
     if "alpha" not in change.factors and "down" in change.factors:
         rank = change.factors["down"].shape[0]
         keys[f"{prefix}.alpha"] = torch.tensor(float(rank * (1.0 if change.scale is None else change.scale)))
@@ -173,15 +193,24 @@ def _kohya_keys(source: Path, part: str, module: str, change: Change) -> dict[st
 
 def _diffusers_keys(source: Path, part: str, module: str, change: Change) -> dict[str, Tensor]:
     factors = change.factors
-    other = sorted(factors.keys() - {"up", "down", "alpha", "magnitude"})
+    other = sorted(factors.keys() - {"up", "down", "alpha", "magnitude", "row_magnitude"})
+    if absent := sorted({"up", "down"} - factors.keys()) if not other else []:
+        raise UserError(f"{source}: {module} has no {absent[0]} factor; the file is incomplete, get it again")
+    if "magnitude" in factors and factors["magnitude"].shape[0] != factors["up"].shape[0]:
+        other = ["a magnitude over inputs"]
     if other:
         raise UserError(f"{source}: {module} holds {', '.join(other)}, for which diffusers has no names; keep the kohya layout")
     prefix = f"unet.{module}" if part == "unet" else f"text_encoder.text_model.{module}"
-    scale = factors["alpha"].item() / factors["down"].shape[0] if "alpha" in factors else change.scale or 1.0
+    scale = (
+        factors["alpha"].item() / factors["down"].shape[0]
+        if "alpha" in factors
+        else (1.0 if change.scale is None else change.scale)
+    )
     up = (factors["up"].float() * scale).to(factors["up"].dtype)
     keys = {f"{prefix}.lora_A.weight": factors["down"], f"{prefix}.lora_B.weight": up}
-    if "magnitude" in factors:
-        keys[f"{prefix}.lora_magnitude_vector"] = factors["magnitude"]
+    for name in ("magnitude", "row_magnitude"):
+        if name in factors:
+            keys[f"{prefix}.lora_magnitude_vector"] = factors[name].flatten()
     return keys
 
 

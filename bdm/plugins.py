@@ -8,10 +8,13 @@ order gives back the very tensors from before.
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from .formats.checkpoint import check_names, load_controlnet, named_like, read_p
 from .formats.embedding import embedding_vectors
 from .formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from .text.english import trigger_tokens
-from .weights import read_weights, refuse_not_finite, resolve_folder
+from .weights import WEIGHT_SUFFIXES, read_weights, refuse_not_finite, resolve_folder
 
 #: A weight's place: part of the pipeline and name of the parameter.
 Place = tuple[str, str]
@@ -89,6 +92,11 @@ class LayeredWeights:
     @torch.no_grad()
     def _apply(self, layers: dict[str, Layer], places: set[Place]) -> None:
         parameters = {part: dict(self._module(part).named_parameters()) for part in {part for part, _ in places}}
+        for part, name in places:
+            if name not in parameters[part]:
+                raise UserError(
+                    f"the pipeline's {part} no longer has {name}; undo what was done to it since the plug-in was attached"
+                )
         # Everything is worked out before anything is changed.
         fresh = {(part, name): self._compute((part, name), parameters[part][name], layers) for part, name in places}
         for (part, name), data in fresh.items():
@@ -198,8 +206,12 @@ class Plugins:
             UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed then.
         """
         path = Path(source)
-        path = path if path.exists() else resolve_folder(source)
-        name = name or path.stem
+        if not path.exists():
+            if path.suffix.lower() in WEIGHT_SUFFIXES:
+                raise UserError(f"{source}: no such file; check the path")
+            path = resolve_folder(source)
+        # A hub name's folder is called by a commit, and a folder's name may hold a dot.
+        name = name or (path.stem if path.is_file() else Path(source).name)
         if name in self._plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)
@@ -226,10 +238,11 @@ class Plugins:
         plugin = self[name]
         if plugin.kind == "adapter":
             layer = self._weights.layers[name]
-            plugin.strength = _strengths(strength, text_strength)
-            self._weights.put(name, Layer(changes=layer.changes, strength=plugin.strength))
+            strengths = _strengths(strength, text_strength)
+            self._weights.put(name, Layer(changes=layer.changes, strength=strengths))
+            plugin.strength = strengths
         elif plugin.kind == "controlnet" and text_strength is None:
-            self._controlnets[name].scale = strength
+            self._controlnets[name].scale = _number(strength)
             plugin.strength = {**(plugin.strength or {}), "scale": strength}
         else:
             raise UserError(
@@ -276,7 +289,10 @@ class Plugins:
         with ExitStack() as stack:
             for name, value in (strength or {}).items():
                 before = self[name].strength or {}
-                own, text = value if isinstance(value, tuple) else (value, None)
+                pair = tuple(value) if isinstance(value, tuple | list) else (value, None)
+                if len(pair) != 2:
+                    raise UserError(f"strength of {name}: {value!r}; give a number, or a pair for UNet and text encoder")
+                own, text = pair
                 # Restored through the same call, so that a strength of an adapter's two parts comes back as it was.
                 restore = (before.get("unet", before.get("scale", 1.0)), before.get("text_encoder"))
                 self.set_strength(name, own, text)
@@ -326,7 +342,12 @@ class Plugins:
         self._weights.put(name, layer)
 
     def _attach_vae(self, path: Path, name: str) -> None:
-        self._weights.put(name, Layer(replaced=self._replacement("vae", read_vae(path).weights["vae"], path)))
+        parts = read_vae(path)
+        vae: Any = self._part("vae")
+        theirs, ours = parts.configs.get("vae", {}).get("scaling_factor"), vae.config["scaling_factor"]
+        if theirs is not None and theirs != ours:
+            raise UserError(f"{path} scales latents by {theirs} and this pipeline by {ours}; use a VAE of the same model family")
+        self._weights.put(name, Layer(replaced=self._replacement("vae", parts.weights["vae"], path)))
 
     def _replacement(self, part: str, weights: Mapping[str, Tensor], path: Path) -> dict[Place, Tensor]:
         own = self._weights.base(part)
@@ -361,7 +382,9 @@ class Plugins:
     ) -> dict[str, float]:
         check_window(start, end, "ControlNet")
         unet: Any = self._part("unet")
-        hook = ControlNetHook(load_controlnet(path, unet.dtype).to(unet.device), strength, start, end)
+        if unet.device.type == "meta":
+            raise UserError("the UNet is offloaded; attach ControlNets before sequential offload is enabled")
+        hook = ControlNetHook(load_controlnet(path, unet.dtype).to(unet.device), _number(strength), start, end)
         hook.attach(unet, _HOOK + name)
         self._controlnets[name] = hook
         return {"scale": strength, "start": start, "end": end}
@@ -373,11 +396,17 @@ class Plugins:
         pristine = self._tokenizer or self._host.tokenizer
         if len(pristine) != len(table):
             raise UserError(f"the tokenizer has {len(pristine)} tokens and the text encoder {len(table)}; they must be equal")
-        triggers = [trigger.lower() for trigger in self._triggers()]
-        if name.lower() in triggers or not name.strip():
+        if not name.strip() or re.search(r"[<>\ud800-\udfff]", name):
+            raise UserError(f"{name!r} cannot be a trigger word; attach the embedding under a name without < and >")
+        known = {token.lower() for token in self._host.tokenizer.get_vocab()}
+        if known & {token.lower() for token in trigger_tokens(name, len(vectors))}:
             raise UserError(f"the trigger word {name!r} is taken; attach the embedding under another name")
-        self._weights.put(name, Layer(rows={place: vectors}))
-        self._rebuild_tokenizer()
+        self._weights.put(name, Layer(rows={place: vectors.clone()}))
+        try:
+            self._rebuild_tokenizer()
+        except Exception as error:  # the tokenizer's library says little of what it refuses
+            self._weights.remove(name)
+            raise UserError(f"the tokenizer refuses the trigger word {name!r} ({error}); give another name") from None
 
     def _triggers(self) -> dict[str, int]:
         """Trigger word -> number of vectors, in the order of their rows."""
@@ -405,4 +434,10 @@ class Plugins:
 
 
 def _strengths(strength: float, text_strength: float | None) -> dict[str, float]:
-    return {"unet": strength, "text_encoder": strength if text_strength is None else text_strength}
+    return {"unet": _number(strength), "text_encoder": _number(strength if text_strength is None else text_strength)}
+
+
+def _number(strength: Any) -> float:
+    if not isinstance(strength, Real) or not math.isfinite(strength):
+        raise UserError(f"strength {strength!r} is not a finite number; give one such as 0.8")
+    return float(strength)

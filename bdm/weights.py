@@ -25,6 +25,9 @@ WEIGHT_FILES = (
     "diffusion_pytorch_model.bin",
 )
 
+#: Endings of the files that hold weights.
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
 #: What torch itself writes before a pickle: a zip archive, or (before 1.6) a pickle at once.
 _ZIP = b"PK\x03\x04"
 

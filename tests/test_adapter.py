@@ -1,5 +1,7 @@
 """Adapters of every form, against the libraries that write them."""
 
+import json
+
 import pytest
 import torch
 from conftest import TEXT_DIM, make_unet
@@ -113,6 +115,7 @@ def test_alpha_left_out_means_scale_one():
         "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight",
         "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.default.weight",
         "lycoris_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.lora_down.weight",
         "lora_unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_down.weight",
     ],
 )
@@ -122,7 +125,58 @@ def test_every_spelling_finds_its_module(tmp_path, key):
     assert {name: list(change.factors) for name, change in found.items()} == {LINEAR: ["down"]}
 
 
-@pytest.mark.parametrize("prefix", ["lora_te_text_model_", "lora_te1_text_model_", "text_encoder.text_model.", "lora_te_"])
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"up": (200_000, 1), "down": (1, 200_000)}, {"up": (7, 2), "down": (2, 6)}, {"diff": (7, 6)}, {"up": (6, 2), "down": (2, 8)},
+        {"w1_a": (9, 2), "w1_b": (2, 7), "w2_a": (9, 2), "w2_b": (2, 7)}, {"k1": (2, 7), "k2": (4, 1)}, {"up": (6, 2)},
+    ],
+)  # fmt: skip
+def test_factors_are_checked_before_they_are_multiplied(factors):
+    with pytest.raises(UserError, match="do not fit"):
+        Change({name: torch.zeros(shape) for name, shape in factors.items()}).weight(torch.zeros(6, 7))
+
+
+def test_old_text_encoder_processors():
+    key = "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.up.weight"
+    assert split_key(key) == ("text_encoder.text_model.encoder.layers.0.self_attn.out_proj", "up")
+
+
+def test_alpha_patterns_of_diffusers(tmp_path):
+    tensors = {f"unet.{LINEAR}.lora_A.weight": torch.randn(4, 6), f"unet.{LINEAR}.lora_B.weight": torch.randn(5, 4)}
+    noted = {"unet.r": 8, "unet.lora_alpha": 8, "unet.rank_pattern": {"to_k": 4}, "unet.alpha_pattern": {"attn2.to_k": 2}}
+    change = change_of(tensors, tmp_path, [LINEAR, CONVOLUTION], {"lora_adapter_metadata": json.dumps(noted)})[LINEAR]
+    expected = tensors[f"unet.{LINEAR}.lora_B.weight"] @ tensors[f"unet.{LINEAR}.lora_A.weight"] / 2
+    torch.testing.assert_close(change.weight(torch.zeros(5, 6)), expected)
+
+
+def test_dora_of_peft_on_a_convolution(tmp_path):
+    """peft keeps the magnitudes of outputs as (1, out, 1, 1), where LyCORIS would mean inputs."""
+    import peft
+
+    torch.manual_seed(1)
+    base = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))
+    plain = nn.Conv2d(8, 8, 3, padding=1)
+    plain.load_state_dict(base[0].state_dict())
+    adapted = peft.get_peft_model(
+        base, peft.LoraConfig(r=4, lora_alpha=4, use_dora=True, target_modules=["0"], init_lora_weights=False)
+    )
+    with torch.no_grad():
+        for key, parameter in adapted.named_parameters():
+            if "magnitude" in key:
+                parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
+    adapted.save_pretrained(tmp_path)
+    file = read_weights(tmp_path / "adapter_model.safetensors")
+    renamed = {key.replace("base_model.model.", "text_encoder."): tensor for key, tensor in file.tensors.items()}
+    change = split_adapter(type(file)(file.path, renamed, file.metadata), {"text_encoder": ["0"]})["text_encoder"]["0"]
+    plain.weight.data += change.weight(plain.weight.data)
+    x = torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(plain(x), adapted(x).detach(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["lora_te_text_model_", "lora_te1_text_model_", "text_encoder.text_model.", "lora_te_", "clip_l.text_model."]
+)
 def test_text_encoder_spellings(tmp_path, prefix):
     name = "encoder.layers.0.self_attn.q_proj"
     spelled = prefix + (name if "." in prefix else name.replace(".", "_"))

@@ -20,12 +20,14 @@ from bdm.formats.checkpoint import (
     CONFIG_KEY,
     load_controlnet,
     read_parts,
+    read_vae,
     text_config,
     unet_config,
     vae_config,
     write_checkpoint,
 )
-from bdm.formats.identify import describe_file, file_hashes, identify, identify_source
+from bdm.formats.identify import describe_file, file_hashes, identify, identify_source, require
+from bdm.weights import read_weights_folder
 
 
 def same(ours, theirs):
@@ -235,6 +237,84 @@ def test_kinds_are_told_from_names(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "folder")
     assert identify_source(tmp_path / "folder").kind == "checkpoint"
     assert identify_source(tmp_path / "folder" / "branch").kind == "branch"
+
+
+def test_file_that_holds_a_checkpoint_and_a_control_is_a_controlnet(pipe, tmp_path):
+    """The first published ControlNets, control_sd15_*.pth."""
+    tensors, _ = write_original(pipe, tmp_path / "model.safetensors")
+    controlnet = make_controlnet(make_unet(block_out_channels=(32, 32, 32, 32), norm_num_groups=32, attention_head_dim=8))
+    control = {f"control_model.{k}": v for k, v in names.controlnet_to_original(controlnet.state_dict()).items()}
+    torch.save({"state_dict": tensors | control}, tmp_path / "control_sd15_canny.pth")
+    assert identify_source(tmp_path / "control_sd15_canny.pth").kind == "controlnet"
+    same(load_controlnet(tmp_path / "control_sd15_canny.pth").state_dict(), controlnet.state_dict())
+
+
+def test_vae_with_what_its_training_left(pipe, tmp_path):
+    original = names.vae_to_original(pipe.vae.state_dict())
+    remains = {"model_ema.decay": torch.tensor(0.999), "loss.logvar": torch.zeros(()), "loss.perceptual_loss.x": torch.zeros(3)}
+    torch.save({"state_dict": original | remains}, tmp_path / "vae.ckpt")
+    same(read_vae(tmp_path / "vae.ckpt").weights["vae"], pipe.vae.state_dict())
+
+
+def test_checkpoint_with_numpy_counters(pipe, tmp_path):
+    import numpy as np
+
+    tensors, metadata = write_original(pipe, tmp_path / "model.safetensors")
+    content = {"state_dict": tensors, "best": np.float64(0.5), "epochs": np.arange(3), CONFIG_KEY: metadata[CONFIG_KEY]}
+    torch.save(content, tmp_path / "model.ckpt")
+    same(read_parts(tmp_path / "model.ckpt").weights["unet"], pipe.unet.state_dict())
+
+
+@pytest.mark.parametrize("ending", [".ckpt", ".pt", ".SAFETENSORS"])
+def test_safetensors_under_another_ending(tmp_path, ending):
+    save_file({"emb_params": torch.ones(2, 768)}, tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").rename(tmp_path / f"a{ending}")
+    assert identify_source(tmp_path / f"a{ending}").kind == "embedding"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "base"), [("FluxPipeline", "FLUX"), ("StableDiffusion3Pipeline", "SD3"), ("KolorsPipeline", "KolorsPipeline")]
+)
+def test_folders_of_other_families(tmp_path, pipeline, base):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    with pytest.raises(UserError, match=f"made for {base}"):
+        load_backbone(tmp_path)
+
+
+def test_folder_with_a_missing_shard(tmp_path):
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "x-00001.safetensors"}})
+    )
+    with pytest.raises(UserError, match="lacks 1 of the 1 files"):
+        read_weights_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ({"lora_unet_joint_blocks_0_x.lora_down.weight": (4, 8)}, "SD3"),
+        ({"lora_unet_single_blocks_7_linear2.lora_down.weight": (4, 8)}, "FLUX"),
+        ({"double_blocks.0.img_attn.proj.weight": (8, 8), "img_in.weight": (8, 8), "x.bias": (3,)}, "FLUX"),
+        ({"encoder.down.0.block.0.conv1.weight": (8, 8, 3, 3), "encoder.conv_out.weight": (32, 8, 3, 3)}, "16 latent channels"),
+        ({"model.0.weight": (8, 8, 3, 3), "model.0.bias": (8,), "model.2.weight": (8, 8, 3, 3)}, "unknown kind"),
+    ],
+)
+def test_foreign_files_are_named(tmp_path, weights, text):
+    save_file({key: torch.zeros(shape) for key, shape in weights.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=text):
+        require(identify_source(tmp_path / "a.safetensors"), ("checkpoint", "adapter", "vae"), "a.safetensors")
+
+
+def test_embedding_whose_token_has_a_dot():
+    assert identify({"<style-v1.5>": torch.zeros(768)}).kind == "embedding"
+
+
+@pytest.mark.parametrize("key", ["input_blocks.300000.0.weight", "input_blocks." + "9" * 4000 + ".0.weight"])
+def test_block_numbers_that_lie(key):
+    with pytest.raises(UserError):
+        names.unet_to_diffusers(
+            {key: torch.zeros(1), "input_blocks.0.0.weight": torch.zeros(1), "input_blocks.3.0.x": torch.zeros(1)}
+        )
 
 
 def test_description_reads_no_values_and_hashes_as_a1111_does(tmp_path):

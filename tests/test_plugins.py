@@ -16,7 +16,7 @@ from bdm.errors import UserError
 from bdm.formats import names
 from bdm.formats.identify import file_hashes
 from bdm.plugins import Plugins
-from bdm.text.english import encode_english
+from bdm.text.english import encode_english, spell_triggers
 
 ATTENTION = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
@@ -158,7 +158,7 @@ def test_failed_attachment_changes_nothing(pipe, files, draw, tmp_path):
         "sdxl": ({"lora_te2_x.lora_down.weight": torch.zeros(2, 5), "lora_te1_x.lora_up.weight": torch.zeros(2, 5)}, "SDXL"),
         "wide": ({"emb_params": torch.zeros(2, 999)}, "width"),
         "nonsense": ({"layer.kernel": torch.zeros(2, 2, 2)}, "unknown kind"),
-        "vae": ({k: torch.zeros(3) for k in names.vae_to_original(make_vae().state_dict())}, "shape"),
+        "vae": ({k: torch.zeros(3) for k in names.vae_to_original(make_vae().state_dict())}, "latent channels"),
     }
     for name, (tensors, message) in wrong.items():
         save_file(tensors, tmp_path / f"{name}.safetensors")
@@ -313,3 +313,59 @@ def test_pipelines_with_every_part_work_on_a_bare_backbone(pipe, files):
     assert len(backbone.tokenizer) == len(pipe.tokenizer) + 3
     plugins.clear()
     assert backbone.tokenizer is pipe.tokenizer
+
+
+def test_triggers_are_found_whole_and_once(pipe, tmp_path):
+    for name in ("hands", "bad-hands-5", "坏词"):
+        save_file({"emb_params": torch.randn(2, TEXT_DIM)}, tmp_path / f"{name}.safetensors")
+        pipe.plugins.attach(tmp_path / f"{name}.safetensors")
+    spell = lambda text: spell_triggers(text, pipe.tokenizer)  # noqa: E731
+    assert spell("bad-hands-5, Hands") == "<bad-hands-5> <bad-hands-5>_1, <hands> <hands>_1"
+    assert spell("一个坏词的图") == "一个<坏词> <坏词>_1的图"
+    assert spell("shorthands handset") == "shorthands handset"
+    assert spell("<hands> embedding:hands") == "<hands> <hands>_1 <hands> <hands>_1"
+
+
+@pytest.mark.parametrize("name", ["a<b", "|endoftext|", "calm", " ", "\udcff"])
+def test_trigger_words_that_cannot_be(pipe, tmp_path, name):
+    save_file({"emb_params": torch.randn(2, TEXT_DIM)}, tmp_path / "calm.safetensors")
+    pipe.plugins.attach(tmp_path / "calm.safetensors")
+    rows, tokenizer = pipe.text_encoder.get_input_embeddings().weight.shape[0], pipe.tokenizer
+    with pytest.raises(UserError):
+        pipe.plugins.attach(tmp_path / "calm.safetensors", name)
+    assert pipe.text_encoder.get_input_embeddings().weight.shape[0] == rows
+    assert pipe.tokenizer is tokenizer
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), "0.8", (1.0, 2.0, 3.0)])
+def test_strengths_are_finite_numbers(pipe, files, draw, strength):
+    pipe.plugins.attach(files["ink"], strength=0.5)
+    before = draw()
+    with pytest.raises(UserError, match=r"number"):
+        pipe.plugins.set_strength("ink", strength)
+    with pytest.raises(UserError, match=r"number"):
+        draw(plugin_strength={"ink": strength})
+    with pytest.raises(UserError, match=r"number"):
+        pipe.plugins.attach(files["ink"], "again", strength=strength)
+    assert pipe.plugins["ink"].strength == {"unet": 0.5, "text_encoder": 0.5}
+    assert torch.equal(draw(), before)
+
+
+def test_changed_hosts_are_named(pipe, files):
+    pipe.plugins.attach(files["ink"])
+    pipe.unet = make_unet()
+    with pytest.raises(UserError, match="exchanged"):
+        pipe.plugins.detach("ink")
+
+
+def test_file_that_is_not_there_is_not_looked_for_on_the_hub(pipe):
+    with pytest.raises(UserError, match="no such file"):
+        pipe.plugins.attach("loras/ink.safetensors")
+
+
+def test_vae_of_another_family_is_refused_by_its_scale(pipe, tmp_path):
+    vae = make_vae()
+    vae.register_to_config(scaling_factor=0.13025)
+    vae.save_pretrained(tmp_path / "xl")
+    with pytest.raises(UserError, match=r"0\.13025"):
+        pipe.plugins.attach(tmp_path / "xl")

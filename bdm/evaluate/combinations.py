@@ -83,12 +83,12 @@ def draw(
     edges: Sequence[Image.Image], chosen: Sequence[str], native: bool,
 ) -> Tensor:  # fmt: skip
     """Pictures (N, 3, H, W) in [-1, 1] with the chosen plug-ins: native prompts, or English ones without the branch."""
-    for name in chosen:
-        pipe.plugins.attach(getattr(plugins, name), name if name != "embedding" else None)
     trigger = Path(plugins.embedding).stem
     words = [word for name, word in (("lora", plugins.lora_trigger), ("embedding", trigger)) if name in chosen]
     pictures = []
     try:
+        for name in chosen:
+            pipe.plugins.attach(getattr(plugins, name), name if name != "embedding" else None)
         for start in range(0, len(concepts), config.batch):
             part = concepts[start : start + config.batch]
             names = [world.caption(i, None, "zh" if native else "en") for i in part]

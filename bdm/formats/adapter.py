@@ -46,7 +46,9 @@ _PROCESSOR = re.compile(r"^(?P<block>.+)\.processor\.(?P<projection>to_q|to_k|to
 _TEXT_PROCESSOR = re.compile(r"^(?P<block>.+\.self_attn)\.to_(?P<projection>q|k|v|out)_lora\.(?P<factor>up|down)\.weight$")
 #: What stands before module names, by part; flattened, longest first.
 _PREFIXES = {
-    "unet": ("lora_unet_", "lycoris_unet_", "base_model_model_unet_", "diffusion_model_", "unet_", "lycoris_", "base_model_model_", ""),
+    "unet": (
+        "lora_unet_", "lycoris_unet_", "base_model_model_unet_", "diffusion_model_", "unet_", "lycoris_", "base_model_model_", "",
+    ),
     "text_encoder": (
         "base_model_model_text_model_", "lora_te_text_model_", "lora_te1_text_model_", "lycoris_te_text_model_",
         "clip_l_text_model_", "text_encoder_text_model_", "lycoris_text_model_", "lora_te_", "text_encoder_",

@@ -214,7 +214,8 @@ class ControlNetRecipe(CommunityRecipe):
 
         held_out = self.source.validation
         chosen = {held_out.caption(i): i for i in range(len(held_out))}
-        pixels = [held_out[chosen[p]].pixels for p in prompts if p in chosen]
+        # A prompt of one's own gets the edges of some validation picture.
+        pixels = [held_out[chosen.get(p, i % len(held_out))].pixels for i, p in enumerate(prompts)]
         pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels if p is not None]
         none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
         pipe: Any = StableDiffusionControlNetPipeline(

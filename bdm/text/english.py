@@ -71,10 +71,13 @@ def trigger_tokens(word: str, vectors: int) -> list[str]:
 def spell_triggers(text: str, tokenizer: CLIPTokenizer) -> str:
     """Write trigger words ("ink", "Ink", "embedding:ink", "<ink>") as the tokens of their vectors."""
     known = tokenizer.added_tokens_encoder.keys() - set(tokenizer.all_special_tokens)
-    for token in sorted((t for t in known if t.endswith(">")), key=len, reverse=True):
-        count = sum(other.startswith(f"{token}_") for other in known) + 1
-        word = re.escape(token[1:-1])
-        pattern = rf"<{word}>(?!_\d)|(?<![\w<])(?:embedding:)?{word}(?![\w>])"
-        spelled = " ".join(trigger_tokens(token[1:-1], count))
-        text = re.sub(pattern, lambda _, spelled=spelled: spelled, text, flags=re.IGNORECASE)
-    return text
+    words = sorted((token[1:-1] for token in known if token.endswith(">")), key=len, reverse=True)
+    if not words:
+        return text
+    counts = {word.lower(): sum(token.startswith(f"<{word}>_") for token in known) + 1 for word in words}
+    spelled = {word.lower(): " ".join(trigger_tokens(word, counts[word.lower()])) for word in words}
+    # All words in one pass, so that none is found inside what another was written as. Letters of scripts without spaces
+    # bound a word; Latin letters and digits do not.
+    either = "|".join(map(re.escape, words))
+    pattern = rf"<({either})>(?!_\d)|(?<![A-Za-z0-9_<])(?:embedding:)?({either})(?![A-Za-z0-9_>])"
+    return re.sub(pattern, lambda found: spelled[(found[1] or found[2]).lower()], text, flags=re.IGNORECASE)
