@@ -128,7 +128,8 @@ def test_every_spelling_finds_its_module(tmp_path, key):
 @pytest.mark.parametrize(
     "factors",
     [
-        {"up": (200_000, 1), "down": (1, 200_000)}, {"up": (7, 2), "down": (2, 6)}, {"diff": (7, 6)}, {"up": (6, 2), "down": (2, 8)},
+        {"up": (200_000, 1), "down": (1, 200_000)}, {"up": (7, 2), "down": (2, 6)}, {"diff": (7, 6)},
+        {"up": (6, 2), "down": (2, 8)},
         {"w1_a": (9, 2), "w1_b": (2, 7), "w2_a": (9, 2), "w2_b": (2, 7)}, {"k1": (2, 7), "k2": (4, 1)}, {"up": (6, 2)},
     ],
 )  # fmt: skip
