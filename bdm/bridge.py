@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .backbone import check_backbone
 from .branch import BranchModel
 from .errors import UserError
+from .sharing import SharedWork
 
 HOOK_NAME = "bdm.bridge"
 
@@ -92,6 +93,10 @@ class Bridge(ModelHook):
 
     Residuals that the caller passes (ControlNets) are kept and added to. Without a condition the hook does nothing.
 
+    Args:
+        branch: the branch.
+        share: do once what both halves of a guided step would do twice (see ``bdm.sharing``); the picture is the same.
+
     Example:
         >>> bridge = Bridge(branch).attach(pipe.unet)
         >>> with bridge.condition(NativeCondition(native.encode(["红灯笼"]), native.encode([""]))):
@@ -99,12 +104,15 @@ class Bridge(ModelHook):
         >>> bridge.detach()
     """
 
-    def __init__(self, branch: BranchModel) -> None:
+    def __init__(self, branch: BranchModel, share: bool = True) -> None:
         super().__init__()
         self.branch = branch
+        self.share = share
+        self._work = SharedWork()
         self.unet: nn.Module | None = None
         self._condition: NativeCondition | None = None
         self._calls = 0
+        self._features: dict[int, Tensor] = {}
 
     def attach(self, unet: Any) -> Bridge:
         """Put the hook on a UNet (``UNet2DConditionModel`` or AnimateDiff's ``UNetMotionModel``).
@@ -152,22 +160,50 @@ class Bridge(ModelHook):
                     f"native text features have shape {tuple(features.shape)} and the branch reads (prompts, length, {width}); "
                     "use the text encoder that the branch was trained with"
                 )
-        outer, self._condition, self._calls = self._condition, condition, 0
+        outer, self._condition, self._calls, self._features = self._condition, condition, 0, {}
+        sharing = self.share and outer is None and self.unet is not None
+        if sharing:
+            # For the time of the condition only: what is kept is right as long as nobody changes weights.
+            self._work.attach(self.unet, self.branch)
         try:
             yield
         finally:
-            self._condition = outer
+            self._condition, self._features = outer, {}
+            if sharing:
+                self._work.detach()
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """Forget which rows were equal."""
+        self._work.encoder.clear()
+        self._work.prefix.clear()
+        return output
+
+    def _plan(self, condition: NativeCondition, *args: Any, **kwargs: Any) -> None:
+        """Find the work that both halves of a guided step share. Perturbed attention, frames, adapters and training share none."""
+        sample, text = (args[i] if len(args) > i else kwargs.get(name) for i, name in ((0, "sample"), (2, "encoder_hidden_states")))
+        guided = (
+            sample is not None and sample.ndim == 4 and len(sample) == 2 * len(condition.positive) * condition.images_per_prompt
+        )
+        plain = not any(kwargs.get(name) is not None for name in ("down_intrablock_additional_residuals", "encoder_attention_mask"))
+        if guided and plain and isinstance(text, Tensor) and not torch.is_grad_enabled():
+            self._work.encoder.find(sample, text)
+            self._work.prefix.find(sample)
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Add the branch's residuals to the arguments of the UNet's forward pass."""
         condition = self._condition
         if condition is None:
             return args, kwargs
+        if self.share:
+            self._plan(condition, *args, **kwargs)
         step, self._calls = self._calls, self._calls + 1
         if condition.scale == 0.0 or not in_window(step, condition.start, condition.end, condition.steps):
             return args, kwargs
         sample, timestep = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("sample", "timestep")))
-        features = condition.features(sample.shape[0])
+        batch = sample.shape[0]
+        if batch not in self._features:  # one tensor for all steps, so that its projections can be kept
+            self._features[batch] = condition.features(batch)
+        features = self._features[batch]
         if sample.ndim == 5:  # AnimateDiff: (B, C, F, h, w); the UNet sees frames as samples
             features = features.repeat_interleave(sample.shape[2], dim=0)
             timestep = timestep.repeat_interleave(sample.shape[2]) if torch.is_tensor(timestep) and timestep.ndim else timestep

@@ -95,6 +95,7 @@ class BridgeMixin:
         clip_skip: int = 1,
         control_images: Any = None,
         plugin_strength: Mapping[str, float | tuple[float, float]] | None = None,
+        share: bool = True,
         **stock: Any,
     ) -> Any:
         """Draw pictures for native-language prompts.
@@ -120,6 +121,7 @@ class BridgeMixin:
             clip_skip: layer of the English text encoder whose states are used, counted from the end as A1111 does: 1 is the last.
             control_images: condition pictures of the attached ControlNets, by name; of a single one without its name.
             plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder apart.
+            share: do once what both halves of a guided step would do twice (see ``bdm.sharing``); False only compares.
             stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``, ``latents``, ``output_type``,
                 ``callback_on_step_end``, ``image``, ``strength``, ``mask_image`` ...
 
@@ -159,7 +161,7 @@ class BridgeMixin:
             english, negative_english = self._english_features(
                 prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, count, clip_skip
             )
-            bridge = Bridge(self.branch).attach(self.unet)
+            bridge = Bridge(self.branch, share).attach(self.unet)
             try:
                 with bridge.condition(condition):
                     return super().__call__(

@@ -262,7 +262,7 @@ class BranchRecipe(DenoisingRecipe):
         self.native_text_encoder = NativeTextEncoder.from_pretrained(native_text_encoder)
         torch.manual_seed(seed)
         self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
-        self.bridge = Bridge(self.branch).attach(self.unet)
+        self.bridge = Bridge(self.branch, share=False).attach(self.unet)
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
         self.register_buffer("empty_english", encode_english([""], stock.text_encoder, stock.tokenizer), persistent=False)
         self.empty_english: Tensor
