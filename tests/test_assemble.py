@@ -63,7 +63,7 @@ def test_shipped_weights_are_small_half_precision_and_have_cards():
     for file in files:
         card = json.loads((file.parent / "card.json").read_text())
         assert {"command", "seed", "steps", "seconds", "final_loss"} <= card.keys()
-        assert re.match(r"python train\.py configs/", card["command"])
+        assert re.match(r"(python|torchrun --nproc_per_node \d+) train\.py configs/", card["command"])
         with safe_open(file, "pt") as tensors:
             assert {tensors.get_slice(k).get_dtype() for k in tensors.keys()} <= {"F16", "I64"}  # noqa: SIM118
     names = {f.name for f in ASSETS.rglob("*")}

@@ -16,7 +16,7 @@ from bdm.grid import labelled_grid, save_picture
 from bdm.picture_info import describe, picture_info
 
 ROOT = Path(__file__).parent.parent
-needs_weights = pytest.mark.skipif(not (DEFAULT_MODEL / "model_index.json").exists(), reason="assets/emoji is not there")
+needs_weights = pytest.mark.skipif(not (DEFAULT_MODEL / "branch" / "config.json").exists(), reason="assets/emoji has no branch")
 
 
 @pytest.mark.parametrize(

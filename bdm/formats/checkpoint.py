@@ -77,7 +77,7 @@ def read_parts(source: Path) -> Parts:
     convert = {"unet": unet_to_diffusers, "vae": vae_to_diffusers, "text_encoder": text_to_plain}
     weights = {name: convert[name](tensors) for name, tensors in parts.items() if tensors}
     if "unet" not in weights:
-        raise UserError(f"{source} holds no UNet; it is no complete checkpoint: get it again")
+        raise UserError(f"{source} holds no unet; it is no complete checkpoint: get it again")
     for name, tensors in weights.items():
         refuse_not_finite(tensors, f"{source} ({name})")
     return Parts(weights, configs)

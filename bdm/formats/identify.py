@@ -25,8 +25,10 @@ _FAMILIES = {
     "label_emb.": "SDXL", "add_embedding.linear_1": "SDXL", "lora_te2_": "SDXL", "text_encoder_2.": "SDXL", "clip_g": "SDXL",
     "cond_stage_model.model.": "SD2",
 }  # fmt: skip
-#: Diffusers pipelines without a UNet, by the start of their class's name.
-_PIPELINES = {"Flux": "FLUX", "StableDiffusion3": "SD3", "PixArt": "PixArt", "Sana": "Sana", "Qwen": "Qwen-Image"}
+#: Bases of diffusers pipelines, by the start of their class's name; "" for SD1.5's, whose folder then lacks its UNet.
+_PIPELINES = {
+    "Flux": "FLUX", "StableDiffusion3": "SD3", "StableDiffusionXL": "SDXL", "StableDiffusion": "", "Bridge": "", "PixArt": "PixArt", "Sana": "Sana", "Qwen": "Qwen-Image",
+}  # fmt: skip
 _CLASSES: dict[str, Kind] = {
     "UNet2DConditionModel": "unet", "AutoencoderKL": "vae", "ControlNetModel": "controlnet", "ControlNetModelBDM": "branch",
     "BranchModel": "branch",
@@ -74,7 +76,7 @@ def identify_source(source: Path) -> FileKind:
         if (source / "unet" / "config.json").is_file():
             return FileKind("checkpoint", identify_source(source / "unet").base, "diffusers")
         pipeline = str(read_json(source / "model_index.json").get("_class_name", ""))
-        base = next((name for start, name in _PIPELINES.items() if pipeline.startswith(start)), pipeline or "another model")
+        base = next((name for start, name in _PIPELINES.items() if pipeline.startswith(start)), pipeline)
         return FileKind("checkpoint", base, "diffusers")
     config = source / "config.json"
     if not config.is_file():
