@@ -27,7 +27,8 @@ _FAMILIES = {
 }  # fmt: skip
 #: Bases of diffusers pipelines, by the start of their class's name; "" for SD1.5's, whose folder then lacks its UNet.
 _PIPELINES = {
-    "Flux": "FLUX", "StableDiffusion3": "SD3", "StableDiffusionXL": "SDXL", "StableDiffusion": "", "Bridge": "", "PixArt": "PixArt", "Sana": "Sana", "Qwen": "Qwen-Image",
+    "Flux": "FLUX", "StableDiffusion3": "SD3", "StableDiffusionXL": "SDXL", "StableDiffusion": "", "Bridge": "",
+    "PixArt": "PixArt", "Sana": "Sana", "Qwen": "Qwen-Image",
 }  # fmt: skip
 _CLASSES: dict[str, Kind] = {
     "UNet2DConditionModel": "unet", "AutoencoderKL": "vae", "ControlNetModel": "controlnet", "ControlNetModelBDM": "branch",
