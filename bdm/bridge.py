@@ -180,10 +180,9 @@ class Bridge(ModelHook):
 
     def _plan(self, condition: NativeCondition, *args: Any, **kwargs: Any) -> None:
         """Find the work that both halves of a guided step share. Perturbed attention, frames, adapters and training share none."""
-        sample, text = (args[i] if len(args) > i else kwargs.get(name) for i, name in ((0, "sample"), (2, "encoder_hidden_states")))
-        guided = (
-            sample is not None and sample.ndim == 4 and len(sample) == 2 * len(condition.positive) * condition.images_per_prompt
-        )
+        sample: Any = args[0] if args else kwargs["sample"]
+        text: Any = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states")
+        guided = sample.ndim == 4 and len(sample) == 2 * len(condition.positive) * condition.images_per_prompt
         plain = not any(kwargs.get(name) is not None for name in ("down_intrablock_additional_residuals", "encoder_attention_mask"))
         if guided and plain and isinstance(text, Tensor) and not torch.is_grad_enabled():
             self._work.encoder.find(sample, text)

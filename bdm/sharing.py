@@ -106,11 +106,12 @@ class KeptProjection(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The kept result if the features are the ones of the last call and nobody has changed them in place."""
         features = args[0]
+        project: Any = self.fn_ref.original_forward
         if torch.is_grad_enabled() and any(t.requires_grad for t in (features, *module.parameters())):
-            return self.fn_ref.original_forward(*args, **kwargs)
+            return project(*args, **kwargs)
         if self._given is not features or self._version != features._version:
             self._given, self._version = features, features._version
-            self._kept = self.fn_ref.original_forward(*args, **kwargs)
+            self._kept = project(*args, **kwargs)
         return self._kept
 
 
