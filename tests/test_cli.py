@@ -143,7 +143,7 @@ def test_infer_with_plugins_and_their_names_in_the_picture(model, capsys, monkey
     ("arguments", "message"),
     [
         (["--lora", "calm.safetensors:1:1:1"], "no such folder"),
-        (["--lora", "none.safetensors"], "no such folder"),
+        (["--lora", "none.safetensors"], "no such file"),
         (["--checkpoint", "photo.png"], "damaged or not a torch file"),
         (["--controlnet", "edges"], "give one image for each"),
         (["--controlnet", "edges", "--control-image", "calm.safetensors"], "not a picture"),
