@@ -180,6 +180,9 @@ class Bridge(ModelHook):
 
     def _plan(self, condition: NativeCondition, *args: Any, **kwargs: Any) -> None:
         """Find the work that both halves of a guided step share. Perturbed attention, frames, adapters and training share none."""
+        # A pass that failed has not come to post_forward.
+        self._work.encoder.clear()
+        self._work.prefix.clear()
         sample: Any = args[0] if args else kwargs["sample"]
         text: Any = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states")
         guided = sample.ndim == 4 and len(sample) == 2 * len(condition.positive) * condition.images_per_prompt

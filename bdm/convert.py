@@ -51,7 +51,7 @@ def convert(source: Path, out: Path, layout: str, dtype: torch.dtype | None = No
             embeddings).
         layout: see ``LAYOUTS``.
         dtype: of the written weights; None keeps the file's.
-        modules: a ``Backbone`` or pipeline that tells the adapter's module names; SD1.5's by default.
+        modules: names of the modules that an adapter may change, by part ("unet", "text_encoder"); SD1.5's by default.
 
     Returns:
         ``out``.

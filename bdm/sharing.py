@@ -107,6 +107,8 @@ class KeptProjection(ModelHook):
         """The kept result if the features are the ones of the last call and nobody has changed them in place."""
         features = args[0]
         project: Any = self.fn_ref.original_forward
+        if features.is_inference():  # has no version that would tell of a change in place
+            return project(*args, **kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (features, *module.parameters())):
             return project(*args, **kwargs)
         if self._given is not features or self._version != features._version:
