@@ -50,32 +50,66 @@ class EmojiConfig(Strict):
     held_out: Literal["without", "only", "all"] = "without"
 
 
-class FolderConfig(Strict):
-    """A folder of pictures with ``metadata.jsonl`` (see ``bdm.data.folder.FolderSource``)."""
+class BucketsConfig(Strict):
+    """Aspect-ratio buckets (see ``bdm.data.buckets``); ``buckets: {}`` takes Stable Diffusion's."""
 
-    kind: Literal["folder"]
-    path: Path
+    step: PositiveInt = 64
+    max_aspect: Annotated[float, Field(ge=1)] = 2.0
+
+
+class PicturesConfig(Strict):
+    """What the sources of raw pictures share (see ``bdm.data.pictures.PictureRules``)."""
+
     size: PositiveInt = 512
-    caption: str = "text"
-    validation: Annotated[int, Field(ge=1)] = 64
-
-
-class ShardsConfig(Strict):
-    """Tar shards of img2dataset or webdataset (see ``bdm.data.shards.ShardSource``)."""
-
-    kind: Literal["shards"]
-    urls: str | tuple[str, ...]
-    size: PositiveInt = 512
-    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
     min_side: Annotated[int, Field(ge=0)] = 0
     max_aspect: Annotated[float, Field(ge=0)] = 0.0
     min_scores: dict[str, float] | None = None
     max_caption: PositiveInt = 1000
+    buckets: BucketsConfig | None = None
+    flip: Fraction = 0.0
+
+
+class FolderConfig(PicturesConfig):
+    """A folder of pictures with ``metadata.jsonl`` (see ``bdm.data.folder.FolderSource``)."""
+
+    kind: Literal["folder"]
+    path: Path
+    caption: str = "text"
+    validation: Annotated[int, Field(ge=1)] = 64
+
+
+class ShardsConfig(PicturesConfig):
+    """Tar shards of img2dataset or webdataset (see ``bdm.data.shards.ShardSource``)."""
+
+    kind: Literal["shards"]
+    urls: str | tuple[str, ...]
+    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
     validation_shards: PositiveInt = 1
     cache: Path | None = None
 
 
-DataConfig = Annotated[EmojiConfig | FolderConfig | ShardsConfig, Field(discriminator="kind")]
+class ParquetConfig(PicturesConfig):
+    """Parquet files (see ``bdm.data.parquet.ParquetSource``)."""
+
+    kind: Literal["parquet"]
+    urls: str | tuple[str, ...]
+    picture: str = "image"
+    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    validation_shards: PositiveInt = 1
+    cache: Path | None = None
+
+
+class PreparedConfig(Strict):
+    """What ``bdm prepare`` wrote (see ``bdm.data.prepared.PreparedSource``)."""
+
+    kind: Literal["prepared"]
+    path: str
+    min_score: float | None = None
+    duplicates: bool = False
+
+
+RawConfig = EmojiConfig | FolderConfig | ShardsConfig | ParquetConfig
+DataConfig = Annotated[RawConfig | PreparedConfig, Field(discriminator="kind")]
 
 
 class AutoencoderConfig(Strict):
@@ -238,6 +272,45 @@ class RunConfig(Strict):
     def _possible(self) -> RunConfig:
         if self.recipe.kind == "judge" and self.data.kind != "emoji":
             raise ValueError(f"data.kind is {self.data.kind!r}; the judge knows the emoji world only: use kind: emoji")
+        if self.data.kind == "prepared" and self.recipe.kind in ("autoencoder", "contrastive", "controlnet"):
+            raise ValueError(f"recipe.kind {self.recipe.kind!r} needs pictures, and prepared shards hold none: use the raw data")
+        if isinstance(self.recipe, DenoisingConfig) and self.recipe.cache:
+            if self.data.kind == "prepared":
+                raise ValueError("recipe.cache: prepared shards are a cache already; set cache: false")
+            if isinstance(self.data, PicturesConfig) and (self.data.buckets or self.data.flip):
+                raise ValueError("recipe.cache keeps square pictures as they are; set cache: false, or leave out buckets and flip")
+        if self.recipe.kind == "contrastive" and isinstance(self.data, PicturesConfig) and self.data.buckets:
+            raise ValueError("data.buckets: the picture encoder reads one size; leave them out")
+        return self
+
+
+class PrepareConfig(Strict):
+    """Raw pictures -> prepared shards (see ``bdm.prepare``)."""
+
+    out: Path
+    data: Annotated[RawConfig, Field(discriminator="kind")]
+    vae: str
+    native_text_encoder: str | None = None
+    text: Literal["features", "ids", "none"] = "features"
+    scorer: str | None = None
+    scorer_mask: bool = True
+    min_score: float | None = None
+    dtype: Literal["float16", "float32"] = "float16"
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    batch_size: PositiveInt = 32
+    samples_per_shard: PositiveInt = 5000
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: PositiveInt | None = None
+    unreadable_limit: Fraction = 0.05
+
+    @model_validator(mode="after")
+    def _possible(self) -> PrepareConfig:
+        if self.text != "none" and self.native_text_encoder is None:
+            raise ValueError(f"text: {self.text} needs native_text_encoder; name one, or set text: none")
+        if self.min_score is not None and self.scorer is None:
+            raise ValueError("min_score needs scorer, a folder or hub name of a whole Chinese CLIP")
+        if isinstance(self.data, PicturesConfig) and self.data.flip:
+            raise ValueError("data.flip: prepared pictures cannot be mirrored any more; leave it out")
         return self
 
 

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from bdm.data.folder import FolderSource
+from bdm.data.source import UnreadableExample
 from bdm.errors import UserError
 
 
@@ -52,6 +53,6 @@ def test_folders_without_captions_are_named(folder, content, message):
 def test_a_damaged_picture_is_named(folder):
     (folder / "5.png").write_bytes(b"not a picture")
     source = FolderSource(folder, size=16, validation=1)
-    index = next(i for i in range(len(source)) if source.rows[i][0] == "5.png")
-    with pytest.raises(UserError, match=r"5\.png cannot be read"):
+    index = next(i for i in range(len(source)) if source.rows[i]["file_name"] == "5.png")
+    with pytest.raises(UnreadableExample, match=r"5\.png: UnidentifiedImageError"):
         source[index]

@@ -11,8 +11,9 @@ import webdataset
 from PIL import Image
 
 from bdm.data.batch import stream
-from bdm.data.shards import ShardSource, expand_urls, index_shard
+from bdm.data.shards import ShardSource, expand_urls
 from bdm.data.source import WINDOW, UnreadableExample, draw_indices
+from bdm.data.tar import index_shard
 from bdm.errors import UserError
 
 
@@ -111,7 +112,7 @@ def test_unusable_examples_give_way_and_are_named(tmp_path):
     reasons = {json.loads(line)["key"].rpartition(":")[2]: json.loads(line)["reason"] for line in log.read_text().splitlines()}
     assert set(reasons) == {"000000000", "000000001", "000000002", "000010000"}
     assert "score is 0.0" in reasons["000000000"]
-    assert "no caption in txt; its JSON has caption" in reasons["000000002"]
+    assert "no caption in txt; it has caption" in reasons["000000002"]
     split = [list(stream(source, 0, 10, 4, seed=1, process=r, processes=2, workers=1, unreadable_limit=1.0)) for r in range(2)]
     assert [a.indices + b.indices for a, b in zip(*split, strict=True)] == one
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from .buckets import BucketOrder
 from .source import Example, Source, UnreadableExample, draw_indices
+
+logger = logging.getLogger("bdm")
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Batch:
         pixels: (B, 3, H, W) uint8, or None where VAE moments are cached.
         moments: (B, 2C, h, w) mean and log variance of the VAE posterior, or None.
         captions: B texts.
+        features: what was prepared for these captions (see ``Example``), or None.
         indices: B indices into the source.
         generators: B random generators. All that is random for a sample is drawn from its own one, seeded by the run's
             seed and the sample's position in the stream, so it does not depend on how samples are batched or on how many
@@ -34,11 +40,17 @@ class Batch:
     pixels: Tensor | None
     moments: Tensor | None
     captions: list[str]
+    features: list[Tensor] | None
     indices: list[int]
     generators: list[torch.Generator]
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    @property
+    def texts(self) -> Sequence[str | Tensor]:
+        """The captions, as what was prepared for them where there is such."""
+        return self.captions if self.features is None else self.features
 
     def randn(self, *shape: int) -> Tensor:
         """(B, *shape) standard normal float32."""
@@ -57,39 +69,55 @@ def make_batch(samples: list[tuple[int, int, Example]], seed: int) -> Batch:
     """Stack ``(position, index, example)`` triples."""
     positions, indices, examples = zip(*samples, strict=True)
     generators = [torch.Generator().manual_seed((seed * 0x9E3779B1 + position) % 2**63) for position in positions]
-    pixels = [e.pixels for e in examples if e.pixels is not None]
+    chosen = [_draw_caption(e, g) for e, g in zip(examples, generators, strict=True)]
+    pixels = [_draw_flip(e, g) for e, g in zip(examples, generators, strict=True) if e.pixels is not None]
     moments = [e.moments for e in examples if e.moments is not None]
+    features = [e.features[i] for e, i in zip(examples, chosen, strict=True) if e.features]
     return Batch(
         pixels=torch.stack(pixels) if pixels else None,
         moments=torch.stack(moments) if moments else None,
-        captions=[_draw_caption(e, g) for e, g in zip(examples, generators, strict=True)],
+        captions=[e.captions[i] if e.captions else e.caption for e, i in zip(examples, chosen, strict=True)],
+        features=features or None,
         indices=list(indices),
         generators=generators,
     )
 
 
-def _draw_caption(example: Example, generator: torch.Generator) -> str:
+def _draw_caption(example: Example, generator: torch.Generator) -> int:
     if len(example.captions) < 2:
-        return example.caption
+        return 0
     weights = torch.tensor(example.caption_weights, dtype=torch.float32)
-    return example.captions[int(torch.multinomial(weights, 1, generator=generator))]
+    return int(torch.multinomial(weights, 1, generator=generator))
+
+
+def _draw_flip(example: Example, generator: torch.Generator) -> Tensor:
+    assert example.pixels is not None
+    # Without flips nothing is drawn, so the stream of a run without them stays what it is.
+    mirrored = example.flip > 0 and float(torch.rand(1, generator=generator)) < example.flip
+    return example.pixels.flip(-1) if mirrored else example.pixels
 
 
 def fixed_batch(source: Source, count: int, seed: int) -> Batch:
-    """``count`` evenly spread examples with fixed randomness, for validation; unusable ones are left out."""
-    count = min(count, len(source))
-    step = len(source) / count
+    """``count`` evenly spread examples with fixed randomness, for validation; unusable ones are left out.
+
+    Of a source with buckets those of the fullest bucket are taken, because a batch has one shape.
+    """
+    buckets = getattr(source, "bucket_of", None)
+    members = range(len(source)) if buckets is None else np.flatnonzero(buckets == np.bincount(buckets).argmax())
+    count = min(count, len(members))
+    step = len(members) / count
     samples = []
     for i in range(count):
+        index = int(members[int(i * step)])
         with suppress(UnreadableExample):
-            samples.append((i, int(i * step), source[int(i * step)]))
+            samples.append((i, index, source[index]))
     if not samples:
         raise UserError(f"none of {count} validation examples can be used; look at the data or its filters")
     return make_batch(samples, seed)
 
 
 class _Positions(Dataset):
-    """Examples by (position, index); one that cannot be used gives way to the next that can.
+    """Examples by (position, index); one that cannot be used gives way to the next of its bucket that can.
 
     Who takes whose place depends on the source alone, so it is the same for every number of processes and after a resume.
     """
@@ -119,7 +147,14 @@ class _Positions(Dataset):
                         f"allowed is a share of {self.limit:g} (unreadable_limit): look at "
                         f"{self.log or 'the data'}, mend it or its filters"
                     )
+            index = self._next(index)
+
+    def _next(self, index: int) -> int:
+        buckets, last = getattr(self.source, "bucket_of", None), index
+        index = (index + 1) % len(self.source)
+        while buckets is not None and buckets[index] != buckets[last]:
             index = (index + 1) % len(self.source)
+        return index
 
 
 def stream(
@@ -136,7 +171,8 @@ def stream(
 ) -> Iterator[Batch]:
     """Batches number ``first`` to ``last`` - 1 of the endless shuffled stream; ``size`` is the global batch size.
 
-    Each process gets its contiguous share of every batch.
+    Each process gets its contiguous share of every batch. Of a source with buckets every batch is of one, and those samples
+    that do not fill a bucket's last batch are left out of a pass (see ``BucketOrder``).
 
     Args:
         source: examples by index.
@@ -154,12 +190,13 @@ def stream(
         UserError: too many examples cannot be used.
     """
     share = size // processes
-    sizes = getattr(source, "shard_sizes", None) or [len(source)]
+    draw = _order(source, size, seed)
 
     def keys() -> Iterator[list[tuple[int, int]]]:
         for number in range(first, last):
-            begin = number * size + process * share
-            yield list(zip(range(begin, begin + share), draw_indices(begin, share, sizes, seed), strict=True))
+            begin = process * share
+            positions = range(number * size + begin, number * size + begin + share)
+            yield list(zip(positions, draw(number)[begin : begin + share], strict=True))
 
     def collate(samples: list[Any]) -> Batch | UserError:
         return next((s for s in samples if isinstance(s, UserError)), None) or make_batch(samples, seed)
@@ -176,3 +213,15 @@ def stream(
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _order(source: Source, size: int, seed: int) -> Callable[[int], list[int]]:
+    """Number of a batch -> indices of its examples over all processes."""
+    sizes = getattr(source, "shard_sizes", None) or [len(source)]
+    buckets = getattr(source, "bucket_of", None)
+    if buckets is None:
+        return lambda number: draw_indices(number * size, size, sizes, seed)
+    order = BucketOrder(buckets, sizes, size, seed)
+    if order.left_out > 0.01 * len(source):
+        logger.warning("%d of %d samples fill no batch of their bucket and are left out of a pass", order.left_out, len(source))
+    return order.indices

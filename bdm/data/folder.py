@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
-from .source import Example, crop_to_square
+from .buckets import nearest_bucket
+from .pictures import PictureRules, picture_size
+from .source import Example
 
 
 class FolderSource:
-    """Pictures resized so that the shorter side fits and cropped to the centre square; never padded.
+    """Pictures of a folder.
 
     Args:
         path: folder with ``metadata.jsonl`` (the layout of Hugging Face's ImageFolder).
-        size: side of the pictures in pixels.
         caption: name of the caption's field.
         validation: rows kept for validation, evenly spread; training never sees them.
         held_out: give the validation rows instead of the others.
+        rules: see ``PictureRules``; scores are fields of ``metadata.jsonl``.
 
     Raises:
         UserError: no folder, no metadata, no captions, fewer rows than are kept for validation.
     """
 
-    def __init__(self, path: Path, size: int = 512, caption: str = "text", validation: int = 64, held_out: bool = False) -> None:
-        self.path, self.size, self._caption, self._kept = Path(path), size, caption, validation
+    def __init__(self, path: Path, caption: str = "text", validation: int = 64, held_out: bool = False, **rules: Any) -> None:
+        self.path, self._caption, self._kept, self._rest = Path(path), caption, validation, rules
+        self.rules = PictureRules(captions={caption: 1.0}, **{name: value for name, value in rules.items() if value is not None})
+        self.size = self.rules.size
         metadata = self.path / "metadata.jsonl"
         if not metadata.is_file():
             raise UserError(
@@ -46,33 +49,35 @@ class FolderSource:
                 raise UserError(f"{metadata} line {number} is not a JSON object: {line[:60]!r}")
             if absent := [field for field in ("file_name", caption) if field not in row]:
                 raise UserError(f"{metadata} line {number} has no field {absent[0]!r}; it has {', '.join(row)}; set data.caption")
-            rows.append((row["file_name"], row[caption]))
+            rows.append(row)
         if len(rows) <= validation:
             raise UserError(f"{metadata} has {len(rows)} captions; more than the {validation} kept for validation are needed")
         every = len(rows) // validation
         kept = set(range(0, every * validation, every))
         self.rows = [row for i, row in enumerate(rows) if (i in kept) == held_out]
+        #: (N,) number of each picture's bucket, or None without buckets.
+        self.bucket_of: np.ndarray | None = None
+        if self.rules.buckets:
+            sizes = np.array([picture_size(self.path / row["file_name"]) for row in self.rows])
+            self.bucket_of = nearest_bucket(sizes, self.rules.buckets)
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def key(self, index: int) -> str:
+        """The file of an example."""
+        return str(self.path / self.rows[index]["file_name"])
+
     def caption(self, index: int) -> str:
         """The caption of example ``index``."""
-        return self.rows[index][1]
+        return self.rules.caption(self.key(index), self.rows[index])
 
     def __getitem__(self, index: int) -> Example:
-        name, caption = self.rows[index]
-        try:
-            with Image.open(self.path / name) as file:
-                picture = file.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(
-                f"picture {self.path / name} cannot be read ({type(error).__name__}); mend or remove its line"
-            ) from None
-        picture = crop_to_square(picture, self.size)
-        return Example(caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+        row = self.rows[index]
+        bucket = int(self.bucket_of[index]) if self.bucket_of is not None else 0
+        return self.rules.example(self.key(index), row, self.path / row["file_name"], bucket)
 
     @property
     def validation(self) -> FolderSource:
         """The rows kept for validation."""
-        return FolderSource(self.path, self.size, self._caption, self._kept, held_out=True)
+        return FolderSource(self.path, self._caption, self._kept, held_out=True, **self._rest)

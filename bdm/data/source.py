@@ -26,6 +26,8 @@ class Example:
         moments: (2C, h, w) mean and log variance of the VAE posterior, or None.
         captions: all captions where there are several; one of them is drawn for each use.
         caption_weights: how often each is drawn, relative to the others.
+        features: what was prepared for each caption, or nothing: (L, D) text features, or (n,) integer token ids.
+        flip: share of the uses in which the picture is mirrored.
     """
 
     caption: str
@@ -33,6 +35,8 @@ class Example:
     moments: Tensor | None = None
     captions: tuple[str, ...] = ()
     caption_weights: tuple[float, ...] = ()
+    features: tuple[Tensor, ...] = ()
+    flip: float = 0.0
 
 
 class UnreadableExample(UserError):
@@ -41,15 +45,24 @@ class UnreadableExample(UserError):
     Attributes:
         key: what the example is called.
         reason: why not.
+        kind: what speaks against it, in a word: "unreadable" for damage, else the filter ("score", "size", "caption").
     """
 
-    def __init__(self, key: str, reason: str) -> None:
+    def __init__(self, key: str, reason: str, kind: str = "unreadable") -> None:
         super().__init__(f"{key}: {reason}")
-        self.key, self.reason = key, reason
+        self.key, self.reason, self.kind = key, reason, kind
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.key, self.reason, self.kind)
 
 
 class Source(Protocol):
-    """A finite, indexable set of examples. Index ``i`` always gives the same example."""
+    """A finite, indexable set of examples. Index ``i`` always gives the same example.
+
+    A source may also have ``shard_sizes`` (samples of each of its shards: neighbours are kept together, see ``draw_indices``),
+    ``bucket_of`` ((N,) number of each example's bucket: every batch is of one, see ``bdm.data.buckets``), ``key(index)`` (what
+    messages call an example) and ``fingerprints`` (of the models that prepared it, see ``bdm.fingerprint``).
+    """
 
     def __len__(self) -> int: ...
 
@@ -75,13 +88,13 @@ def to_pixels(pictures: Tensor) -> Tensor:
     return ((pictures.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def crop_to_square(picture: Image.Image, size: int) -> Image.Image:
-    """Resize a picture so that its shorter side is ``size`` and crop the centre square; never padded."""
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+def crop_to(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Resize a picture so that it just covers ``width`` x ``height`` and crop the centre; never padded."""
+    scale = max(width / picture.width, height / picture.height)
+    covering = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    picture = picture.resize(covering, Image.Resampling.LANCZOS)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
 
 
 #: Shards whose samples are shuffled together. More mix better, fewer read with fewer jumps.
@@ -105,28 +118,35 @@ def draw_indices(position: int, count: int, sizes: Sequence[int], seed: int) -> 
     indices: list[int] = []
     while len(indices) < count:
         epoch, offset = divmod(position + len(indices), total)
-        ends = _windows(sizes, seed, epoch)[1]
+        ends = _window_ends(sizes, seed, epoch)
         window = bisect_right(ends, offset)
         start = ends[window - 1] if window else 0
-        order = _order(sizes, seed, epoch, window)
+        order = order_of_window(sizes, seed, epoch, window)
         indices += order[offset - start : offset - start + count - len(indices)].tolist()
     return indices
 
 
 @lru_cache(maxsize=2)
-def _windows(sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[list[list[int]], list[int]]:
-    """The shards of each window of a pass, and how many samples lie before the end of each."""
-    shards = torch.randperm(len(sizes), generator=_generator(seed, epoch)).tolist()
-    windows = [shards[i : i + WINDOW] for i in range(0, len(shards), WINDOW)]
-    return windows, list(accumulate(sum(sizes[shard] for shard in window) for window in windows))
+def windows_of_pass(sizes: tuple[int, ...], seed: int, epoch: int) -> list[list[int]]:
+    """The shards of each window of a pass."""
+    shards = torch.randperm(len(sizes), generator=draw_generator(seed, epoch)).tolist()
+    return [shards[i : i + WINDOW] for i in range(0, len(shards), WINDOW)]
+
+
+@lru_cache(maxsize=2)
+def _window_ends(sizes: tuple[int, ...], seed: int, epoch: int) -> list[int]:
+    """How many samples lie before the end of each window."""
+    return list(accumulate(sum(sizes[shard] for shard in window) for window in windows_of_pass(sizes, seed, epoch)))
 
 
 @lru_cache(maxsize=4)
-def _order(sizes: tuple[int, ...], seed: int, epoch: int, window: int) -> Tensor:
+def order_of_window(sizes: tuple[int, ...], seed: int, epoch: int, window: int) -> Tensor:
+    """The indices of a window's samples in the order of a pass."""
     starts = [0, *accumulate(sizes)]
-    members = torch.cat([torch.arange(starts[s], starts[s + 1]) for s in _windows(sizes, seed, epoch)[0][window]])
-    return members[torch.randperm(len(members), generator=_generator(seed, epoch, window + 1))]
+    members = torch.cat([torch.arange(starts[s], starts[s + 1]) for s in windows_of_pass(sizes, seed, epoch)[window]])
+    return members[torch.randperm(len(members), generator=draw_generator(seed, epoch, window + 1))]
 
 
-def _generator(seed: int, epoch: int, window: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch + (window << 40))
+def draw_generator(seed: int, epoch: int, part: int = 0) -> torch.Generator:
+    """The generator of a pass (part 0) or of a part of it."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch + (part << 40))

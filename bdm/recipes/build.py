@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import DataConfig, RunConfig
+from ..config import DataConfig, PicturesConfig, RunConfig
+from ..data.buckets import bucket_sizes
 from ..data.source import Source
 from .base import Recipe
 
@@ -10,17 +11,23 @@ from .base import Recipe
 def build_source(config: DataConfig) -> Source:
     """The data source that a configuration names."""
     arguments = config.model_dump(exclude={"kind"})
-    if config.kind == "emoji":
-        from ..data.emoji import EmojiSource, World
+    if isinstance(config, PicturesConfig):
+        buckets = config.buckets
+        arguments["buckets"] = bucket_sizes(config.size, buckets.step, buckets.max_aspect) if buckets else ()
+    match config.kind:
+        case "emoji":
+            from ..data.emoji import EmojiSource, World
 
-        return EmojiSource(World(**arguments.pop("world")), **arguments)
-    if config.kind == "shards":
-        from ..data.shards import ShardSource
-
-        return ShardSource(**arguments)
-    from ..data.folder import FolderSource
-
-    return FolderSource(**arguments)
+            return EmojiSource(World(**arguments.pop("world")), **arguments)
+        case "shards":
+            from ..data.shards import ShardSource as Built
+        case "parquet":
+            from ..data.parquet import ParquetSource as Built
+        case "folder":
+            from ..data.folder import FolderSource as Built
+        case "prepared":
+            from ..data.prepared import PreparedSource as Built
+    return Built(**arguments)
 
 
 def build_recipe(run: RunConfig) -> Recipe:
