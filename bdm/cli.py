@@ -52,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="check and print the resolved configuration, then stop")
     train.set_defaults(run=_train)
 
+    prepare = commands.add_parser("prepare", help="raw pictures -> shards of moments and text features to train from")
+    prepare.add_argument("config", help="YAML file, such as configs/emoji/prepare.yaml")
+    prepare.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.urls=/data/*.tar")
+    prepare.add_argument("--engine", choices=("accelerate", "ray"), default="accelerate", help="who shares out the shards")
+    prepare.add_argument("--dry-run", action="store_true", help="check and print the resolved configuration, then stop")
+    prepare.set_defaults(run=_prepare)
+
     infer = commands.add_parser("infer", help="draw pictures for native prompts")
     _infer_options(infer)
     infer.set_defaults(run=_infer)
@@ -175,6 +182,23 @@ def _train(options: argparse.Namespace) -> None:
         print(stopped, file=sys.stderr)
         # What a shell reports for a process that a signal ended: schedulers see that it did not finish.
         sys.exit(128 + stopped.number)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    import yaml
+
+    from .config import PrepareConfig, read_config
+
+    config = read_config(options.config, options.overrides, PrepareConfig)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
+    if options.dry_run:
+        return
+    from .prepare.run import describe_report, prepare
+
+    _quiet()
+    if report := prepare(config, options.engine):
+        print(describe_report(report, config.out))
 
 
 def _infer(options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bdm.config import EvaluateConfig, RunConfig, read_config
+from bdm.config import EvaluateConfig, PrepareConfig, RunConfig, read_config
 from bdm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -15,9 +15,11 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_configuration_loads_and_says_how_to_run_it(path):
+    commands = {EvaluateConfig: "bdm evaluate", PrepareConfig: "bdm prepare", RunConfig: "train.py"}
     schema = EvaluateConfig if path.stem in ("evaluate", "plugins") else RunConfig
+    schema = PrepareConfig if path.stem.startswith("prepare") else schema
     read_config(path, [], schema)
-    command = "bdm evaluate" if schema is EvaluateConfig else "train.py"
+    command = commands[schema]
     header = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert header.startswith("# ")
     assert f"{command} {path.relative_to(ROOT)}" in header
@@ -33,6 +35,9 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
         (["optimizer.batch_size=7", "optimizer.accumulation=2"], "not divisible by accumulation"),
         (["nonsense"], "not of the form key=value"),
         (["out.deeper=1"], "'out' is a value"),
+        (["recipe.cache=true", "data={kind: prepared, path: x}"], "prepared shards are a cache already"),
+        (["recipe={kind: autoencoder, model: {}}", "data={kind: prepared, path: x}"], "prepared shards hold none"),
+        (["recipe.cache=true", "data={kind: folder, path: x, flip: 0.5}"], "leave out buckets and flip"),
         (["recipe={kind: judge}", "data={kind: folder, path: x}"], "the judge knows the emoji world only"),
     ],
 )

@@ -30,7 +30,7 @@ class FolderSource:
 
     def __init__(self, path: Path, caption: str = "text", validation: int = 64, held_out: bool = False, **rules: Any) -> None:
         self.path, self._caption, self._kept, self._rest = Path(path), caption, validation, rules
-        self.rules = PictureRules(captions={caption: 1.0}, **{name: value for name, value in rules.items() if value is not None})
+        self.rules = PictureRules.of({"captions": {caption: 1.0}}, rules)
         self.size = self.rules.size
         metadata = self.path / "metadata.jsonl"
         if not metadata.is_file():

@@ -104,7 +104,7 @@ class ParquetSource(ShardedSource):
         cache: Path | None = None,
         **rules: Any,
     ) -> None:
-        checked = PictureRules(**{"captions": {"text": 1.0}} | {name: value for name, value in rules.items() if value is not None})
+        checked = PictureRules.of({"captions": {"text": 1.0}}, rules)
         columns = tuple(dict.fromkeys((picture, *checked.captions, *checked.min_scores)))
         openers = []
         for url in expand_urls(urls):

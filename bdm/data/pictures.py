@@ -43,6 +43,11 @@ class PictureRules:
     buckets: Sequence[tuple[int, int]] = ()
     flip: float = 0.0
 
+    @classmethod
+    def of(cls, default: Mapping[str, Any], given: Mapping[str, Any]) -> PictureRules:
+        """The rules with a source's own defaults; None stands for a default."""
+        return cls(**{**default, **{name: value for name, value in given.items() if value is not None}})
+
     def example(self, key: str, facts: Mapping[str, Any], content: bytes | Path, bucket: int = 0) -> Example:
         """The example of a sample.
 

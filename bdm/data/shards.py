@@ -150,7 +150,7 @@ class ShardSource(ShardedSource):
     """
 
     def __init__(self, urls: str | Sequence[str], validation_shards: int = 1, cache: Path | None = None, **rules: Any) -> None:
-        checked = PictureRules(**{name: value for name, value in rules.items() if value is not None})
+        checked = PictureRules.of({}, rules)
         measured = bool(checked.buckets)
         openers = [partial(TarShard, url, cache or beside(url), measured) for url in expand_urls(urls)]
         super().__init__(openers, checked, validation_shards, str(urls))

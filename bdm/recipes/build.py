@@ -12,8 +12,7 @@ def build_source(config: DataConfig) -> Source:
     """The data source that a configuration names."""
     arguments = config.model_dump(exclude={"kind"})
     if isinstance(config, PicturesConfig):
-        buckets = config.buckets
-        arguments["buckets"] = bucket_sizes(config.size, buckets.step, buckets.max_aspect) if buckets else ()
+        arguments["buckets"] = build_buckets(config)
     match config.kind:
         case "emoji":
             from ..data.emoji import EmojiSource, World
@@ -28,6 +27,12 @@ def build_source(config: DataConfig) -> Source:
         case "prepared":
             from ..data.prepared import PreparedSource as Built
     return Built(**arguments)
+
+
+def build_buckets(config: DataConfig) -> tuple[tuple[int, int], ...]:
+    """The (width, height) of the buckets that a configuration asks for; none for squares."""
+    buckets = getattr(config, "buckets", None)
+    return bucket_sizes(config.size, buckets.step, buckets.max_aspect) if buckets else ()  # pyright: ignore
 
 
 def build_recipe(run: RunConfig) -> Recipe:

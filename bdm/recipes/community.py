@@ -40,6 +40,7 @@ class CommunityRecipe(DenoisingRecipe):
     def __init__(self, source: Source, backbone: str, trigger: str = "", seed: int = 0, **rest: Any) -> None:
         stock = load_backbone(backbone)
         super().__init__(source, stock.vae, seed=seed, **rest)
+        self.check_cache(backbone)
         self.unet, self.text_encoder, self.tokenizer = stock.unet, stock.text_encoder, stock.tokenizer
         self.scheduler = stock.scheduler
         self.trigger = trigger

@@ -20,8 +20,10 @@ from ..branch import BranchModel
 from ..bridge import Bridge, NativeCondition
 from ..data.batch import Batch, fixed_batch
 from ..data.source import Example, Source, to_pixels, to_unit_range
+from ..fingerprint import check_fingerprints, text_fingerprint, tokens_fingerprint, vae_fingerprint
 from ..grid import labelled_grid
 from ..loss import LossWeight, NoiseSchedule, denoising_error
+from ..text.native import NativeTextEncoder
 from .base import Recipe
 
 #: Timestep buckets of the validation loss.
@@ -82,7 +84,7 @@ class DenoisingRecipe(Recipe):
         self.grid_prompts, self.grid_guidance = tuple(grid_prompts), grid_guidance
         self._features: dict[str, Tensor] = {}
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+    def encode_texts(self, texts: Sequence[Any]) -> Tensor:
         """(B, L, D) features of captions for the network that is trained."""
         raise NotImplementedError
 
@@ -94,9 +96,28 @@ class DenoisingRecipe(Recipe):
         """Draw a picture for each prompt: (B, 3, H, W) in [-1, 1]."""
         raise NotImplementedError
 
-    def caption_of(self, batch: Batch) -> list[str]:
-        """The captions the trained network is told, before some are dropped."""
+    def caption_of(self, batch: Batch) -> Sequence[Any]:
+        """What the trained network is told, before some of it is dropped: captions, or what was prepared for them."""
         return batch.captions
+
+    def check_cache(self, vae: str, native: tuple[str, NativeTextEncoder] | None = None) -> None:
+        """Refuse prepared data that was made with other models than this run's.
+
+        Args:
+            vae: what the VAE was loaded from, for the message.
+            native: the same of the native text encoder, and the encoder, if there is one.
+
+        Raises:
+            UserError: see ``check_fingerprints``.
+        """
+        cached = getattr(self.source, "fingerprints", None)
+        if not cached:
+            return
+        own = {"vae": (vae, vae_fingerprint(self.vae))}
+        if native is not None:
+            own["text_encoder"] = (native[0], text_fingerprint(native[1]))
+            own["tokenizer"] = (native[0], tokens_fingerprint(native[1]))
+        check_fingerprints(cached, own, getattr(self.source, "origin", "the data"))
 
     @torch.no_grad()
     def prepare(self, accelerator: Accelerator) -> None:
@@ -118,7 +139,7 @@ class DenoisingRecipe(Recipe):
         self.source = CachedSource(self.source, rows[: len(self.source)].cpu())
 
     @torch.no_grad()
-    def text_features(self, captions: Sequence[str]) -> Tensor:
+    def text_features(self, captions: Sequence[Any]) -> Tensor:
         """Caption features, each caption encoded once if caching is on."""
         if not self.cache:
             return self.encode_texts(captions)
@@ -135,11 +156,11 @@ class DenoisingRecipe(Recipe):
                 assert batch.pixels is not None
                 moments = encode_moments(self.vae, to_unit_range(batch.pixels.to(self.vae.device)))
             else:
-                moments = batch.moments.to(self.vae.device)
+                moments = batch.moments.to(self.vae.device, torch.float32)
             noise = batch.randn(moments.shape[1] // 2, *moments.shape[2:]).to(moments)
             return sample_latents(self.vae, moments, noise)
 
-    def errors(self, batch: Batch, t: Tensor, captions: Sequence[str]) -> Tensor:
+    def errors(self, batch: Batch, t: Tensor, captions: Sequence[Any]) -> Tensor:
         """(B,) squared errors of the noise prediction at timesteps (B,)."""
         x_0 = self.latents(batch)
         eps = batch.randn(*x_0.shape[1:]).to(x_0)
@@ -187,6 +208,7 @@ class BackboneRecipe(DenoisingRecipe):
         from ..text.vocabulary import clip_tokenizer
 
         super().__init__(source, AutoencoderKL.from_pretrained(vae), seed=seed, **rest)
+        self.check_cache(vae)
         self.text_encoder = CLIPTextModel.from_pretrained(text_encoder)
         self.tokenizer = clip_tokenizer()
         self._cards = {"vae": Path(vae, "card.json"), "text_encoder": Path(text_encoder, "card.json")}
@@ -254,12 +276,12 @@ class BranchRecipe(DenoisingRecipe):
     ) -> None:
         from ..backbone import load_backbone
         from ..text.english import encode_english
-        from ..text.native import NativeTextEncoder
 
         stock = load_backbone(backbone)
         super().__init__(source, stock.vae, seed=seed, **rest)
         self.unet = stock.unet
         self.native_text_encoder = NativeTextEncoder.from_pretrained(native_text_encoder)
+        self.check_cache(backbone, (native_text_encoder, self.native_text_encoder))
         torch.manual_seed(seed)
         self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
         self.bridge = Bridge(self.branch, share=False).attach(self.unet)
@@ -272,12 +294,12 @@ class BranchRecipe(DenoisingRecipe):
     def parts(self) -> dict[str, nn.Module]:
         return {"branch": self.branch}
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+    def encode_texts(self, texts: Sequence[str | Tensor]) -> Tensor:
         return self.native_text_encoder.encode(texts)
 
-    def caption_of(self, batch: Batch) -> list[str]:
+    def caption_of(self, batch: Batch) -> Sequence[str | Tensor]:
         if self._shuffle is None:
-            return batch.captions
+            return batch.texts
         return [self.source.caption(self._shuffle[i]) for i in batch.indices]
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:

@@ -59,6 +59,23 @@ class ChunkLayout:
         parts = [features[:, i, (head if i else 0) : (tail if i < chunks - 1 else self.length)] for i in range(chunks)]
         return torch.cat(parts, dim=1)
 
+    def lengthen(self, features: Tensor, empty: Tensor, positions: int) -> Tensor:
+        """Joined features (L, D) of one text -> (positions, D), as if it had been joined with empty chunks behind it.
+
+        Args:
+            features: of the text alone.
+            empty: (length, D) features of "".
+            positions: a joined length of at least L.
+        """
+        head, tail = len(self.prefix), self.length - len(self.suffix)
+        parts = [features]
+        while (missing := positions - sum(map(len, parts))) > 0:
+            # What was the end becomes an inner chunk and loses its marker.
+            parts[-1] = parts[-1][: len(parts[-1]) - len(self.suffix)]
+            parts.append(empty[head:])
+            assert missing >= tail - head, f"{positions} positions are no joined length"
+        return torch.cat(parts)
+
 
 @dataclass(frozen=True)
 class ChunkedTokens:
@@ -77,29 +94,43 @@ class ChunkedTokens:
 
 def tokenize(prompts: Sequence[str], tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str) -> ChunkedTokens:
     """Tokenise prompts fragment by fragment and lay them out in chunks, all padded to the longest prompt's count."""
-    rows = []
-    for prompt in prompts:
-        ids: list[int] = []
-        weights: list[float] = []
-        for text, weight in parse_emphasis(prompt):
-            piece = tokenizer(normalize(text), add_special_tokens=False, verbose=False).input_ids
-            ids += piece
-            weights += [weight] * len(piece)
-        room = layout.content * layout.limit
-        if len(ids) > room:
-            kept = tokenizer.decode(ids[max(0, room - 6) : room])
-            logger.warning("prompt cut to %d of its %d tokens, after %r", room, len(ids), kept)
-        rows.append((layout.split(ids[:room]), layout.split(weights[:room])))  # pyright: ignore[reportArgumentType]
-    count = max(len(ids) for ids, _ in rows)
-    shape = (len(rows), count, layout.length)
-    all_ids, mask, emphasis = torch.full(shape, layout.pad), torch.zeros(shape, dtype=torch.bool), torch.ones(shape)
-    for row, (ids_chunks, weight_chunks) in enumerate(rows):
+    rows = [content_ids(prompt, tokenizer, layout, normalize) for prompt in prompts]
+    return lay_out([ids for ids, _ in rows], layout, [weights for _, weights in rows])
+
+
+def content_ids(
+    prompt: str, tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
+) -> tuple[list[int], list[float]]:
+    """Token ids of a prompt without markers and padding, cut to what fits, and the emphasis of each."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for text, weight in parse_emphasis(prompt):
+        piece = tokenizer(normalize(text), add_special_tokens=False, verbose=False).input_ids
+        ids += piece
+        weights += [weight] * len(piece)
+    room = layout.content * layout.limit
+    if len(ids) > room:
+        kept = tokenizer.decode(ids[max(0, room - 6) : room])
+        logger.warning("prompt cut to %d of its %d tokens, after %r", room, len(ids), kept)
+    return ids[:room], weights[:room]
+
+
+def lay_out(
+    content: Sequence[Sequence[int]], layout: ChunkLayout, emphasis: Sequence[Sequence[float]] | None = None
+) -> ChunkedTokens:
+    """Content ids (see ``content_ids``) -> chunks, all padded to the longest one's count; emphasis is 1 unless given."""
+    pieces = [layout.split(ids) for ids in content]
+    count = max(map(len, pieces))
+    shape = (len(pieces), count, layout.length)
+    all_ids, mask, weights = torch.full(shape, layout.pad), torch.zeros(shape, dtype=torch.bool), torch.ones(shape)
+    start = len(layout.prefix)
+    for row, chunks in enumerate(pieces):
         for chunk in range(count):
-            content = list(ids_chunks[chunk]) if chunk < len(ids_chunks) else []
-            full = [*layout.prefix, *content, *layout.suffix]
+            inner = list(chunks[chunk]) if chunk < len(chunks) else []
+            full = [*layout.prefix, *inner, *layout.suffix]
             all_ids[row, chunk, : len(full)] = torch.tensor(full)
             mask[row, chunk, : len(full)] = True
-            if content:
-                start = len(layout.prefix)
-                emphasis[row, chunk, start : start + len(content)] = torch.tensor(weight_chunks[chunk])
-    return ChunkedTokens(all_ids, mask, emphasis)
+            if inner and emphasis is not None:
+                offset = chunk * layout.content
+                weights[row, chunk, start : start + len(inner)] = torch.tensor(emphasis[row][offset : offset + len(inner)])
+    return ChunkedTokens(all_ids, mask, weights)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..weights import read_tensors, read_weights_folder, resolve_folder
-from .chunks import ChunkLayout, tokenize
+from .chunks import ChunkLayout, content_ids, lay_out
 from .vocabulary import chinese_clip_tokenizer
 
 SETTINGS_FILE = "native_text_config.json"
@@ -81,25 +81,49 @@ class NativeTextEncoder(nn.Module):
         """Stays in evaluation mode: a frozen encoder must give the same features in training and inference."""
         return super().train(False)
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str | Tensor]) -> Tensor:
         """Last hidden states.
 
         Args:
-            texts: prompts; ASCII brackets are parsed away, their weights are ignored (as in the official inference).
+            texts: prompts; ASCII brackets are parsed away, their weights are ignored (as in the official inference). A prompt
+                may also come prepared: as its ``token_ids`` or as what ``encode_each`` gave for it.
 
         Returns:
             (B, L, D) in the model's dtype. L is ``layout.joined_length(chunks)`` of the longest text; shorter ones are padded
             by empty chunks, so encode texts together whose features must have one length (positive and negative).
         """
-        lower = str.lower if self.settings.lower_case else str
-        tokens = tokenize(texts, self.tokenizer, self.layout, lower)
+        if not any(isinstance(text, Tensor) and text.is_floating_point() for text in texts):
+            return self.layout.join(self._encode_chunks(texts)[0])
+        # By number: tensors cannot be told apart by value.
+        open_ = [i for i, text in enumerate(texts) if not (isinstance(text, Tensor) and text.is_floating_point())]
+        encoded = dict(zip(open_, self.encode_each([texts[i] for i in open_]), strict=True)) if open_ else {}
+        rows = [encoded[i] if i in encoded else text.to(self.device, self.dtype) for i, text in enumerate(texts)]  # pyright: ignore
+        longest = max(map(len, rows))
+        if all(len(row) == longest for row in rows):
+            return torch.stack(rows)
+        empty = self.encode_each([""])[0]
+        return torch.stack([self.layout.lengthen(row, empty, longest) for row in rows])
+
+    def encode_each(self, texts: Sequence[str | Tensor]) -> list[Tensor]:
+        """(L, D) features of each text, as if it were encoded alone; what ``encode`` takes in its place."""
+        features, counts = self._encode_chunks(texts)
+        return [self.layout.join(row[None, :count])[0] for row, count in zip(features, counts, strict=True)]
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text without markers and padding."""
+        return content_ids(text, self.tokenizer, self.layout, str.lower if self.settings.lower_case else str)[0]
+
+    def _encode_chunks(self, texts: Sequence[str | Tensor]) -> tuple[Tensor, list[int]]:
+        """(B, chunks, length, D) features of the chunks, and how many of them each text needs."""
+        content = [text.tolist() if isinstance(text, Tensor) else self.token_ids(text) for text in texts]
+        tokens = lay_out(content, self.layout)
         batch, chunks, length = tokens.ids.shape
         ids = tokens.ids.view(batch * chunks, length).to(self.device)
         mask = tokens.mask.view(batch * chunks, length).to(self.device) if self.settings.mask else torch.ones_like(ids)
         features = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return self.layout.join(features.view(batch, chunks, length, -1))
+        return features.view(batch, chunks, length, -1), [len(self.layout.split(ids)) for ids in content]
 
-    def forward(self, texts: Sequence[str]) -> Tensor:
+    def forward(self, texts: Sequence[str | Tensor]) -> Tensor:
         """The same as ``encode``."""
         return self.encode(texts)
 

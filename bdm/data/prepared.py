@@ -1,0 +1,153 @@
+"""Prepared shards: posterior moments and texts as ``bdm prepare`` wrote them, read by index.
+
+A folder holds ``prepared.json`` (what prepared it), and for every shard ``train-00000.tar`` (or ``validation-``) with
+``.safetensors`` and ``.json`` of each sample, and ``train-00000.json`` that says where they lie, in which bucket each is and how
+well caption and picture agree. A shard is whole if its tar has the size that stands there.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.torch import load as load_tensors
+
+from ..errors import UserError
+from .source import Example, UnreadableExample
+from .tar import locate, read_range
+
+MANIFEST, DUPLICATES = "prepared.json", "duplicates.json"
+FORMAT = 1
+
+
+class _Rows(NamedTuple):
+    """A shard's samples that are used: (N, 4) offset and size of tensors and JSON, (N,) buckets."""
+
+    url: str
+    places: np.ndarray
+    buckets: np.ndarray
+
+
+class PreparedSource:
+    """Samples of prepared shards.
+
+    Args:
+        path: folder that ``bdm prepare`` wrote, anywhere fsspec reads.
+        min_score: leave out samples whose Chinese CLIP score is lower (``scores.png`` shows their distribution).
+        duplicates: keep near-duplicates; else of pictures with one perceptual hash only the first is used.
+        split: "train" or "validation".
+
+    Raises:
+        UserError: no such folder, no whole shards, or nothing left by the filters.
+    """
+
+    def __init__(self, path: str, min_score: float | None = None, duplicates: bool = False, split: str = "train") -> None:
+        self.origin = str(path).rstrip("/")
+        self._arguments = (path, min_score, duplicates)
+        self.manifest = _read_manifest(self.origin)
+        #: By part, the source and the fingerprint of the models that prepared the data.
+        self.fingerprints: dict[str, dict[str, str]] = self.manifest["models"]
+        if min_score is not None and self.manifest["scorer"] is None:
+            raise UserError(f"data.min_score {min_score}: {self.origin} was prepared without a scorer; leave it out")
+        left_out = {} if duplicates else _read_json(f"{self.origin}/{DUPLICATES}")["rows"]
+        urls = _list_shards(self.origin, split)
+        self._shards = [_read_rows(url, min_score, left_out.get(url.rpartition("/")[2], [])) for url in urls]
+        #: Samples of each shard: the order of a run keeps neighbours together (see ``draw_indices``).
+        self.shard_sizes = [len(shard.places) for shard in self._shards]
+        self._starts = [0, *accumulate(self.shard_sizes)]
+        if not self._starts[-1]:
+            raise UserError(f"{self.origin} holds no {split} samples that pass min_score {min_score}; prepare more data")
+        #: (N,) number of each sample's bucket, or None without buckets.
+        self.bucket_of: np.ndarray | None = None
+        if self.manifest["buckets"]:
+            self.bucket_of = np.concatenate([shard.buckets for shard in self._shards])
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def key(self, index: int) -> str:
+        """Shard and row of an example."""
+        shard, row = self._place(index)
+        return f"{shard.url}:{row}"
+
+    def caption(self, index: int) -> str:
+        """The heaviest caption of an example."""
+        facts = self._facts(index)
+        return max(zip(facts["weights"], facts["captions"], strict=True), key=lambda pair: pair[0])[1]
+
+    def __getitem__(self, index: int) -> Example:
+        shard, row = self._place(index)
+        facts = self._facts(index)
+        try:
+            tensors = load_tensors(read_range(shard.url, int(shard.places[row, 0]), int(shard.places[row, 1])))
+        except Exception as error:  # safetensors has an exception of its own
+            raise UnreadableExample(self.key(index), f"its tensors are damaged ({error})") from None
+        if bad := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
+            raise UnreadableExample(self.key(index), f"{bad[0]} is not finite in the prepared shard")
+        captions = tuple(facts["captions"])
+        features = tuple(tensors[f"text.{i}"] for i in range(len(captions)) if f"text.{i}" in tensors)
+        return Example(
+            captions[0], moments=tensors["moments"], captions=captions, caption_weights=tuple(facts["weights"]), features=features
+        )
+
+    @property
+    def validation(self) -> PreparedSource:
+        """The samples that were prepared from the raw source's validation part."""
+        return self._validation
+
+    @cached_property
+    def _validation(self) -> PreparedSource:
+        return PreparedSource(*self._arguments, split="validation")
+
+    def _place(self, index: int) -> tuple[_Rows, int]:
+        shard = bisect_right(self._starts, index) - 1
+        return self._shards[shard], index - self._starts[shard]
+
+    def _facts(self, index: int) -> dict[str, Any]:
+        shard, row = self._place(index)
+        try:
+            return json.loads(read_range(shard.url, int(shard.places[row, 2]), int(shard.places[row, 3])))
+        except ValueError as error:
+            raise UnreadableExample(self.key(index), f"its JSON is damaged ({error})") from None
+
+
+def _read_json(url: str) -> dict[str, Any]:
+    filesystem, path, _ = locate(url)
+    try:
+        return json.loads(filesystem.cat_file(path))
+    except ValueError as error:
+        raise UserError(f"{url} is damaged ({error}); delete it and run bdm prepare again") from None
+
+
+def _read_manifest(folder: str) -> dict[str, Any]:
+    try:
+        manifest = _read_json(f"{folder}/{MANIFEST}")
+        _read_json(f"{folder}/{DUPLICATES}")
+    except UserError as error:
+        raise UserError(f"{folder} is no finished folder of prepared shards ({error}); run bdm prepare to its end") from None
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder} has format {manifest.get('format')}, this version reads {FORMAT}; prepare the data again")
+    return manifest
+
+
+def _list_shards(folder: str, split: str) -> list[str]:
+    filesystem, path, _ = locate(folder)
+    names = sorted(name.rpartition("/")[2] for name in filesystem.glob(f"{path}/{split}-*.tar"))
+    return [f"{folder}/{name}" for name in names]
+
+
+def _read_rows(url: str, min_score: float | None, left_out: list[int]) -> _Rows:
+    table = _read_json(f"{url.removesuffix('.tar')}.json")
+    size = locate(url)[2].get("size")
+    if size is not None and size != table["size"]:
+        raise UserError(f"shard {url} has {size} bytes, its table says {table['size']}; delete it and run bdm prepare again")
+    kept = np.ones(len(table["places"]), dtype=bool)
+    kept[left_out] = False
+    if min_score is not None:
+        kept &= np.array(table["scores"], dtype=np.float64) >= min_score
+    places = np.array(table["places"], dtype=np.int64).reshape(-1, 4)
+    return _Rows(url, places[kept], np.array(table["buckets"], dtype=np.int16)[kept])

@@ -1,0 +1,258 @@
+"""``bdm prepare``: which shards are missing, who prepares them, and what came out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ..checkpoint import write_json
+from ..config import PrepareConfig
+from ..data.prepared import DUPLICATES, FORMAT, MANIFEST
+from ..data.source import Source
+from ..errors import UserError
+from ..fingerprint import text_fingerprint, tokens_fingerprint, vae_fingerprint
+from ..formats.checkpoint import build_part, read_vae
+from ..recipes.build import build_buckets, build_source
+from ..text.native import NativeTextEncoder
+from ..weights import resolve_folder
+from .hashing import find_duplicates
+from .score import CaptionScorer
+from .shard import Encoders, ShardSettings, prepare_shard
+from .writer import read_table
+
+Engine = Literal["accelerate", "ray"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to be prepared: of which part of the data, and which samples."""
+
+    split: str
+    indices: range
+    path: Path
+
+
+class Job:
+    """A configuration with its data and models, loaded when first used: one for each process that prepares.
+
+    Args:
+        config: what is prepared.
+        device: of the models.
+    """
+
+    def __init__(self, config: PrepareConfig, device: torch.device | str = "cpu") -> None:
+        self.config, self.device = config, torch.device(device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        # As in training, so that the same pictures give the same moments.
+        torch.set_flush_denormal(True)
+        self.settings = ShardSettings(
+            text=config.text, dtype=getattr(torch, config.dtype), min_score=config.min_score, buckets=build_buckets(config.data),
+            batch_size=config.batch_size, workers=config.workers, unreadable_limit=config.unreadable_limit,
+        )  # fmt: skip
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """The raw data and its validation part."""
+        source = build_source(self.config.data)
+        return {"train": source, "validation": source.validation}
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        """The models on their device."""
+        config = self.config
+        path = Path(config.vae)
+        path = path if path.exists() else resolve_folder(config.vae)
+        vae = build_part("vae", read_vae(path), path, torch.float32)
+        native = NativeTextEncoder.from_pretrained(config.native_text_encoder) if config.native_text_encoder else None
+        scorer = CaptionScorer(config.scorer, config.scorer_mask) if config.scorer else None
+        for model in (vae, native, scorer):
+            if model is not None:
+                model.to(self.device)
+        # As in training.
+        vae.to(memory_format=torch.channels_last)
+        autocast = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
+        return Encoders(vae, native, scorer, autocast)
+
+    def tasks(self) -> list[Task]:
+        """All shards of the job: ``samples_per_shard`` neighbours of the raw data each."""
+        size, out = self.config.samples_per_shard, self.config.out
+        return [
+            Task(split, range(start, min(start + size, len(source))), out / f"{split}-{number:05d}.tar")
+            for split, source in self.sources.items()
+            for number, start in enumerate(range(0, len(source), size))
+        ]
+
+    def run(self, task: Task, progress: Any = lambda _: None) -> dict[str, Any]:
+        """Prepare one shard."""
+        return prepare_shard(self.sources[task.split], task.indices, task.path, self.encoders, self.settings, progress)
+
+    def manifest(self) -> dict[str, Any]:
+        """What decides the shards' content, with the fingerprints of the models."""
+        config, encoders = self.config, self.encoders
+        models = {"vae": {"source": config.vae, "fingerprint": vae_fingerprint(encoders.vae)}}
+        if encoders.native is not None and config.text != "none":
+            part, find = {"features": ("text_encoder", text_fingerprint), "ids": ("tokenizer", tokens_fingerprint)}[config.text]
+            models[part] = {"source": str(config.native_text_encoder), "fingerprint": find(encoders.native)}
+        names = ("text", "scorer", "scorer_mask", "min_score", "dtype", "mixed_precision", "samples_per_shard")
+        kept = config.model_dump(mode="json", include=set(names))
+        kept |= {"size": config.data.size, "buckets": self.settings.buckets, "data": config.data.model_dump(mode="json")}
+        return {"format": FORMAT, "models": models, **kept}
+
+
+def prepare(config: PrepareConfig, engine: Engine = "accelerate") -> dict[str, Any]:
+    """Prepare what is missing and report on the whole.
+
+    Args:
+        config: what is prepared.
+        engine: "accelerate" shares the shards out to the processes of ``accelerate launch``; "ray" to the workers of a cluster.
+
+    Returns:
+        The report, which also lies in ``report.json``; empty in all processes but the first.
+
+    Raises:
+        UserError: ``out`` holds shards of another configuration, the disk is full, or too many samples are damaged.
+    """
+    begin = time.perf_counter()
+    accelerator = Accelerator() if engine == "accelerate" else None
+    job = Job(config, accelerator.device if accelerator else "cpu")
+    first = accelerator is None or accelerator.is_main_process
+    if first:
+        begin_folder(job)
+    if accelerator:
+        accelerator.wait_for_everyone()
+    tasks = job.tasks()
+    missing = [task for task in tasks if read_table(task.path) is None]
+    if accelerator:
+        accelerator.wait_for_everyone()
+        own = missing[accelerator.process_index :: accelerator.num_processes]
+        title = f"preparing (process 1 of {accelerator.num_processes})" if accelerator.num_processes > 1 else "preparing"
+        with tqdm(total=sum(len(task.indices) for task in own), desc=title, unit="sample", mininterval=2, disable=not first) as bar:
+            for task in own:
+                job.run(task, bar.update)
+        accelerator.wait_for_everyone()
+    else:
+        from .ray import run_on_ray
+
+        run_on_ray(config, missing)
+    new = sum(len(task.indices) for task in missing)
+    return finish_folder(job, tasks, new, time.perf_counter() - begin) if first else {}
+
+
+def begin_folder(job: Job) -> None:
+    """Write the manifest, or see that the one that is there says the same; print the disk cost.
+
+    Raises:
+        UserError: it says something else, or the folder cannot be written.
+    """
+    out = job.config.out
+    manifest = json.loads(json.dumps(job.manifest()))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        before = json.loads((out / MANIFEST).read_text(encoding="utf-8")) if (out / MANIFEST).is_file() else manifest
+        if changed := [name for name in manifest if before.get(name) != manifest[name]]:
+            seen = "; ".join(f"{name}: {before.get(name)} -> {manifest[name]}" for name in changed)
+            raise UserError(f"{out} holds shards of another configuration ({seen}); choose another out=, or delete the folder")
+        write_json(out / MANIFEST, manifest)
+        # The folder is not whole until the duplicates are known again.
+        (out / DUPLICATES).unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"folder {out} cannot be prepared into ({error}); choose another with out=FOLDER") from None
+    print(disk_cost(job))
+
+
+def disk_cost(job: Job) -> str:
+    """What a sample and the whole take on disk, for each choice of ``text``."""
+    encoders, settings = job.encoders, job.settings
+    width, height = settings.buckets[len(settings.buckets) // 2] if settings.buckets else (job.config.data.size,) * 2
+    shrink = 2 ** (len(encoders.vae.config["block_out_channels"]) - 1)
+    moments = 2 * encoders.vae.config["latent_channels"] * (width // shrink) * (height // shrink) * settings.dtype.itemsize
+    count = sum(len(source) for source in job.sources.values())
+    parts = [f"moments {moments:,} bytes"]
+    if encoders.native is not None:
+        layout = encoders.native.layout
+        features = layout.length * encoders.native.text_dim * settings.dtype.itemsize
+        parts.append(f"a caption's features {features:,} bytes a chunk (text: features)")
+        parts.append(f"or its token ids up to {4 * layout.content:,} bytes a chunk (text: ids)")
+    return f"a sample takes {', '.join(parts)}; {count:,} samples; text is {settings.text}; {free_space(job.config.out)} free"
+
+
+def free_space(folder: Path) -> str:
+    """Free space of a folder's disk, in GB."""
+    return f"{shutil.disk_usage(folder).free / 1e9:,.0f} GB"
+
+
+def finish_folder(job: Job, tasks: list[Task], new: int, seconds: float) -> dict[str, Any]:
+    """Mark the near-duplicates, draw the scores and write the report."""
+    out = job.config.out
+    tables = {task: table for task in tasks if (table := read_table(task.path))}
+    rows: dict[str, list[int]] = {}
+    for split in job.sources:
+        own = {task: table for task, table in tables.items() if task.split == split}
+        found = find_duplicates([table["hashes"] for table in own.values()])
+        rows |= {task.path.name: later for task, later in zip(own, found, strict=True) if later}
+    left_out: Counter[str] = Counter()
+    for table in tables.values():
+        left_out.update(table["left_out"])
+    with open(out / "unusable.jsonl", "w", encoding="utf-8") as file:
+        for key, reason in (pair for table in tables.values() for pair in table["unusable"]):
+            file.write(json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n")
+    scores = [score for table in tables.values() for score in table["seen_scores"]]
+    if scores:
+        draw_scores(scores, job.config.min_score, out / "scores.png")
+    report = {
+        "samples": sum(len(task.indices) for task in tasks),
+        "kept": sum(len(table["places"]) for table in tables.values()),
+        "left_out": dict(sorted(left_out.items())),
+        "near_duplicates": sum(map(len, rows.values())),
+        "shards": len(tables),
+        "gigabytes": round(sum(table["size"] for table in tables.values()) / 1e9, 6),
+        "prepared_now": new,
+        "seconds": round(seconds, 1),
+        "samples_per_second": round(new / seconds, 1),
+    }
+    write_json(out / "report.json", report)
+    compared = "64-bit DCT hashes of the cut pictures; equal ones are near-duplicates, the first is not listed"
+    write_json(out / DUPLICATES, {"compared": compared, "rows": rows}, indent=None)
+    return report
+
+
+def describe_report(report: dict[str, Any], out: Path) -> str:
+    """The report as a paragraph."""
+    reasons = ", ".join(f"{count:,} {name}" for name, count in report["left_out"].items()) or "none"
+    return (
+        f"{out}: {report['kept']:,} of {report['samples']:,} samples kept in {report['shards']} shards, "
+        f"{report['gigabytes']:,.3f} GB; left out: {reasons}; {report['near_duplicates']:,} near-duplicates are marked; "
+        f"{report['prepared_now']:,} samples in {report['seconds']:,.0f} s, {report['samples_per_second']:,.1f} samples/s"
+    )
+
+
+def draw_scores(scores: list[float], threshold: float | None, path: Path) -> None:
+    """A histogram of the scores with the share that every threshold would keep."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.hist(scores, bins=60, color="tab:blue", alpha=0.7)
+    axes.set(xlabel="Chinese CLIP score of picture and caption", ylabel="samples")
+    share = axes.twinx()
+    ordered = np.sort(scores)
+    share.plot(ordered, 100 * (1 - np.arange(len(ordered)) / len(ordered)), color="black", linewidth=1)
+    share.set(ylabel="% kept by min_score", ylim=(0, 100))
+    if threshold is not None:
+        axes.axvline(threshold, color="tab:red")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
