@@ -157,18 +157,27 @@ def begin_folder(job: Job) -> None:
     """
     out = job.config.out
     manifest = json.loads(json.dumps(job.manifest()))
+    before = _manifest_of(out)
+    if before is not None and (changed := [name for name in manifest if before.get(name) != manifest[name]]):
+        seen = "; ".join(f"{name}: {before.get(name)} -> {manifest[name]}" for name in changed)
+        raise UserError(f"{out} holds shards of another configuration ({seen}); choose another out=, or delete the folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        before = json.loads((out / MANIFEST).read_text(encoding="utf-8")) if (out / MANIFEST).is_file() else manifest
-        if changed := [name for name in manifest if before.get(name) != manifest[name]]:
-            seen = "; ".join(f"{name}: {before.get(name)} -> {manifest[name]}" for name in changed)
-            raise UserError(f"{out} holds shards of another configuration ({seen}); choose another out=, or delete the folder")
         write_json(out / MANIFEST, manifest)
         # The folder is not whole until the duplicates are known again.
         (out / DUPLICATES).unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"folder {out} cannot be prepared into ({error}); choose another with out=FOLDER") from None
+    except OSError as error:
+        raise UserError(f"folder {out} cannot be written ({error.strerror}); choose another with out=FOLDER") from None
     print(disk_cost(job))
+
+
+def _manifest_of(out: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out / MANIFEST} cannot be read ({error}); choose another out=, or delete the folder") from None
 
 
 def disk_cost(job: Job) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,7 +118,7 @@ def prepare_shard(
     with ShardWriter(path) as writer:
         for group in group_by_shape(usable(), settings.batch_size):
             scored = _score(group, encoders)
-            seen += [s.score for s in scored if s.score is not None]
+            seen += [s.score for s in scored if s.score is not None and isfinite(s.score)]
             chosen = [s for s in scored if settings.min_score is None or (s.score is not None and s.score >= settings.min_score)]
             left_out["min_score"] += len(scored) - len(chosen)
             for sample, tensors in _encode(chosen, encoders, settings):

@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # closing writes what is still buffered, and the disk may be full
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
     def add(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
