@@ -258,7 +258,7 @@ def test_filters_are_counted_and_named(world, tmp_path):
     at_once = PreparedSource(str(tmp_path / "at_once"), duplicates=True)
     assert len(at_once) == len(later) == sum(score >= threshold for score in scores)
     assert filtered["left_out"]["min_score"] >= 1
-    with pytest.raises(UserError, match=r"1 of 6 samples cannot be used.*unreadable_limit"):
+    with pytest.raises(UserError, match=r"2 of 6 samples cannot be used.*unreadable_limit"):
         prepare(configuration(world, tmp_path / "strict", data=data, unreadable_limit=0.004))
 
 

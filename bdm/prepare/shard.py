@@ -55,7 +55,7 @@ class ShardSettings:
         buckets: (width, height) of the buckets; none for squares.
         batch_size: samples that are encoded together.
         workers: reading processes.
-        unreadable_limit: share of damaged samples above which the work ends.
+        unreadable_limit: share of samples damaged or without caption above which the work ends.
     """
 
     text: Literal["features", "ids", "none"] = "features"
@@ -131,7 +131,8 @@ def prepare_shard(
                 kept["scores"].append(sample.score)
                 kept["hashes"].append(perceptual_hash(sample.example.pixels))
                 writer.add(f"{sample.index:09d}", tensors, _facts(source, sample))
-        damaged = left_out["unreadable"] + left_out["not finite"]
+        # Scores and sizes are meant to leave out many; damage and captions in another field are mistakes.
+        damaged = left_out["unreadable"] + left_out["not finite"] + left_out["caption"]
         if damaged > settings.unreadable_limit * max(len(indices), AT_LEAST):
             raise UserError(
                 f"{damaged} of {len(indices)} samples cannot be used, the last {unusable[-1][0]} ({unusable[-1][1]}); allowed is "
