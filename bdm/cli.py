@@ -194,7 +194,8 @@ def _prepare(options: argparse.Namespace) -> None:
         print(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
     if options.dry_run:
         return
-    from .prepare.run import describe_report, prepare
+    from .prepare.report import describe_report
+    from .prepare.run import prepare
 
     _quiet()
     if report := prepare(config, options.engine):

@@ -25,7 +25,8 @@ from bdm.errors import UserError
 from bdm.loss import SD15_SCHEDULE
 from bdm.prepare import writer
 from bdm.prepare.hashing import find_duplicates, perceptual_hash
-from bdm.prepare.run import Job, describe_report, prepare
+from bdm.prepare.report import describe_report
+from bdm.prepare.run import Job, prepare
 from bdm.recipes.denoising import BranchRecipe
 from bdm.text.native import NativeTextEncoder
 from bdm.text.vocabulary import clip_tokenizer

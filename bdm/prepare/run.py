@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +23,7 @@ from ..formats.checkpoint import build_part, read_vae
 from ..recipes.build import build_buckets, build_source
 from ..text.native import NativeTextEncoder
 from ..weights import resolve_folder
-from .hashing import find_duplicates
+from .report import disk_cost, finish_folder
 from .score import CaptionScorer
 from .shard import Encoders, ShardSettings, prepare_shard
 from .writer import read_table
@@ -145,8 +143,15 @@ def prepare(config: PrepareConfig, engine: Engine = "accelerate") -> dict[str, A
         from .ray import run_on_ray
 
         run_on_ray(config, missing)
-    new = sum(len(task.indices) for task in missing)
-    return finish_folder(job, tasks, new, time.perf_counter() - begin) if first else {}
+    if not first:
+        return {}
+    tables = {task.path: table for task in tasks if (table := read_table(task.path))}
+    if len(tables) < len(tasks):
+        raise UserError(
+            f"{len(tasks) - len(tables)} of {len(tasks)} shards are missing in {config.out}; run the same command again"
+        )
+    samples, new = (sum(len(task.indices) for task in part) for part in (tasks, missing))
+    return finish_folder(config.out, tables, samples, new, time.perf_counter() - begin, config.min_score)
 
 
 def begin_folder(job: Job) -> None:
@@ -168,7 +173,7 @@ def begin_folder(job: Job) -> None:
         (out / DUPLICATES).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"folder {out} cannot be written ({error.strerror}); choose another with out=FOLDER") from None
-    print(disk_cost(job))
+    print(disk_cost(job.encoders, job.settings, job.config.data.size, sum(len(s) for s in job.sources.values()), out))
 
 
 def _manifest_of(out: Path) -> dict[str, Any] | None:
@@ -178,90 +183,3 @@ def _manifest_of(out: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{out / MANIFEST} cannot be read ({error}); choose another out=, or delete the folder") from None
-
-
-def disk_cost(job: Job) -> str:
-    """What a sample and the whole take on disk, for each choice of ``text``."""
-    encoders, settings = job.encoders, job.settings
-    width, height = settings.buckets[len(settings.buckets) // 2] if settings.buckets else (job.config.data.size,) * 2
-    shrink = 2 ** (len(encoders.vae.config["block_out_channels"]) - 1)
-    moments = 2 * encoders.vae.config["latent_channels"] * (width // shrink) * (height // shrink) * settings.dtype.itemsize
-    count = sum(len(source) for source in job.sources.values())
-    parts = [f"moments {moments:,} bytes"]
-    if encoders.native is not None:
-        layout = encoders.native.layout
-        features = layout.length * encoders.native.text_dim * settings.dtype.itemsize
-        parts.append(f"a caption's features {features:,} bytes a chunk (text: features)")
-        parts.append(f"or its token ids up to {4 * layout.content:,} bytes a chunk (text: ids)")
-    return f"a sample takes {', '.join(parts)}; {count:,} samples; text is {settings.text}; {free_space(job.config.out)} free"
-
-
-def free_space(folder: Path) -> str:
-    """Free space of a folder's disk, in GB."""
-    return f"{shutil.disk_usage(folder).free / 1e9:,.0f} GB"
-
-
-def finish_folder(job: Job, tasks: list[Task], new: int, seconds: float) -> dict[str, Any]:
-    """Mark the near-duplicates, draw the scores and write the report."""
-    out = job.config.out
-    tables = {task: table for task in tasks if (table := read_table(task.path))}
-    rows: dict[str, list[int]] = {}
-    for split in job.sources:
-        own = {task: table for task, table in tables.items() if task.split == split}
-        found = find_duplicates([table["hashes"] for table in own.values()])
-        rows |= {task.path.name: later for task, later in zip(own, found, strict=True) if later}
-    left_out: Counter[str] = Counter()
-    for table in tables.values():
-        left_out.update(table["left_out"])
-    with open(out / "unusable.jsonl", "w", encoding="utf-8") as file:
-        for key, reason in (pair for table in tables.values() for pair in table["unusable"]):
-            file.write(json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n")
-    scores = [score for table in tables.values() for score in table["seen_scores"]]
-    if scores:
-        draw_scores(scores, job.config.min_score, out / "scores.png")
-    report = {
-        "samples": sum(len(task.indices) for task in tasks),
-        "kept": sum(len(table["places"]) for table in tables.values()),
-        "left_out": dict(sorted(left_out.items())),
-        "near_duplicates": sum(map(len, rows.values())),
-        "shards": len(tables),
-        "gigabytes": round(sum(table["size"] for table in tables.values()) / 1e9, 6),
-        "prepared_now": new,
-        "seconds": round(seconds, 1),
-        "samples_per_second": round(new / seconds, 1),
-    }
-    write_json(out / "report.json", report)
-    compared = "64-bit DCT hashes of the cut pictures; equal ones are near-duplicates, the first is not listed"
-    write_json(out / DUPLICATES, {"compared": compared, "rows": rows}, indent=None)
-    return report
-
-
-def describe_report(report: dict[str, Any], out: Path) -> str:
-    """The report as a paragraph."""
-    reasons = ", ".join(f"{count:,} {name}" for name, count in report["left_out"].items()) or "none"
-    return (
-        f"{out}: {report['kept']:,} of {report['samples']:,} samples kept in {report['shards']} shards, "
-        f"{report['gigabytes']:,.3f} GB; left out: {reasons}; {report['near_duplicates']:,} near-duplicates are marked; "
-        f"{report['prepared_now']:,} samples in {report['seconds']:,.0f} s, {report['samples_per_second']:,.1f} samples/s"
-    )
-
-
-def draw_scores(scores: list[float], threshold: float | None, path: Path) -> None:
-    """A histogram of the scores with the share that every threshold would keep."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import numpy as np
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.hist(scores, bins=60, color="tab:blue", alpha=0.7)
-    axes.set(xlabel="Chinese CLIP score of picture and caption", ylabel="samples")
-    share = axes.twinx()
-    ordered = np.sort(scores)
-    share.plot(ordered, 100 * (1 - np.arange(len(ordered)) / len(ordered)), color="black", linewidth=1)
-    share.set(ylabel="% kept by min_score", ylim=(0, 100))
-    if threshold is not None:
-        axes.axvline(threshold, color="tab:red")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -92,12 +92,12 @@ class NativeTextEncoder(nn.Module):
             (B, L, D) in the model's dtype. L is ``layout.joined_length(chunks)`` of the longest text; shorter ones are padded
             by empty chunks, so encode texts together whose features must have one length (positive and negative).
         """
-        if not any(isinstance(text, Tensor) and text.is_floating_point() for text in texts):
+        known = {i: text for i, text in enumerate(texts) if isinstance(text, Tensor) and text.is_floating_point()}
+        if not known:
             return self.layout.join(self._encode_chunks(texts)[0])
-        # By number: tensors cannot be told apart by value.
-        open_ = [i for i, text in enumerate(texts) if not (isinstance(text, Tensor) and text.is_floating_point())]
-        encoded = dict(zip(open_, self.encode_each([texts[i] for i in open_]), strict=True)) if open_ else {}
-        rows = [encoded[i] if i in encoded else text.to(self.device, self.dtype) for i, text in enumerate(texts)]  # pyright: ignore
+        new = [i for i in range(len(texts)) if i not in known]
+        rest = iter(self.encode_each([texts[i] for i in new]) if new else [])
+        rows = [known[i].to(self.device, self.dtype) if i in known else next(rest) for i in range(len(texts))]
         longest = max(map(len, rows))
         if all(len(row) == longest for row in rows):
             return torch.stack(rows)
