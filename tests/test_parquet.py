@@ -69,7 +69,7 @@ def test_bad_files(folder):
         ParquetSource(str(folder / "*.parquet"), picture="jpg")
     with pytest.raises(UserError, match="kept for validation"):
         ParquetSource(str(folder / "train-0.parquet"), validation_shards=3)
-    (folder / "train-0.parquet").write_bytes(b"nothing")
+    (folder / "train-9.parquet").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is not a whole parquet file"):
         ParquetSource(str(folder / "*.parquet"), cache=folder / "fresh")
 

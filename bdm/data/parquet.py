@@ -140,5 +140,5 @@ def _open(url: str, process: int) -> Any:
 def _read_group(url: str, group: int, columns: tuple[str, ...], process: int) -> Any:
     try:
         return _open(url, process).read_row_group(group, columns=list(columns))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
         raise UserError(f"row group {group} of {url} cannot be read ({str(error)[:120]}); write or download it again") from None

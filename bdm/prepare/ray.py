@@ -17,7 +17,10 @@ from .run import Job, Task
 class _Worker:
     """An actor's state: the data and models of one process."""
 
-    def __init__(self, config: PrepareConfig, threads: int) -> None:
+    def __init__(self, config: PrepareConfig, threads: int, folder: Path) -> None:
+        # A configuration's paths are relative to where the command was given.
+        if folder.is_dir():
+            os.chdir(folder)
         # Ray gives its workers one thread; sums in another order would give other bytes than accelerate's.
         torch.set_num_threads(threads)
         self.job = Job(config, "cuda" if torch.cuda.is_available() else "cpu")
@@ -64,7 +67,7 @@ def _share_out(ray: Any, config: PrepareConfig, tasks: list[Task]) -> None:
     actor = ray.remote(num_cpus=1, num_gpus=1 if graphics else 0, max_restarts=3, max_task_retries=3)(_Worker)
     config = config.model_copy(update={"out": config.out.resolve()})
     tasks = [Task(task.split, task.indices, task.path.resolve()) for task in tasks]
-    workers = [actor.remote(config, torch.get_num_threads()) for _ in range(count)]
+    workers = [actor.remote(config, torch.get_num_threads(), Path.cwd()) for _ in range(count)]
     bar = tqdm(total=sum(len(task.indices) for task in tasks), desc=f"preparing ({count} workers)", unit="sample", mininterval=2)
     waiting, busy = tasks[::-1], {}
     with bar:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from tqdm import tqdm
 
 from ..checkpoint import write_json
@@ -122,7 +124,9 @@ def prepare(config: PrepareConfig, engine: Engine = "accelerate") -> dict[str, A
         UserError: ``out`` holds shards of another configuration, the disk is full, or too many samples are damaged.
     """
     begin = time.perf_counter()
-    accelerator = Accelerator() if engine == "accelerate" else None
+    # Processes that are done wait for the others, and shards differ: the usual ten minutes would end the work of days.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    accelerator = Accelerator(kwargs_handlers=[patience]) if engine == "accelerate" else None
     job = Job(config, accelerator.device if accelerator else "cpu")
     first = accelerator is None or accelerator.is_main_process
     if first:
