@@ -101,10 +101,7 @@ def prepare_shard(
     Raises:
         UserError: the disk is full or too many samples are damaged; nothing is left of the shard then.
     """
-    left_out: Counter[str] = Counter()
-    unusable: list[tuple[str, str]] = []
-    seen: list[float] = []
-    kept: dict[str, list[Any]] = {"buckets": [], "scores": [], "hashes": []}
+    table = _Table()
 
     def usable() -> Iterator[_Sample]:
         for index, found in read_examples(source, indices, settings.workers):
@@ -112,34 +109,65 @@ def prepare_shard(
             if isinstance(found, Example):
                 yield _Sample(index, found)
             else:
-                left_out[found.kind] += 1
-                unusable.append((found.key, found.reason))
+                table.leave_out(found.kind, found.key, found.reason)
 
     with ShardWriter(path) as writer:
         for group in group_by_shape(usable(), settings.batch_size):
-            scored = _score(group, encoders)
-            seen += [s.score for s in scored if s.score is not None and isfinite(s.score)]
-            chosen = [s for s in scored if settings.min_score is None or (s.score is not None and s.score >= settings.min_score)]
-            left_out["min_score"] += len(scored) - len(chosen)
+            chosen = table.choose(_score(group, encoders), settings.min_score)
             for sample, tensors in _encode(chosen, encoders, settings):
-                if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
-                    left_out["not finite"] += 1
-                    unusable.append((_key(source, sample.index), "moments or features are not finite"))
-                    continue
-                assert sample.example.pixels is not None
-                kept["buckets"].append(_bucket(sample.example.pixels, settings.buckets))
-                kept["scores"].append(sample.score)
-                kept["hashes"].append(perceptual_hash(sample.example.pixels))
-                writer.add(f"{sample.index:09d}", tensors, _facts(source, sample))
+                if all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+                    table.keep(sample, settings.buckets)
+                    writer.add(f"{sample.index:09d}", tensors, _facts(source, sample))
+                else:
+                    table.leave_out("not finite", _key(source, sample.index), "moments or features are not finite")
+        table.check(len(indices), settings.unreadable_limit)
+        return writer.publish(table.content())
+
+
+class _Table:
+    """What is noted of a shard's samples while it is written."""
+
+    def __init__(self) -> None:
+        self.left_out: Counter[str] = Counter()
+        self.unusable: list[tuple[str, str]] = []
+        self.seen: list[float] = []
+        self.kept: dict[str, list[Any]] = {"buckets": [], "scores": [], "hashes": []}
+
+    def leave_out(self, kind: str, key: str, reason: str) -> None:
+        """Note a sample that cannot be used, by name."""
+        self.left_out[kind] += 1
+        self.unusable.append((key, reason))
+
+    def choose(self, samples: list[_Sample], min_score: float | None) -> list[_Sample]:
+        """Note the scores and give the samples that pass."""
+        self.seen += [s.score for s in samples if s.score is not None and isfinite(s.score)]
+        chosen = [s for s in samples if min_score is None or (s.score is not None and s.score >= min_score)]
+        self.left_out["min_score"] += len(samples) - len(chosen)
+        return chosen
+
+    def keep(self, sample: _Sample, buckets: tuple[tuple[int, int], ...]) -> None:
+        """Note a sample that is written."""
+        pixels = sample.example.pixels
+        assert pixels is not None
+        self.kept["buckets"].append(buckets.index((pixels.shape[2], pixels.shape[1])) if buckets else 0)
+        self.kept["scores"].append(sample.score)
+        self.kept["hashes"].append(perceptual_hash(pixels))
+
+    def check(self, count: int, limit: float) -> None:
+        """Raise a ``UserError`` if too many of ``count`` samples were of no use."""
         # Scores and sizes are meant to leave out many; damage and captions in another field are mistakes.
-        damaged = left_out["unreadable"] + left_out["not finite"] + left_out["caption"]
-        if damaged > settings.unreadable_limit * max(len(indices), AT_LEAST):
+        bad = self.left_out["unreadable"] + self.left_out["not finite"] + self.left_out["caption"]
+        if bad > limit * max(count, AT_LEAST):
+            key, reason = self.unusable[-1]
             raise UserError(
-                f"{damaged} of {len(indices)} samples cannot be used, the last {unusable[-1][0]} ({unusable[-1][1]}); allowed is "
-                f"a share of {settings.unreadable_limit:g} (unreadable_limit): mend the data, or raise it"
+                f"{bad} of {count} samples cannot be used, the last {key} ({reason}); allowed is a share of {limit:g} "
+                "(unreadable_limit): mend the data, or raise it"
             )
-        reasons = {name: count for name, count in sorted(left_out.items()) if count}
-        return writer.publish({"left_out": reasons, "unusable": unusable, "seen_scores": seen, **kept})
+
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        reasons = {name: count for name, count in sorted(self.left_out.items()) if count}
+        return {"left_out": reasons, "unusable": self.unusable, "seen_scores": self.seen, **self.kept}
 
 
 class _Reader(Dataset):
@@ -219,11 +247,6 @@ def _encode_texts(captions: list[str], encoders: Encoders, settings: ShardSettin
     if settings.text == "ids":
         return [torch.tensor(encoders.native.token_ids(caption), dtype=torch.int32) for caption in captions]
     return [features.to("cpu", settings.dtype) for features in encoders.native.encode_each(captions)]
-
-
-def _bucket(pixels: Tensor, buckets: tuple[tuple[int, int], ...]) -> int:
-    _, height, width = pixels.shape
-    return buckets.index((width, height)) if buckets else 0
 
 
 def _key(source: Source, index: int) -> str:
