@@ -186,13 +186,14 @@ def _infer(options: argparse.Namespace) -> None:
         raise UserError(f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}: each must be at least 1")
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"--out {options.out}: allowed endings are .png, .jpg and .webp")
-    scheduler = make_scheduler(options.sampler) if options.sampler else None
+    if options.sampler:
+        make_scheduler(options.sampler)  # an unknown name is refused before anything heavy
     from .pipeline import BridgePipeline
 
     _quiet()
     pipe = BridgePipeline.from_pretrained(options.model)
-    if scheduler is not None:
-        pipe.scheduler = scheduler
+    if options.sampler:
+        pipe.scheduler = make_scheduler(options.sampler, pipe.scheduler.config["prediction_type"])
     control_images = _attach_plugins(pipe, options)
     guidance = options.guidance
     if guidance is None:

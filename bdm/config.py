@@ -103,6 +103,8 @@ class DenoisingConfig(Strict):
 
     empty_caption: Fraction = 0.1
     loss_weight: Literal["none", "min_snr", "inverse_sqrt_snr"] = "none"
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    offset_noise: Annotated[float, Field(ge=0)] = 0.0
     cache: bool = False
     grid_prompts: tuple[str, ...] = ()
     grid_guidance: float = 4.0
@@ -124,6 +126,7 @@ class BranchConfig(DenoisingConfig):
     backbone: str
     native_text_encoder: str
     shuffle_captions: bool = False
+    frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 class CommunityConfig(DenoisingConfig):
@@ -204,6 +207,7 @@ class OptimizerConfig(Strict):
     ema_decay: Fraction = 0.999
     accumulation: PositiveInt = 1
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpointing: tuple[str, ...] = ()
     compile: bool = False
 
     @model_validator(mode="after")
