@@ -194,7 +194,9 @@ RecipeConfig = Annotated[
 
 
 class OptimizerConfig(Strict):
-    """AdamW, its schedule and the averaged weights. ``batch_size`` is global: over all processes and accumulation."""
+    """The optimizer, its schedule and the averaged weights. ``batch_size`` is global: over all processes and accumulation."""
+
+    name: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -229,6 +231,7 @@ class RunConfig(Strict):
     seed: int = 0
     threads: int | None = None
     workers: Annotated[int, Field(ge=0)] = 0
+    trackers: tuple[Literal["tensorboard", "swanlab", "wandb"], ...] = ("tensorboard",)
     log_every: PositiveInt = 20
     validate_every: PositiveInt = 500
     grid_every: PositiveInt = 500

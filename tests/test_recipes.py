@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import NATIVE_DIM, make_unet, make_vae
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -13,7 +14,6 @@ from bdm.recipes.contrastive import contrastive_loss
 from bdm.recipes.denoising import BranchRecipe
 from bdm.text.english import encode_english
 from bdm.text.vocabulary import clip_tokenizer
-from bdm.training import Accelerator
 
 
 @pytest.fixture

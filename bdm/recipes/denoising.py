@@ -86,8 +86,8 @@ class DenoisingRecipe(Recipe):
         self.vae = vae
         if prediction and inherited and prediction != inherited:
             raise UserError(
-                f"recipe.prediction is {prediction!r} and the backbone's scheduler says {inherited!r}; what joins a frozen backbone "
-                "must predict the same: leave prediction out"
+                f"recipe.prediction is {prediction!r} and the backbone's scheduler says {inherited!r}; what joins a frozen "
+                "backbone must predict the same: leave prediction out"
             )
         self.schedule = NoiseSchedule(prediction or inherited or "epsilon")
         self.offset_noise = offset_noise
@@ -290,7 +290,8 @@ class BranchRecipe(DenoisingRecipe):
         self.register_buffer("empty_english", empty, persistent=False)
         self.empty_english: Tensor
         for frozen in (self.unet, self.native_text_encoder, stock.text_encoder):
-            frozen.requires_grad_(False).to(dtype)
+            # nn.Module's own: ModelMixin's warns about float32 modules even where there are none.
+            nn.Module.to(frozen.requires_grad_(False), dtype)
         self._components = {"scheduler": stock.scheduler, "text_encoder": stock.text_encoder, "tokenizer": stock.tokenizer}
         self._shuffle = random.Random(seed).sample(range(len(source)), len(source)) if shuffle_captions else None
 
