@@ -32,7 +32,8 @@ def assemble(
     """
     stock = load_backbone(backbone, dtype)
     pipe = BridgePipeline(
-        stock.vae, stock.text_encoder, stock.tokenizer, stock.unet, make_scheduler("DPM++ 2M"),
+        stock.vae, stock.text_encoder, stock.tokenizer, stock.unet,
+        make_scheduler("DPM++ 2M", stock.scheduler.config["prediction_type"]),
         BranchModel.from_pretrained(branch, torch_dtype=dtype),
         NativeTextEncoder.from_pretrained(native_text_encoder, torch_dtype=dtype),
     )  # fmt: skip

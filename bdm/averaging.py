@@ -37,14 +37,19 @@ class AveragedWeights:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside the ``with`` block the model has the averaged weights."""
-        own = [p.data for p in self.parameters]
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            parameter.data = average
+        self._swap()
         try:
             yield
         finally:
-            for parameter, data in zip(self.parameters, own, strict=True):
-                parameter.data = data
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        # In place, one tensor at a time: weights that are split over processes or live in a flat buffer must stay where they are.
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            own = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(own)
 
     def state_dict(self) -> dict[str, Any]:
         """What a run needs to go on."""

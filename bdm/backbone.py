@@ -103,4 +103,4 @@ def sample_latents(vae: AutoencoderKL, moments: Tensor, noise: Tensor) -> Tensor
 
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [-1, 1]."""
-    return vae.decode(latents / vae.config["scaling_factor"]).sample  # pyright: ignore[reportAttributeAccessIssue]
+    return vae.decode((latents / vae.config["scaling_factor"]).to(vae.dtype)).sample  # pyright: ignore[reportAttributeAccessIssue]

@@ -49,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train what a configuration describes")
     train.add_argument("config", help="YAML file, such as configs/quickstart.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.steps=100")
-    train.add_argument("--dry-run", action="store_true", help="check and print the resolved configuration, then stop")
+    train.add_argument("--check", action="store_true", help="check and print the resolved configuration, then stop")
+    train.add_argument(
+        "--dry-run", action="store_true", help="one batch, one step, one save and one grid in a folder that is deleted"
+    )
     train.set_defaults(run=_train)
 
     prepare = commands.add_parser("prepare", help="raw pictures -> shards of moments and text features to train from")
@@ -161,23 +164,33 @@ def _train(options: argparse.Namespace) -> None:
 
     run = read_config(options.config, options.overrides, RunConfig)
     text = yaml.safe_dump(run.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
-    if int(os.environ.get("RANK", "0")) == 0:
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
         print(text)
-    if options.dry_run:
+    if options.check:
         return
+    from .extras import require_packages
+
+    require_packages(run.optimizer.name, *run.trackers)
     from .recipes.build import build_recipe
     from .training import Stopped, train
 
     _quiet()
+    if options.dry_run:
+        _dry_run(run)
+        return
     recipe = build_recipe(run)
     try:
         run.out.mkdir(parents=True, exist_ok=True)
-        (run.out / "config.yaml").write_text(text, encoding="utf-8")
+        if main_process:
+            (run.out / "config.yaml").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"run folder {run.out}: {error.strerror}; choose another with out=FOLDER") from None
     command = f"python train.py {options.config} {' '.join(options.overrides)}".strip()
     try:
-        print(train(run, recipe, command))
+        model = train(run, recipe, command)
+        if main_process:
+            print(model)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         # What a shell reports for a process that a signal ended: schedulers see that it did not finish.
@@ -202,6 +215,30 @@ def _prepare(options: argparse.Namespace) -> None:
         print(describe_report(report, config.out))
 
 
+def _dry_run(run: Any) -> None:
+    """Build everything and go through one batch, one step, one save and one grid; says what each took and keeps nothing."""
+    import tempfile
+
+    from .metrics import read_metrics
+    from .recipes.build import build_recipe
+    from .training import timed, train
+
+    logging.getLogger("bdm").setLevel(logging.INFO)
+    with tempfile.TemporaryDirectory(prefix="bdm-dry-run-") as folder:
+        out = Path(folder) / run.out.name
+        out.mkdir()
+        # Encoding the whole corpus first would be no rehearsal.
+        recipe = run.recipe.model_copy(update={"cache": False} if hasattr(run.recipe, "cache") else {})
+        every: dict[str, Any] = dict.fromkeys(("log_every", "validate_every", "grid_every", "checkpoint_every"), 1)
+        once = run.optimizer.model_copy(update={"steps": 1, "warmup_steps": 0})
+        short = run.model_copy(update={"out": out, "recipe": recipe, "optimizer": once, "trackers": (), **every})
+        with timed("models and data"):
+            built = build_recipe(short)
+        train(short, built)
+        if (out / "metrics.jsonl").is_file():  # the main process has it
+            print(f"dry run passed; the step of {run.optimizer.batch_size} samples took {read_metrics(out)[0]['seconds']:.2f} s")
+
+
 def _infer(options: argparse.Namespace) -> None:
     from .grid import save_picture
     from .picture_info import describe, picture_info
@@ -211,13 +248,14 @@ def _infer(options: argparse.Namespace) -> None:
         raise UserError(f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}: each must be at least 1")
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"--out {options.out}: allowed endings are .png, .jpg and .webp")
-    scheduler = make_scheduler(options.sampler) if options.sampler else None
+    if options.sampler:
+        make_scheduler(options.sampler)  # an unknown name is refused before anything heavy
     from .pipeline import BridgePipeline
 
     _quiet()
     pipe = BridgePipeline.from_pretrained(options.model)
-    if scheduler is not None:
-        pipe.scheduler = scheduler
+    if options.sampler:
+        pipe.scheduler = make_scheduler(options.sampler, pipe.scheduler.config["prediction_type"])
     control_images = _attach_plugins(pipe, options)
     guidance = options.guidance
     if guidance is None:

@@ -137,6 +137,8 @@ class DenoisingConfig(Strict):
 
     empty_caption: Fraction = 0.1
     loss_weight: Literal["none", "min_snr", "inverse_sqrt_snr"] = "none"
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    offset_noise: Annotated[float, Field(ge=0)] = 0.0
     cache: bool = False
     grid_prompts: tuple[str, ...] = ()
     grid_guidance: float = 4.0
@@ -158,6 +160,7 @@ class BranchConfig(DenoisingConfig):
     backbone: str
     native_text_encoder: str
     shuffle_captions: bool = False
+    frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 class CommunityConfig(DenoisingConfig):
@@ -225,7 +228,9 @@ RecipeConfig = Annotated[
 
 
 class OptimizerConfig(Strict):
-    """AdamW, its schedule and the averaged weights. ``batch_size`` is global: over all processes and accumulation."""
+    """The optimizer, its schedule and the averaged weights. ``batch_size`` is global: over all processes and accumulation."""
+
+    name: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -238,6 +243,7 @@ class OptimizerConfig(Strict):
     ema_decay: Fraction = 0.999
     accumulation: PositiveInt = 1
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpointing: tuple[str, ...] = ()
     compile: bool = False
 
     @model_validator(mode="after")
@@ -259,6 +265,7 @@ class RunConfig(Strict):
     seed: int = 0
     threads: int | None = None
     workers: Annotated[int, Field(ge=0)] = 0
+    trackers: tuple[Literal["tensorboard", "swanlab", "wandb"], ...] = ("tensorboard",)
     log_every: PositiveInt = 20
     validate_every: PositiveInt = 500
     grid_every: PositiveInt = 500

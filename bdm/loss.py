@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 LossWeight = Literal["none", "min_snr", "inverse_sqrt_snr"]
+Prediction = Literal["epsilon", "v_prediction"]
 
 #: The scheduler configuration of SD1.5 (its scheduler_config.json).
 SD15_SCHEDULE: dict[str, Any] = dict(
@@ -18,12 +19,17 @@ SD15_SCHEDULE: dict[str, Any] = dict(
 
 
 class NoiseSchedule(nn.Module):
-    """SD1.5's variance-preserving schedule: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``."""
+    """SD1.5's variance-preserving schedule: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``.
+
+    Args:
+        prediction: what the network is asked for: the noise, or the velocity (arXiv 2202.00512).
+    """
 
     alphas_cumprod: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, prediction: Prediction = "epsilon") -> None:
         super().__init__()
+        self.prediction: Prediction = prediction
         scheduler = DDPMScheduler(**{k: v for k, v in SD15_SCHEDULE.items() if k not in ("set_alpha_to_one", "steps_offset")})
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod, persistent=False)
 
@@ -35,21 +41,31 @@ class NoiseSchedule(nn.Module):
         alpha_bar = self.alphas_cumprod[t].view(-1, *[1] * (x_0.ndim - 1))
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
+    def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network should say of (B, ...) samples at timesteps (B,): ``eps``, or ``v = alpha_t eps - sigma_t x_0``."""
+        if self.prediction == "epsilon":
+            return eps
+        alpha_bar = self.alphas_cumprod[t].view(-1, *[1] * (x_0.ndim - 1))
+        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+
     def weight(self, t: Tensor, kind: LossWeight) -> Tensor:
         """(B,) weights of the squared error.
 
-        ``min_snr``: min(SNR, 5) / SNR (arXiv 2303.09556, for epsilon). ``inverse_sqrt_snr``: 1 / sqrt(SNR), at most 30; it stresses
-        high noise, where the prompt decides what is drawn.
+        ``min_snr``: min(SNR, 5) / SNR for the noise and min(SNR, 5) / (SNR + 1) for the velocity (arXiv 2303.09556).
+        ``inverse_sqrt_snr``: 1 / sqrt(SNR) for the noise, at most 30; it stresses high noise, where the prompt decides what is
+        drawn. An error of the velocity is one of the noise divided by alpha_t, hence the factor alpha_t^2 = SNR / (SNR + 1)
+        between the two.
         """
         alpha_bar = self.alphas_cumprod[t]
         snr = alpha_bar / (1 - alpha_bar)
+        same_error = alpha_bar if self.prediction == "v_prediction" else torch.ones_like(alpha_bar)
         match kind:
             case "none":
                 return torch.ones_like(snr)
             case "min_snr":
-                return snr.clamp(max=5.0) / snr
+                return snr.clamp(max=5.0) / snr * same_error
             case "inverse_sqrt_snr":
-                return snr.rsqrt().clamp(max=30.0)
+                return snr.rsqrt().clamp(max=30.0) * same_error
 
     def draw_timesteps(self, uniform: Tensor, kind: LossWeight) -> Tensor:
         """Timesteps drawn in proportion to their weight, by inversion of the distribution function.
@@ -69,6 +85,6 @@ class NoiseSchedule(nn.Module):
         return self.weight(torch.arange(len(self), device=self.alphas_cumprod.device), kind).mean().item()
 
 
-def denoising_error(eps_hat: Tensor, eps: Tensor) -> Tensor:
+def denoising_error(predicted: Tensor, target: Tensor) -> Tensor:
     """(B,) mean squared error of each sample, in float32."""
-    return (eps_hat.float() - eps.float()).square().flatten(1).mean(1)
+    return (predicted.float() - target.float()).square().flatten(1).mean(1)

@@ -30,13 +30,14 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], str]] = {
 _SCHEDULES = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas"}
 
 
-def make_scheduler(name: str) -> Any:
+def make_scheduler(name: str, prediction: str = "epsilon") -> Any:
     """A diffusers scheduler with SD1.5's noise schedule.
 
     Args:
         name: a sampler in any spelling, with an optional noise schedule: ``DPM++ 2M``, ``dpmpp_2m``,
             ``DPM++ 2M Karras``, ``dpmpp_2m_karras``; upper and lower case are one. ``DPM++ 2M`` is the official
             inference's: linspace spacing, last sigma ``sigma_min``.
+        prediction: what the model predicts: ``epsilon`` or ``v_prediction``.
 
     Raises:
         UserError: unknown sampler, or a schedule that it does not have.
@@ -51,7 +52,7 @@ def make_scheduler(name: str) -> Any:
         known = ", ".join(SAMPLERS)
         raise UserError(f"unknown sampler {name!r}; known are {known}, each also with Karras or Exponential")
     kind = getattr(diffusers, class_name)
-    arguments = dict(SAMPLERS[title][1])
+    arguments = {"prediction_type": prediction, **SAMPLERS[title][1]}
     accepted = kind._get_init_keys(kind)
     if schedule:
         if _SCHEDULES[schedule] not in accepted:

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-import math
+import logging
 import shutil
-import signal
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import gather_object
+from pydantic import ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import checkpoint
 from .averaging import AveragedWeights
-from .config import OptimizerConfig, RunConfig
-from .data.batch import stream
+from .config import RunConfig
+from .data.batch import Batch, stream
 from .errors import UserError
-from .grid import save_picture
+from .metrics import log_picture, log_row, plot_metrics, read_metrics, start_trackers
+from .optimizers import learning_rate, make_optimizer
+from .parallel import Replicas, gathered, load_part, make_accelerator, scattered, spread, trained, whole_weights
 from .recipes.base import Recipe
+from .stopping import SkippedSteps, Stopped, StopSignal
 
-
-def learning_rate(step: int, config: OptimizerConfig) -> float:
-    """Linear warm-up, then constant or a half cosine to zero. ``step`` counts from 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+logger = logging.getLogger("bdm")
 
 
 def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
@@ -51,222 +48,241 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
         UserError: see the parts.
     """
     with StopSignal() as stop:
-        return _train(run, recipe, command, stop)
+        work = _set_up(run, recipe)
+        try:
+            _loop(run, work, _resume(run, work), stop)
+            _publish(run, work, command)
+        finally:
+            for tracker in work.accelerator.trackers:
+                tracker.finish()
+    return run.out / "model"
 
 
-def _train(run: RunConfig, recipe: Recipe, command: str, stop: StopSignal) -> Path:
+@dataclass(frozen=True)
+class Work:
+    """What a run works on.
+
+    Attributes:
+        recipe: what is trained.
+        parts: its sub-modules that receive gradients, by name.
+        parameters: theirs, in one order everywhere.
+        model: what to call for the loss; the recipe, spread over the processes.
+        optimizer: of the parameters.
+        ema: their average.
+        ways: how the processes share the work.
+    """
+
+    recipe: Recipe
+    parts: dict[str, nn.Module]
+    parameters: list[nn.Parameter]
+    model: nn.Module
+    optimizer: Any
+    ema: AveragedWeights
+    ways: Replicas
+
+    @property
+    def accelerator(self) -> Any:
+        """What joins the processes."""
+        return self.ways.accelerator
+
+
+def _set_up(run: RunConfig, recipe: Recipe) -> Work:
     config = run.optimizer
-    accelerator = Accelerator(
-        gradient_accumulation_steps=1, mixed_precision=config.mixed_precision, step_scheduler_with_optimizer=False
+    accelerator = make_accelerator(
+        config.mixed_precision, config.accumulation, log_with=list(run.trackers) or None, project_dir=str(run.out / "trackers")
     )
-    processes = accelerator.num_processes
-    micro, rest = divmod(config.batch_size, processes * config.accumulation)
+    micro, rest = divmod(config.batch_size, accelerator.num_processes * config.accumulation)
     if rest:
         raise UserError(
-            f"batch_size {config.batch_size} cannot be shared by {processes} processes x {config.accumulation} "
+            f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes x {config.accumulation} "
             "accumulation steps; make it divisible"
         )
     if run.threads:
         torch.set_num_threads(run.threads)
     torch.set_flush_denormal(True)
-    # Ready: every part trains, everything else is frozen.
+    # Every part trains, everything else is frozen.
     recipe.requires_grad_(False)
     parts = recipe.parts()
     for part in parts.values():
         part.requires_grad_(True).train()
+    recipe.checkpoint_activations(config.checkpointing)
     recipe.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     recipe.prepare(accelerator)
-    parameters = [p for part in parts.values() for p in part.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
-    ema = AveragedWeights(parameters, config.ema_decay)
-    model, optimizer = accelerator.prepare(recipe, optimizer)
+    ways = spread(accelerator, config.mixed_precision, micro, config.max_grad_norm)
+    model, optimizer = ways.prepare(
+        recipe, parts,
+        lambda own: make_optimizer(config.name, own, config.learning_rate, config.betas, config.weight_decay),
+    )  # fmt: skip
     if config.compile:
         for part in parts.values():
             part.compile(dynamic=False)
-    first = _resume(run, parts, optimizer, ema)
+    start_trackers(accelerator, run.out, run.model_dump(mode="json"))
+    parameters = trained(parts)
+    return Work(recipe, parts, parameters, model, optimizer, AveragedWeights(parameters, config.ema_decay), ways)
+
+
+def _loop(run: RunConfig, work: Work, first: int, stop: StopSignal) -> None:
+    config, accelerator = run.optimizer, work.accelerator
+    processes, process = accelerator.num_processes, accelerator.process_index
     batches = stream(
-        recipe.source, first * config.accumulation, config.steps * config.accumulation, micro * processes, run.seed,
-        accelerator.process_index, processes, run.workers, run.out / "unreadable.jsonl", run.unreadable_limit,
+        work.recipe.source, first * config.accumulation, config.steps * config.accumulation,
+        config.batch_size // config.accumulation, run.seed, process, processes, run.workers, run.out / "unreadable.jsonl",
+        run.unreadable_limit,
     )  # fmt: skip
     skipped = SkippedSteps(run.out, run.skip_limit)
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, mininterval=2)
     averages: dict[str, Tensor] = {}
     clock, logged = time.perf_counter(), first
     for step in range(first, config.steps):
-        for group in optimizer.param_groups:
+        # Gradients.
+        for group in work.optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         # Dropout and whatever else draws from the global generator depends on the step alone, so a resume draws the same.
-        torch.manual_seed((run.seed * 0x9E3779B1 + step * processes + accelerator.process_index) % 2**63)
-        indices: list[int] = []
-        for _ in range(config.accumulation):
-            batch = next(batches)
-            indices += batch.indices
-            terms = model(batch)
-            accelerator.backward(terms["loss"] / config.accumulation)
-            for name, value in terms.items():
-                # Kept as tensors: reading a number would make the processor wait for the accelerator in every step.
-                averages[name] = averages.get(name, 0.0) + value.detach() / config.accumulation
-        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-        finite = bool(torch.isfinite(norm)) if norm is not None else True
+        torch.manual_seed((run.seed * 0x9E3779B1 + step * processes + process) % 2**63)
+        indices = _gradients(work, batches, config.accumulation, averages)
+        # Weights.
+        norm = work.ways.clip(work.parameters, config.max_grad_norm)
+        finite = bool(torch.isfinite(norm))
         if finite or config.mixed_precision == "fp16":  # the fp16 scaler must see infinities to lower its scale
-            optimizer.step()
+            work.optimizer.step()
         if finite:
-            ema.step()
+            work.ema.step()
         else:
-            skipped.add(step, indices)
-        optimizer.zero_grad(set_to_none=True)
-        bar.update()
+            skipped.add(step, gather_object(indices), accelerator.is_main_process)
+        work.optimizer.zero_grad(set_to_none=True)
+        # Figures.
         done = step + 1
-        halt = _any_process(accelerator, stop.requested)
-        if accelerator.is_main_process:
-            if done % run.log_every == 0:
-                # Fewer steps than log_every where the run was resumed in between.
-                count, logged = done - logged, done
-                row = {name: value.item() / count for name, value in averages.items()}
-                averages.clear()
-                now = time.perf_counter()
-                speed = {"seconds": now - clock, "samples_per_second": count * config.batch_size / (now - clock)}
-                _log(run.out, {"step": done, **row, "lr": learning_rate(step, config), **speed})
-                clock = now
-                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            due = [every for every in (run.validate_every, run.grid_every, run.checkpoint_every) if done % every == 0]
-            if (due or done == config.steps) and not halt:
-                _look(run, recipe, ema, done)
-            if done % run.checkpoint_every == 0 or done == config.steps or halt:
-                _save(run, parts, optimizer, ema, done)
+        bar.update()
+        if done % run.log_every == 0:
+            # Fewer steps than log_every where the run was resumed in between.
+            count, logged = done - logged, done
+            row, now = _means(accelerator, averages, count), time.perf_counter()
+            speed = {"seconds": now - clock, "samples_per_second": count * config.batch_size / (now - clock)}
+            log_row(accelerator, run.out, {"step": done, **row, "lr": learning_rate(step, config), **speed})
+            clock = now
+            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+        # Looks, states and the end. All processes take part: weights may be split over them.
+        halt = _signal_anywhere(accelerator, stop.number)
+        if not halt:
+            _look(run, work, done)
+        if done % run.checkpoint_every == 0 or done == config.steps or halt:
+            _save(run, work, done)
         if halt:
             bar.close()
-            raise Stopped(stop.number, done)
+            # A launcher that sees one process end stops the others, and one may still be writing.
+            accelerator.wait_for_everyone()
+            raise Stopped(halt, done)
     bar.close()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _publish(run, recipe, ema, command)
-    accelerator.wait_for_everyone()
-    return run.out / "model"
 
 
-class StopSignal:
-    """Notes SIGTERM and SIGUSR1 (pre-emption), so that the loop can save its state after the step it is in."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        # Only the main thread may set handlers, and Windows has no SIGUSR1.
-        if threading.current_thread() is threading.main_thread():
-            numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        self.number = number
-
-    @property
-    def requested(self) -> bool:
-        """Whether a signal came."""
-        return self.number != 0
+def _gradients(work: Work, batches: Iterator[Batch], accumulation: int, averages: dict[str, Tensor]) -> list[int]:
+    """Add the gradients of a step's batches, and their terms to ``averages``; returns which examples they had."""
+    indices: list[int] = []
+    for _ in range(accumulation):
+        batch = next(batches)
+        indices += batch.indices
+        with work.ways.accumulate(work.model):
+            terms = work.model(batch)
+            work.accelerator.backward(terms["loss"])  # divides by the accumulation
+        for name, value in terms.items():
+            # Kept as tensors: reading a number would make the processor wait for the accelerator in every step.
+            averages[name] = averages.get(name, 0.0) + value.detach() / accumulation
+    return indices
 
 
-class Stopped(Exception):
-    """A signal ended the run; its state is saved.
-
-    Attributes:
-        number: of the signal.
-        step: steps done.
-    """
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by signal {number} after step {step}; the state is saved, the same command goes on")
-        self.number, self.step = number, step
+def _means(accelerator: Any, sums: dict[str, Tensor], count: int) -> dict[str, float]:
+    """The means of sums of ``count`` steps over all processes; the sums start anew."""
+    values = accelerator.reduce(torch.stack([value.float() for value in sums.values()]), "mean") / count
+    row = dict(zip(sums, values.tolist(), strict=True))
+    sums.clear()
+    return row
 
 
-class SkippedSteps:
-    """Counts steps whose gradients are not finite, and writes down which examples they had."""
-
-    def __init__(self, out: Path, limit: int) -> None:
-        self.out, self.limit, self.count = out, limit, 0
-
-    def add(self, step: int, indices: list[int]) -> None:
-        """Note a step that was left out.
-
-        Raises:
-            UserError: there are more than ``limit``.
-        """
-        self.count += 1
-        with open(self.out / "skipped.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step + 1, "examples": indices}) + "\n")
-        if self.count > self.limit:
-            raise UserError(
-                f"{self.count} steps had gradients that are not finite, the last at step {step + 1}; their examples are in "
-                f"{self.out / 'skipped.jsonl'}: look at them, lower the learning rate, or raise skip_limit ({self.limit})"
-            )
-
-
-def _any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set in any process: a signal may reach one of them only."""
+def _signal_anywhere(accelerator: Any, number: int) -> int:
+    """The signal that came to any process, which may be one of them only; 0 for none."""
     if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
-    assert isinstance(total, Tensor)
-    return total.item() > 0
+        return number
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
 
-def _look(run: RunConfig, recipe: Recipe, ema: AveragedWeights, done: int) -> None:
-    """Validation losses and the sample grid, with the averaged weights."""
-    recipe.eval()
+def _look(run: RunConfig, work: Work, done: int) -> None:
+    """Validation losses and the sample grid, with the averaged weights, in the steps where they are due."""
+    last = done == run.optimizer.steps
+    validate, draw = last or done % run.validate_every == 0, last or done % run.grid_every == 0
+    if not (validate or draw):
+        return
+    modes = [(module, module.training) for module in work.recipe.modules()]
+    work.recipe.eval()
     # Looking takes other batch sizes than training, and compiling for each would take longer than the look.
-    with ema.applied(), torch.compiler.set_stance("force_eager"):
-        if done % run.validate_every == 0 or done == run.optimizer.steps:
-            _log(run.out, {"step": done, **{f"validation/{k}": v for k, v in recipe.validate().items()}})
-            plot_metrics(run.out)
-        if done % run.grid_every == 0 or done == run.optimizer.steps:
-            picture = recipe.grid()
+    with work.ema.applied(), torch.compiler.set_stance("force_eager"):
+        if validate:
+            with timed("validation"):
+                figures = {f"validation/{k}": v for k, v in work.recipe.validate().items()}
+            log_row(work.accelerator, run.out, {"step": done, **figures})
+            if work.accelerator.is_main_process:
+                plot_metrics(run.out)
+        if draw:
+            with timed("grid"):
+                picture = work.recipe.grid()
             if picture is not None:
-                save_picture(picture, run.out / "grids" / f"{done:07d}.png")
-    recipe.train()
+                log_picture(work.accelerator, run.out, picture, done)
+    for module, mode in modes:  # each its own: frozen models stay in evaluation mode
+        module.training = mode
 
 
-def _save(run: RunConfig, parts: dict[str, nn.Module], optimizer: Any, ema: AveragedWeights, done: int) -> None:
-    state = {
-        "step": done,
-        "run": _meaning(run),
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "optimizer": optimizer.state_dict(),
-        "ema": ema.state_dict(),
-    }
-    checkpoint.save_state(run.out / "states", done, state, run.keep_last, run.keep_every)
+def _save(run: RunConfig, work: Work, done: int) -> None:
+    main = work.accelerator.is_main_process
+    with timed("state"):
+        state = {
+            "step": done,
+            "run": _meaning(run),
+            "parts": {name: gathered(part.state_dict(), main) for name, part in work.parts.items()},
+            "optimizer": work.ways.optimizer_state(work.optimizer, work.parameters),
+            "ema": gathered(work.ema.state_dict(), main),
+        }
+        if main:
+            checkpoint.save_state(run.out / "states", done, state, run.keep_last, run.keep_every)
 
 
-def _resume(run: RunConfig, parts: dict[str, nn.Module], optimizer: Any, ema: AveragedWeights) -> int:
+def _resume(run: RunConfig, work: Work) -> int:
+    """Go on from the newest state, whichever way and number of processes it was saved with; returns its step.
+
+    The examples, their order and all that is drawn for a sample are the same with any number of processes. What a model draws
+    from the global generator (dropout) and the rounding of sums over processes are not.
+    """
     state = checkpoint.load_state(run.out / "states")
     if state is None:
         return 0
-    if changes := _differences(json.loads(state["run"]), json.loads(_meaning(run))):
+    if changes := _differences(_saved_meaning(state["run"], run), json.loads(_meaning(run))):
         raise UserError(
             f"{run.out} holds a run with another configuration, and going on would mix the two ({'; '.join(changes)}); "
             "choose another out=, set the values back, or delete the folder"
         )
-    for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    ema.load_state_dict(state["ema"])
+    for name, part in work.parts.items():
+        load_part(part, state["parts"][name])
+    work.ways.load_optimizer_state(work.optimizer, work.parameters, state["optimizer"])
+    average = [scattered(saved, own) for saved, own in zip(state["ema"]["average"], work.ema.average, strict=True)]
+    work.ema.load_state_dict({**state["ema"], "average": average})
     return state["step"]
 
 
 def _meaning(run: RunConfig) -> str:
     """The part of a configuration that decides the result, as JSON."""
-    ignored = {
-        "out", "threads", "workers", "log_every", "validate_every", "grid_every", "checkpoint_every", "keep_last", "keep_every",
-        "skip_limit", "unreadable_limit",
-    }  # fmt: skip
+    ignored: Any = dict.fromkeys(
+        ("out", "threads", "workers", "log_every", "validate_every", "grid_every", "checkpoint_every", "keep_last", "keep_every",
+         "skip_limit", "unreadable_limit", "trackers"), True,
+    )  # fmt: skip
+    # How a step is divided changes its rounding only; fewer processes need more accumulation.
+    ignored["optimizer"] = {"accumulation", "checkpointing"}
     return run.model_dump_json(exclude=ignored)
+
+
+def _saved_meaning(saved: str, run: RunConfig) -> Any:
+    """A state's configuration, with the defaults of settings that did not exist when it was saved."""
+    old = json.loads(saved)
+    with suppress(ValidationError):
+        return json.loads(_meaning(RunConfig.model_validate(old | {"out": run.out})))
+    return old
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -277,16 +293,24 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name}: {old} -> {new}"]
 
 
-def _publish(run: RunConfig, recipe: Recipe, ema: AveragedWeights, command: str) -> None:
+def _publish(run: RunConfig, work: Work, command: str) -> None:
     """Save the averaged weights as the finished model, with a card that says how they came about."""
-    recipe.eval()
-    partial = run.out / ".model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with ema.applied():
-        recipe.save(partial)
+    work.recipe.eval()
+    work.accelerator.wait_for_everyone()
+    with work.ema.applied(), whole_weights(work.parts):
+        if work.accelerator.is_main_process:
+            partial = run.out / ".model.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            work.recipe.save(partial)
+            checkpoint.write_json(partial / "card.json", _card(run, command))
+            checkpoint.publish_folder(partial, run.out / "model")
+    work.accelerator.wait_for_everyone()
+
+
+def _card(run: RunConfig, command: str) -> dict[str, Any]:
     losses = [row for row in read_metrics(run.out) if "loss" in row]
     validation = [{k: v for k, v in row.items() if k != "step"} for row in read_metrics(run.out) if "loss" not in row]
-    card = {
+    return {
         "command": command,
         "seed": run.seed,
         "steps": run.optimizer.steps,
@@ -296,39 +320,11 @@ def _publish(run: RunConfig, recipe: Recipe, ema: AveragedWeights, command: str)
         "validation": validation[-1] if validation else {},
         "torch": torch.__version__,
     }
-    checkpoint.write_json(partial / "card.json", card)
-    checkpoint.publish_folder(partial, run.out / "model")
 
 
-def _log(out: Path, row: dict[str, float]) -> None:
-    with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
-
-
-def read_metrics(out: Path) -> list[dict[str, float]]:
-    """The rows of a run's ``metrics.jsonl``; of steps done twice (after a resume) the last counts."""
-    rows: dict[tuple[float, bool], dict[str, float]] = {}
-    for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        rows[row["step"], "loss" in row] = row
-    return [rows[key] for key in sorted(rows)]
-
-
-def plot_metrics(out: Path) -> None:
-    """Draw the losses of a run into ``loss.png``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = read_metrics(out)
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    names = dict.fromkeys(k for row in rows for k in row if k == "loss" or k.startswith("validation/"))
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker="." if len(points) < 40 else None)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(out / "loss.png", dpi=110)
-    plt.close(figure)
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Note in the log how long the ``with`` block took."""
+    start = time.perf_counter()
+    yield
+    logger.info("%s: %.2f s", what, time.perf_counter() - start)

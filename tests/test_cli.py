@@ -29,6 +29,8 @@ needs_weights = pytest.mark.skipif(not (DEFAULT_MODEL / "branch" / "config.json"
         (["train", "configs/none.yaml"], "No such file"),
         (["train", str(ROOT / "configs/quickstart.yaml"), "optimiser.steps=3"], "optimiser: unknown key"),
         (["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "data.urls=/no/data/*.tar"], "matches no shard"),
+        (["train", str(ROOT / "configs/quickstart.yaml"), "trackers=[swanlab]"], "pip install swanlab"),
+        (["train", str(ROOT / "configs/quickstart.yaml"), "--dry-run", "recipe.backbone=/no/model"], "/no/model"),
         (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), "judge=/no/judge"], "is not a judge's folder"),
     ],
 )
@@ -42,11 +44,26 @@ def test_mistakes_end_in_one_line_and_status_2(arguments, message, capsys, tmp_p
     assert not list(tmp_path.iterdir()), "nothing half-written"
 
 
-def test_dry_run_prints_the_resolved_configuration(capsys):
-    assert main(["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "--dry-run", "optimizer.steps=2000"]) == 0
+def test_check_prints_the_resolved_configuration(capsys):
+    assert main(["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "--check", "optimizer.steps=2000"]) == 0
     printed = capsys.readouterr().out
     assert "steps: 2000" in printed
     assert "batch_size: 3200" in printed
+
+
+def test_dry_run_goes_through_everything_and_keeps_nothing(capsys, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    small = (
+        "recipe.model={block_out_channels: [8, 8], norm_num_groups: 4, down_block_types: [DownEncoderBlock2D, DownEncoderBlock2D], "
+    )
+    small += "up_block_types: [UpDecoderBlock2D, UpDecoderBlock2D]}"
+    arguments = ["data.limit=2", "optimizer.batch_size=2", "out=runs/x", "optimizer.steps=900", "threads=1", small]
+    assert main(["train", str(ROOT / "configs/emoji/autoencoder.yaml"), "--dry-run", *arguments]) == 0
+    for stage in ("models and data", "validation", "grid", "state"):
+        assert f"{stage}: " in caplog.text
+    assert "the step of 2 samples took" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_needs_no_heavy_import():

@@ -1,3 +1,5 @@
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -6,11 +8,13 @@ from bdm.config import EvaluateConfig, PrepareConfig, RunConfig, read_config
 from bdm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+LAUNCHES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(LAUNCHES))
 
 
 def test_there_are_configurations():
     assert len(CONFIGS) >= 8
+    assert len(LAUNCHES) == 5
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -23,6 +27,34 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
     header = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert header.startswith("# ")
     assert f"{command} {path.relative_to(ROOT)}" in header
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda p: p.stem)
+def test_every_launch_configuration_is_one_that_accelerate_reads(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    many = path.stem != "one_gpu"
+    assert (config.num_processes > 1) == many
+    assert str(config.distributed_type).endswith(
+        {"fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED", "one_gpu": "NO"}.get(path.stem, "GPU")
+    )
+    header = path.read_text(encoding="utf-8").split("\n\n")[0]
+    assert f"accelerate launch --config_file {path.relative_to(ROOT)}" in header
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (2, False), (138, True), (143, False)])
+def test_slurm_script_requeues_after_pre_emption_only(tmp_path, status, requeued):
+    """With srun and scontrol played by small scripts."""
+    fakes = {"srun": f'echo "$@" >> ran; exit {status}', "scontrol": 'echo "$@" >> asked; echo node-1'}
+    for name, body in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-[1-4]"}
+    command = ["bash", str(ROOT / "configs/slurm/train.sbatch"), "configs/quickstart.yaml", "out=runs/with space"]
+    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode == status
+    assert "train.py configs/quickstart.yaml out=runs/with space" in (tmp_path / "ran").read_text()
+    assert ("requeue 7" in (tmp_path / "asked").read_text()) == requeued
 
 
 @pytest.mark.parametrize(

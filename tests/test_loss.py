@@ -28,6 +28,20 @@ def test_weights(kind, formula):
     torch.testing.assert_close(schedule.weight(t, kind), torch.tensor([formula(s) for s in snr]), rtol=1e-4, atol=1e-6)
 
 
+def test_velocity_is_that_of_diffusers_and_weights_are_those_of_the_same_error():
+    """The error of a velocity times alpha_t is the error of the noise it implies, so alpha_t^2 joins the weights."""
+    schedule, scheduler = NoiseSchedule("v_prediction"), DDIMScheduler(**SD15_SCHEDULE)
+    x_0, eps, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    torch.testing.assert_close(schedule.target(x_0, eps, t), scheduler.get_velocity(x_0, eps, t))
+    assert torch.equal(NoiseSchedule().target(x_0, eps, t), eps)
+    alpha_bar = schedule.alphas_cumprod[t]
+    snr = alpha_bar / (1 - alpha_bar)
+    torch.testing.assert_close(schedule.weight(t, "min_snr"), snr.clamp(max=5) / (snr + 1))
+    torch.testing.assert_close(schedule.weight(t, "none"), torch.ones(3))
+    for kind in ("min_snr", "inverse_sqrt_snr"):
+        torch.testing.assert_close(schedule.weight(t, kind), NoiseSchedule().weight(t, kind) * alpha_bar)
+
+
 @pytest.mark.parametrize("kind", ["none", "min_snr", "inverse_sqrt_snr"])
 def test_drawing_timesteps_by_weight_keeps_the_expected_loss(kind):
     schedule = NoiseSchedule()

@@ -2,17 +2,18 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import NATIVE_DIM, make_unet, make_vae
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from bdm.data.batch import fixed_batch
 from bdm.data.emoji import EmojiSource, World
+from bdm.errors import UserError
 from bdm.loss import SD15_SCHEDULE
 from bdm.recipes.contrastive import contrastive_loss
 from bdm.recipes.denoising import BranchRecipe
 from bdm.text.english import encode_english
 from bdm.text.vocabulary import clip_tokenizer
-from bdm.training import Accelerator
 
 
 @pytest.fixture
@@ -61,6 +62,85 @@ def test_cached_moments_and_features_give_the_same_loss(folders):
     assert batches[1].pixels is None
     losses = [recipe(batch)["loss"] for recipe, batch in zip((plain, cached), batches, strict=True)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+def reference_draws(recipe, batch):
+    """What the recipe draws for a batch, in its order: timesteps, dropping, latents, noise."""
+    t = (batch.rand() * 1000).long()
+    batch.rand()
+    x_0 = recipe.latents(batch)
+    return t, x_0, batch.randn(*x_0.shape[1:])
+
+
+def test_velocity_and_offset_noise(folders, monkeypatch):
+    """The target and the noise are computed here; without offset noise nothing more is drawn."""
+    scheduler = DDIMScheduler(**SD15_SCHEDULE | {"prediction_type": "v_prediction"})
+    scheduler.save_pretrained(f"{folders[0]}/scheduler")
+    recipe = branch_recipe(folders, empty_caption=0.0, offset_noise=0.1)
+    assert recipe.schedule.prediction == "v_prediction", "the backbone's"
+    monkeypatch.setattr(recipe, "predict", lambda x_t, t, text: x_t)
+    batch = fixed_batch(recipe.source, 4, 0)
+    t, x_0, eps = reference_draws(recipe, batch)
+    eps = eps + 0.1 * batch.randn(4, 1, 1)
+    expected = scheduler.add_noise(x_0, eps, t) - scheduler.get_velocity(x_0, eps, t)
+    torch.testing.assert_close(recipe(fixed_batch(recipe.source, 4, 0))["loss"], expected.square().mean())
+    recipe.offset_noise = 0.0
+    left, plain = fixed_batch(recipe.source, 4, 0), fixed_batch(recipe.source, 4, 0)
+    recipe(left)
+    reference_draws(recipe, plain)
+    assert torch.equal(left.rand(), plain.rand())
+    with pytest.raises(UserError, match="must predict the same"):
+        branch_recipe(folders, prediction="epsilon")
+
+
+def kept_bytes(recipe):
+    """Bytes that autograd keeps for the backward pass of a batch, and the branch's gradients."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    recipe.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = recipe(fixed_batch(recipe.source, 4, 0))["loss"]
+    before = sum(kept.values())
+    loss.backward()
+    return before, [p.grad.clone() for p in recipe.branch.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize(("names", "share"), [(["branch"], 0.8), (["decoder"], 0.8), (["branch", "decoder"], 0.6)])
+def test_checkpointing_keeps_less_and_changes_no_gradient(folders, names, share):
+    recipe = branch_recipe(folders)
+    recipe.branch.requires_grad_(True).train()
+    for convolution in recipe.branch.controlnet_down_blocks:
+        torch.nn.init.normal_(convolution.weight, std=0.2)
+    plain, gradients = kept_bytes(recipe)
+    recipe.checkpoint_activations(names)
+    less, again = kept_bytes(recipe)
+    assert less < share * plain, less / plain
+    for ours, theirs in zip(again, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    with pytest.raises(UserError, match="knows branch, decoder"):
+        recipe.checkpoint_activations(["encoder"])
+
+
+def test_frozen_parts_in_low_precision(folders):
+    """UNet and text encoders are stored in it, the branch and the VAE are not; loss and gradients stay close."""
+    full, low = branch_recipe(folders), branch_recipe(folders, frozen_dtype="bf16", grid_prompts=("红灯笼",))
+    low.branch.load_state_dict(full.branch.state_dict())
+    assert low.unet.dtype == low.native_text_encoder.model.dtype == torch.bfloat16
+    assert low.branch.dtype == low.vae.dtype == torch.float32
+    losses = []
+    for recipe in (full, low):
+        recipe.branch.requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(recipe(fixed_batch(recipe.source, 4, 0))["loss"])
+        losses[-1].backward()
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0)
+    ours, theirs = (recipe.branch.controlnet_mid_block.weight.grad for recipe in (low, full))
+    assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.98
+    assert low.grid().width > 32
 
 
 def test_only_the_branch_trains_and_shuffling_changes_captions_only(folders):

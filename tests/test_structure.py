@@ -6,9 +6,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "bdm"
 #: From what everything may use to what nothing may use; a module imports from earlier entries (or its own) only.
 ORDER = [
-    "errors", "config", "weights", "checkpoint", "formats", "grid", "picture_info", "loss", "samplers", "data", "text",
-    "fingerprint", "backbone", "branch", "sharing", "bridge", "controlnet", "plugins", "averaging", "pipeline", "convert",
-    "assemble", "evaluate.judge", "recipes", "prepare", "training", "evaluate", "cli",
+    "errors", "extras", "config", "weights", "checkpoint", "formats", "grid", "picture_info", "loss", "samplers", "data", "text",
+    "fingerprint", "backbone", "branch", "sharing", "bridge", "controlnet", "plugins", "averaging", "optimizers", "parallel",
+    "metrics", "pipeline", "convert", "assemble", "stopping", "evaluate.judge", "recipes", "prepare", "training", "evaluate", "cli",
 ]  # fmt: skip
 
 

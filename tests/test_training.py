@@ -14,8 +14,10 @@ from bdm import checkpoint
 from bdm.config import RunConfig
 from bdm.data.emoji import EmojiSource, World
 from bdm.errors import UserError
+from bdm.metrics import read_metrics
+from bdm.optimizers import learning_rate
 from bdm.recipes.base import Recipe
-from bdm.training import Stopped, learning_rate, read_metrics, train
+from bdm.training import Stopped, train
 
 
 class LinearRecipe(Recipe):
@@ -42,7 +44,7 @@ class LinearRecipe(Recipe):
 def config(out, **changes):
     optimizer = dict(steps=12, batch_size=4, learning_rate=0.05, warmup_steps=2, ema_decay=0.9) | changes.pop("optimizer", {})
     recipe, data = dict(kind="autoencoder", model={}), dict(kind="emoji", limit=2)
-    frequent = dict(log_every=2, validate_every=4, grid_every=4, checkpoint_every=4)
+    frequent = dict(log_every=2, validate_every=4, grid_every=4, checkpoint_every=4, trackers=())
     return RunConfig(out=out, recipe=recipe, data=data, optimizer=optimizer, **frequent | changes)
 
 
@@ -255,3 +257,34 @@ def test_learning_rate():
     assert rates[:3] == pytest.approx([0.025, 0.05, 0.05])
     assert rates[7] == pytest.approx(0.025)
     assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False))
+
+
+def test_metrics_and_grids_go_to_the_trackers(tmp_path):
+    """TensorBoard's own reader finds the rows of metrics.jsonl, the settings and the grid."""
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Drawing(LinearRecipe):
+        def grid(self):
+            return Image.new("RGB", (6, 4), "red")
+
+    run(tmp_path, Drawing(), trackers=("tensorboard",))
+    events = EventAccumulator(str(tmp_path / "trackers/bdm"))
+    events.Reload()
+    rows = [row for row in read_metrics(tmp_path) if "loss" in row]
+    found = events.Scalars("loss")
+    assert [event.step for event in found] == [row["step"] for row in rows]
+    assert [event.value for event in found] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+    assert [(event.step, event.width, event.height) for event in events.Images("grid")] == [(4, 6, 4), (8, 6, 4), (12, 6, 4)]
+    settings = next((tmp_path / "trackers/bdm").rglob("hparams.yml")).read_text()
+    assert "optimizer.steps: 12" in settings
+
+
+def test_a_state_from_before_a_setting_existed_goes_on(tmp_path):
+    run(tmp_path, optimizer=dict(steps=12))
+    path = checkpoint.state_files(tmp_path / "states")[0]
+    state = torch.load(path, weights_only=True)
+    old = json.loads(state["run"])
+    del old["optimizer"]["name"]
+    torch.save(state | {"run": json.dumps(old)}, path)
+    run(tmp_path, optimizer=dict(steps=12))

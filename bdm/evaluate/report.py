@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     pipe = BridgePipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
     if config.sampler:
-        pipe.scheduler = make_scheduler(config.sampler)
+        pipe.scheduler = make_scheduler(config.sampler, pipe.scheduler.config["prediction_type"])
     branches = {"own": pipe.branch}
     if config.shuffled_branch:
         branches["shuffled"] = BranchModel.from_pretrained(config.shuffled_branch, torch_dtype=torch.float32).eval()

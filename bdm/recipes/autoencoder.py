@@ -36,6 +36,9 @@ class AutoencoderRecipe(Recipe):
     def parts(self) -> dict[str, nn.Module]:
         return {"vae": self.vae}
 
+    def checkpointable(self) -> dict[str, Any]:
+        return {"vae": self.vae}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.pixels is not None
         x = to_unit_range(batch.pixels.to(self.vae.device)).contiguous(memory_format=torch.channels_last)

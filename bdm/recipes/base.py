@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.batch import Batch, fixed_batch
 from ..data.source import Source
+from ..errors import UserError
 
 
 class Recipe(nn.Module):
@@ -28,6 +31,24 @@ class Recipe(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """The sub-modules that are trained, by name. Everything else must be frozen."""
         raise NotImplementedError
+
+    def checkpointable(self) -> dict[str, Any]:
+        """Diffusers models whose activations can be computed again in the backward pass instead of being kept, by name."""
+        return {}
+
+    def checkpoint_activations(self, names: Sequence[str]) -> None:
+        """Spend time to save memory: gradient checkpointing (arXiv 1604.06174) in the models of these names.
+
+        Raises:
+            UserError: a name that the recipe does not know.
+        """
+        models = self.checkpointable()
+        for name in names:
+            if name not in models:
+                raise UserError(
+                    f"optimizer.checkpointing names {name!r}; this recipe knows {', '.join(models) or 'none'}: correct or remove it"
+                )
+            models[name].enable_gradient_checkpointing()
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Work before the first step that needs the device: caches and constants."""

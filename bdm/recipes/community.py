@@ -39,11 +39,14 @@ class CommunityRecipe(DenoisingRecipe):
 
     def __init__(self, source: Source, backbone: str, trigger: str = "", seed: int = 0, **rest: Any) -> None:
         stock = load_backbone(backbone)
-        super().__init__(source, stock.vae, seed=seed, **rest)
+        super().__init__(source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest)
         self.check_cache(backbone)
         self.unet, self.text_encoder, self.tokenizer = stock.unet, stock.text_encoder, stock.tokenizer
         self.scheduler = stock.scheduler
         self.trigger = trigger
+
+    def checkpointable(self) -> dict[str, Any]:
+        return {"unet": self.unet}
 
     def caption_of(self, batch: Batch) -> list[str]:
         return [self._captioned(text) for text in batch.captions]
@@ -199,6 +202,9 @@ class ControlNetRecipe(CommunityRecipe):
 
     def parts(self) -> dict[str, nn.Module]:
         return {"controlnet": self.controlnet}
+
+    def checkpointable(self) -> dict[str, Any]:
+        return {"controlnet": self.controlnet, "decoder": self.unet}
 
     def errors(self, batch: Batch, t: Tensor, captions: Sequence[str]) -> Tensor:
         assert batch.pixels is not None, "edges need pictures: set cache: false"

@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -20,9 +20,10 @@ from ..branch import BranchModel
 from ..bridge import Bridge, NativeCondition
 from ..data.batch import Batch, fixed_batch
 from ..data.source import Example, Source, to_pixels, to_unit_range
+from ..errors import UserError
 from ..fingerprint import check_fingerprints, text_fingerprint, tokens_fingerprint, vae_fingerprint
 from ..grid import labelled_grid
-from ..loss import LossWeight, NoiseSchedule, denoising_error
+from ..loss import SD15_SCHEDULE, LossWeight, NoiseSchedule, Prediction, denoising_error
 from ..text.native import NativeTextEncoder
 from .base import Recipe
 
@@ -59,6 +60,10 @@ class DenoisingRecipe(Recipe):
         vae: frozen.
         empty_caption: share of the samples whose caption becomes "", for guidance.
         loss_weight: weight of the squared error by timestep (see ``NoiseSchedule.weight``); timesteps are drawn by it.
+        prediction: what the network predicts; what the frozen backbone does (``inherited``) if None.
+        offset_noise: standard deviation of a further noise that is one number for each channel, so that the mean colour of a
+            picture, which the schedule hardly destroys, is learned too.
+        inherited: what the backbone predicts, where there is one.
         cache: encode every picture and caption once, before the first step, and keep them in memory.
         grid_prompts: prompts of the sample grid; captions of validation examples if empty.
         grid_guidance: guidance scale of the grid.
@@ -71,6 +76,9 @@ class DenoisingRecipe(Recipe):
         vae: AutoencoderKL,
         empty_caption: float = 0.1,
         loss_weight: LossWeight = "none",
+        prediction: Prediction | None = None,
+        offset_noise: float = 0.0,
+        inherited: Prediction | None = None,
         cache: bool = False,
         grid_prompts: Sequence[str] = (),
         grid_guidance: float = 4.0,
@@ -78,7 +86,13 @@ class DenoisingRecipe(Recipe):
     ) -> None:
         super().__init__(source, seed)
         self.vae = vae
-        self.schedule = NoiseSchedule()
+        if prediction and inherited and prediction != inherited:
+            raise UserError(
+                f"recipe.prediction is {prediction!r} and the backbone's scheduler says {inherited!r}; what joins a frozen "
+                "backbone must predict the same: leave prediction out"
+            )
+        self.schedule = NoiseSchedule(prediction or inherited or "epsilon")
+        self.offset_noise = offset_noise
         self.empty_caption, self.cache = empty_caption, cache
         self.loss_weight: LossWeight = loss_weight
         self.grid_prompts, self.grid_guidance = tuple(grid_prompts), grid_guidance
@@ -89,7 +103,7 @@ class DenoisingRecipe(Recipe):
         raise NotImplementedError
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Noise predicted for (B, C, h, w) latents at timesteps (B,), given caption features (B, L, D)."""
+        """Noise or velocity predicted for (B, C, h, w) latents at timesteps (B,), given caption features (B, L, D)."""
         raise NotImplementedError
 
     def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
@@ -161,11 +175,13 @@ class DenoisingRecipe(Recipe):
             return sample_latents(self.vae, moments, noise)
 
     def errors(self, batch: Batch, t: Tensor, captions: Sequence[Any]) -> Tensor:
-        """(B,) squared errors of the noise prediction at timesteps (B,)."""
+        """(B,) squared errors of the prediction at timesteps (B,)."""
         x_0 = self.latents(batch)
         eps = batch.randn(*x_0.shape[1:]).to(x_0)
+        if self.offset_noise:
+            eps = eps + self.offset_noise * batch.randn(x_0.shape[1], 1, 1).to(x_0)
         x_t = self.schedule.add_noise(x_0, eps, t)
-        return denoising_error(self.predict(x_t, t, self.text_features(captions)), eps)
+        return denoising_error(self.predict(x_t, t, self.text_features(captions)), self.schedule.target(x_0, eps, t))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         t = self.schedule.draw_timesteps(batch.rand().to(self.vae.device), self.loss_weight)
@@ -218,6 +234,9 @@ class BackboneRecipe(DenoisingRecipe):
     def parts(self) -> dict[str, nn.Module]:
         return {"unet": self.unet}
 
+    def checkpointable(self) -> dict[str, Any]:
+        return {"unet": self.unet}
+
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         from ..text.english import encode_english
 
@@ -230,9 +249,8 @@ class BackboneRecipe(DenoisingRecipe):
         """A stock diffusers pipeline of the parts."""
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-        from ..loss import SD15_SCHEDULE
-
-        parts: dict[str, Any] = {"scheduler": DDIMScheduler(**SD15_SCHEDULE), "safety_checker": None, "feature_extractor": None}
+        scheduler = DDIMScheduler(**SD15_SCHEDULE | {"prediction_type": self.schedule.prediction})
+        parts: dict[str, Any] = {"scheduler": scheduler, "safety_checker": None, "feature_extractor": None}
         pipe = StableDiffusionPipeline(
             vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
             requires_safety_checker=False, **parts,
@@ -262,6 +280,8 @@ class BranchRecipe(DenoisingRecipe):
         backbone: folder, single file or hub name of an SD1.5 model.
         native_text_encoder: folder or file of the native text encoder.
         shuffle_captions: give every picture another picture's caption (a control that must not learn).
+        frozen_dtype: precision in which UNet and text encoders, which are frozen, are kept; the VAE stays in fp32, because
+            SD1.5's overflows in fp16. The branch is copied before, so it starts from full precision.
         rest: see ``DenoisingRecipe``.
     """
 
@@ -271,6 +291,7 @@ class BranchRecipe(DenoisingRecipe):
         backbone: str,
         native_text_encoder: str,
         shuffle_captions: bool = False,
+        frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
         seed: int = 0,
         **rest: Any,
     ) -> None:
@@ -278,7 +299,7 @@ class BranchRecipe(DenoisingRecipe):
         from ..text.english import encode_english
 
         stock = load_backbone(backbone)
-        super().__init__(source, stock.vae, seed=seed, **rest)
+        super().__init__(source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest)
         self.unet = stock.unet
         self.native_text_encoder = NativeTextEncoder.from_pretrained(native_text_encoder)
         self.check_cache(backbone, (native_text_encoder, self.native_text_encoder))
@@ -286,13 +307,22 @@ class BranchRecipe(DenoisingRecipe):
         self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
         self.bridge = Bridge(self.branch, share=False).attach(self.unet)
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
-        self.register_buffer("empty_english", encode_english([""], stock.text_encoder, stock.tokenizer), persistent=False)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[frozen_dtype]
+        empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)
+        self.register_buffer("empty_english", empty, persistent=False)
         self.empty_english: Tensor
+        for frozen in (self.unet, self.native_text_encoder, stock.text_encoder):
+            # nn.Module's own: ModelMixin's warns about float32 modules even where there are none.
+            nn.Module.to(frozen.requires_grad_(False), dtype)
         self._components = {"scheduler": stock.scheduler, "text_encoder": stock.text_encoder, "tokenizer": stock.tokenizer}
         self._shuffle = random.Random(seed).sample(range(len(source)), len(source)) if shuffle_captions else None
 
     def parts(self) -> dict[str, nn.Module]:
         return {"branch": self.branch}
+
+    def checkpointable(self) -> dict[str, Any]:
+        # Gradients reach the branch through the backbone's decoder; its encoder keeps nothing anyway.
+        return {"branch": self.branch, "decoder": self.unet}
 
     def encode_texts(self, texts: Sequence[str | Tensor]) -> Tensor:
         return self.native_text_encoder.encode(texts)
@@ -304,7 +334,7 @@ class BranchRecipe(DenoisingRecipe):
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         with self.bridge.condition(NativeCondition(text)):
-            return self.unet(x_t, t, self.empty_english.expand(len(x_t), -1, -1)).sample
+            return self.unet(x_t.to(self.unet.dtype), t, self.empty_english.expand(len(x_t), -1, -1)).sample
 
     def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
         from ..pipeline import BridgePipeline

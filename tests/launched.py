@@ -1,0 +1,130 @@
+"""Tiny runs for tests/test_parallel.py, by whatever processes start them: KIND FOLDER OUT OPTIONS (JSON)."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from conftest import make_branch
+from torch import nn
+
+from bdm.config import RunConfig
+from bdm.data.batch import fixed_batch
+from bdm.data.emoji import EmojiSource, World
+from bdm.data.source import Example
+from bdm.recipes.base import Recipe
+from bdm.recipes.denoising import BranchRecipe
+from bdm.training import train
+
+
+class Recording:
+    """Writes down which examples this process sees, batch by batch; in one of them a signal stops the run."""
+
+    log: Path
+    stop, calls = 0, 0
+
+    def forward(self, batch):
+        if self.training:
+            self.calls += 1
+            if self.calls == self.stop and os.environ.get("RANK", "0") == "0":
+                os.kill(os.getpid(), signal.SIGTERM)
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(batch.indices) + "\n")
+        return super().forward(batch)
+
+
+class Noise:
+    """Pictures of noise."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return Example("", pixels=torch.randint(256, (3, 8, 8), dtype=torch.uint8, generator=generator))
+
+    def caption(self, index):
+        return ""
+
+    @property
+    def validation(self):
+        return self
+
+
+class Blocks(nn.Module):
+    """Built as UNets are: blocks that are split one by one, and weights outside of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, 6, 3, padding=1)
+        self.down_blocks = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = x + block(x).tanh()
+        return x
+
+
+class TinyRecipe(Recipe):
+    """Learns to give back its input, noised."""
+
+    def __init__(self):
+        super().__init__(Noise())
+        torch.manual_seed(0)
+        self.blocks = Blocks()
+
+    def parts(self):
+        return {"blocks": self.blocks}
+
+    def forward(self, batch):
+        x = batch.pixels / 255
+        return {"loss": (self.blocks(x + 0.1 * batch.randn(3, 8, 8))[:, :3] - x).square().mean()}
+
+    def save(self, folder):
+        folder.mkdir(parents=True)
+        assert type(self.blocks) is Blocks
+        torch.save(self.blocks.state_dict(), folder / "weights.pt")
+
+
+class RecordingTinyRecipe(Recording, TinyRecipe):
+    pass
+
+
+class RecordingBranchRecipe(Recording, BranchRecipe):
+    @torch.no_grad()
+    def validate(self):
+        batch = fixed_batch(self.source.validation, 4, self.seed)
+        return {"t500": self.errors(batch, torch.full((4,), 500), batch.captions).mean().item()}
+
+    def save(self, folder):
+        super().save(folder)
+        torch.save(BranchRecipe.parts(self)["branch"].from_pretrained(folder).state_dict(), folder / "weights.pt")
+
+
+def main(kind: str, folder: Path, out: Path, **options) -> None:
+    """Six steps of 4 samples; ``stop=n`` sends SIGTERM to one process in batch n."""
+    torch.set_num_threads(1)
+    stop = options.pop("stop", 0)
+    parts = dict(backbone=str(folder / "backbone"), native_text_encoder=str(folder / "native"))
+    optimizer = dict(steps=6, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5, schedule="constant")
+    run = RunConfig(
+        out=out, seed=3, log_every=1, validate_every=6, grid_every=6, checkpoint_every=100, trackers=(),
+        recipe=dict(kind="branch", **parts), data=dict(kind="emoji", limit=4), optimizer=optimizer | options,
+    )  # fmt: skip
+    out.mkdir(exist_ok=True)
+    if kind == "tiny":
+        recipe = RecordingTinyRecipe()
+    else:
+        recipe = RecordingBranchRecipe(EmojiSource(World(), limit=4, size=64), **parts, seed=3, grid_prompts=("红灯笼",))
+        torch.manual_seed(0)
+        recipe.branch.load_state_dict(make_branch(recipe.unet).state_dict())
+    recipe.log = out / f"seen-{stop}-{os.environ.get('RANK', '0')}.jsonl"
+    recipe.stop = stop
+    train(run, recipe)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), **json.loads(sys.argv[4]))
