@@ -136,7 +136,8 @@ class BranchModel(ModelMixin, ConfigMixin):
         check_backbone(unet)
         config: dict[str, Any] = {key: unet.config[key] for key in cls._own_arguments() if key in unet.config}
         config["cross_attention_dim"] = text_dim or unet.config["cross_attention_dim"]
-        branch = cls(**config)
+        with unet.device:
+            branch = cls(**config)
         copied, own = unet.state_dict(), branch.state_dict()
         fitting = {key: copied[key] for key, value in own.items() if key in copied and copied[key].shape == value.shape}
         branch.load_state_dict(own | fitting)

@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--dry-run", action="store_true", help="check and print the resolved configuration, then stop")
     prepare.set_defaults(run=_prepare)
 
+    plan = commands.add_parser("plan", help="memory, time, cost and disk of a run, without its weights, its data or a GPU")
+    plan.add_argument("config", help="YAML file, such as configs/sd15_chinese_clip.yaml")
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.accumulation=10")
+    _plan_options(plan)
+    plan.set_defaults(run=_plan)
+
     infer = commands.add_parser("infer", help="draw pictures for native prompts")
     _infer_options(infer)
     infer.set_defaults(run=_infer)
@@ -100,6 +106,18 @@ def _parser() -> argparse.ArgumentParser:
     assemble.add_argument("--no-vocabularies", action="store_true", help="leave out vocabularies that pip packages carry")
     assemble.set_defaults(run=_assemble)
     return parser
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs that share a step (default 1)")
+    parser.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of each (default 80)")
+    parser.add_argument(
+        "--gpu-tflops", type=float, default=312.0, metavar="X",
+        help="dense rate of each at the precision in use (default 312, an A100 or A800 in bf16)",
+    )  # fmt: skip
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of that rate that training reaches (default 0.4)")
+    parser.add_argument("--price-per-hour", type=float, default=0.0, metavar="PRICE", help="of one GPU")
+    parser.add_argument("--samples", type=int, default=None, metavar="N", help="size of the corpus (default: counted in the data)")
 
 
 def _infer_options(parser: argparse.ArgumentParser) -> None:
@@ -237,6 +255,21 @@ def _dry_run(run: Any) -> None:
         train(short, built)
         if (out / "metrics.jsonl").is_file():  # the main process has it
             print(f"dry run passed; the step of {run.optimizer.batch_size} samples took {read_metrics(out)[0]['seconds']:.2f} s")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import json
+
+    from .config import RunConfig, read_config
+    from .plan.estimate import Machine, make_plan
+    from .plan.report import plan_facts, plan_table
+
+    run = read_config(options.config, options.overrides, RunConfig)
+    machine = Machine(options.gpus, options.gpu_memory, options.gpu_tflops, options.utilisation, options.price_per_hour)
+    _quiet()
+    plan = make_plan(run, machine, options.samples)
+    print(plan_table(plan))
+    print(json.dumps(plan_facts(plan), ensure_ascii=False))
 
 
 def _infer(options: argparse.Namespace) -> None:

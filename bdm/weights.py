@@ -82,8 +82,14 @@ class WeightFile:
     metadata: dict[str, str]
 
 
-def resolve_folder(source: str | Path, subfolder: str | None = None) -> Path:
-    """A local model folder for a path or a hub name (downloaded through ``huggingface_hub``; HF_ENDPOINT is honoured)."""
+def resolve_folder(source: str | Path, subfolder: str | None = None, files: list[str] | None = None) -> Path:
+    """A local model folder for a path or a hub name (downloaded through ``huggingface_hub``; HF_ENDPOINT is honoured).
+
+    Args:
+        source: folder or hub name.
+        subfolder: folder inside it.
+        files: patterns of the files that are wanted of a hub's model, such as ``["*.json"]``; all if None.
+    """
     path = Path(source)
     if not path.is_dir():
         if path.is_file():
@@ -93,7 +99,7 @@ def resolve_folder(source: str | Path, subfolder: str | None = None) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            path = Path(snapshot_download(str(source)))
+            path = Path(snapshot_download(str(source), allow_patterns=files))
         except Exception as error:  # offline, unknown name, no permission: one line for each
             raise UserError(
                 f"{source}: neither a local folder nor a model the hub gives ({type(error).__name__}); "

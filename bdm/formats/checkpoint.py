@@ -56,10 +56,14 @@ class Parts:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def read_parts(source: Path) -> Parts:
+def read_parts(source: Path, header_only: bool = False) -> Parts:
     """Read a checkpoint: a single file in the original layout, or a diffusers folder.
 
     EMA weights are used where a file holds nothing else.
+
+    Args:
+        source: file or folder.
+        header_only: of a file read names and shapes, but no values (see ``read_weights``).
 
     Raises:
         UserError: not an SD1.5 checkpoint, damaged, or NaN.
@@ -69,7 +73,7 @@ def read_parts(source: Path) -> Parts:
         parts = {name: read_weights_folder(source / name) for name in PREFIXES if (source / name / "config.json").is_file()}
         configs = {name: read_json(source / name / "config.json") for name in parts}
     else:
-        file = read_weights(source)
+        file = read_weights(source, header_only)
         parts = {name: _part(file.tensors, prefix) for name, prefix in PREFIXES.items()}
         if not parts["unet"]:
             parts["unet"] = _averaged_unet(file)
@@ -79,7 +83,8 @@ def read_parts(source: Path) -> Parts:
     if "unet" not in weights:
         raise UserError(f"{source} holds no unet; it is no complete checkpoint: get it again")
     for name, tensors in weights.items():
-        refuse_not_finite(tensors, f"{source} ({name})")
+        if not header_only:
+            refuse_not_finite(tensors, f"{source} ({name})")
     return Parts(weights, configs)
 
 
@@ -139,28 +144,30 @@ def build_part(name: str, parts: Parts, source: Path, dtype: torch.dtype | None)
     Raises:
         UserError: the part is missing, incomplete or of other shapes.
     """
+    if name not in parts.weights:
+        raise UserError(f"{source} holds no {name.replace('_', ' ')}; give one beside it, or a complete checkpoint")
+    model = empty_part(name, parts, source)
+    assign_weights(model, parts.weights[name], f"{source} ({name})", dtype)
+    return model.eval().requires_grad_(False)
+
+
+def empty_part(name: str, parts: Parts, source: object) -> Any:
+    """The model of a part without its weights, which are on the meta device (see ``build_part``)."""
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    if name not in parts.weights:
-        raise UserError(f"{source} holds no {name.replace('_', ' ')}; give one beside it, or a complete checkpoint")
-    weights = parts.weights[name]
     infer = {"unet": unet_config, "vae": vae_config, "text_encoder": text_config}[name]
     try:
-        config = parts.configs.get(name) or infer(weights)
+        config = parts.configs.get(name) or infer(parts.weights[name])
         with init_empty_weights():
-            model: Any
             if name == "unet":
-                model = UNet2DConditionModel.from_config(config)
-            elif name == "vae":
-                model = AutoencoderKL.from_config(config)
-            else:
-                model = CLIPTextModel(CLIPTextConfig.from_dict(config))
+                return UNet2DConditionModel.from_config(config)
+            if name == "vae":
+                return AutoencoderKL.from_config(config)
+            return CLIPTextModel(CLIPTextConfig.from_dict(config))
     except _BUILD_ERRORS as error:
         raise UserError(f"{source}: its {name} is no SD1.5 network ({type(error).__name__}: {error}); get the file again") from None
-    assign_weights(model, weights, f"{source} ({name})", dtype)
-    return model.eval().requires_grad_(False)
 
 
 def assign_weights(model: Any, weights: Mapping[str, Tensor], source: object, dtype: torch.dtype | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..config import DataConfig, PicturesConfig, RunConfig
 from ..data.buckets import bucket_sizes
 from ..data.source import Source
@@ -35,10 +37,16 @@ def build_buckets(config: DataConfig) -> tuple[tuple[int, int], ...]:
     return bucket_sizes(config.size, buckets.step, buckets.max_aspect) if buckets else ()  # pyright: ignore
 
 
-def build_recipe(run: RunConfig) -> Recipe:
-    """The recipe that a configuration names, on its data."""
-    source = build_source(run.data)
-    arguments = run.recipe.model_dump(exclude={"kind"})
+def build_recipe(run: RunConfig, source: Source | None = None, **ready: Any) -> Recipe:
+    """The recipe that a configuration names, on its data.
+
+    Args:
+        run: the configuration.
+        source: used in place of the data that the configuration names.
+        ready: arguments of the recipe that take the place of the configuration's, such as models that need not be loaded.
+    """
+    source = source or build_source(run.data)
+    arguments = run.recipe.model_dump(exclude={"kind"}) | ready
     match run.recipe.kind:
         case "autoencoder":
             from .autoencoder import AutoencoderRecipe as Built

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..backbone import decode_latents, load_backbone
+from ..backbone import Backbone, decode_latents, load_backbone
 from ..controlnet import canny_edges, control_tensor
 from ..data.batch import Batch
 from ..data.source import Source
@@ -31,14 +31,14 @@ class CommunityRecipe(DenoisingRecipe):
 
     Args:
         source: pictures with English captions.
-        backbone: folder, single file or hub name of an SD1.5 model.
+        backbone: the backbone, or folder, single file or hub name of an SD1.5 model.
         trigger: word appended to every caption (", word"); "" for none.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
     """
 
-    def __init__(self, source: Source, backbone: str, trigger: str = "", seed: int = 0, **rest: Any) -> None:
-        stock = load_backbone(backbone)
+    def __init__(self, source: Source, backbone: str | Backbone, trigger: str = "", seed: int = 0, **rest: Any) -> None:
+        stock = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
         super().__init__(source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest)
         self.check_cache(backbone)
         self.unet, self.text_encoder, self.tokenizer = stock.unet, stock.text_encoder, stock.tokenizer

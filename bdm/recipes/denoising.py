@@ -14,8 +14,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import CLIPTextModel
 
-from ..backbone import decode_latents, encode_moments, sample_latents
+from ..backbone import Backbone, decode_latents, encode_moments, load_backbone, sample_latents
 from ..branch import BranchModel
 from ..bridge import Bridge, NativeCondition
 from ..data.batch import Batch, fixed_batch
@@ -114,7 +115,7 @@ class DenoisingRecipe(Recipe):
         """What the trained network is told, before some of it is dropped: captions, or what was prepared for them."""
         return batch.captions
 
-    def check_cache(self, vae: str, native: tuple[str, NativeTextEncoder] | None = None) -> None:
+    def check_cache(self, vae: Any, native: tuple[Any, NativeTextEncoder] | None = None) -> None:
         """Refuse prepared data that was made with other models than this run's.
 
         Args:
@@ -212,22 +213,30 @@ class BackboneRecipe(DenoisingRecipe):
     """Trains a UNet from scratch beside a frozen VAE and CLIP text encoder: a small Stable Diffusion.
 
     Args:
-        vae: folder of the VAE.
-        text_encoder: folder of a CLIP (the text part is taken) with CLIP's own vocabulary.
+        vae: the VAE, or its folder.
+        text_encoder: the text part of a CLIP with CLIP's own vocabulary, or a CLIP's folder.
         unet: arguments of ``UNet2DConditionModel``.
         rest: see ``DenoisingRecipe``.
     """
 
-    def __init__(self, source: Source, vae: str, text_encoder: str, unet: dict[str, Any], seed: int = 0, **rest: Any) -> None:
-        from transformers import CLIPTextModel
-
+    def __init__(
+        self,
+        source: Source,
+        vae: str | AutoencoderKL,
+        text_encoder: str | CLIPTextModel,
+        unet: dict[str, Any],
+        seed: int = 0,
+        **rest: Any,
+    ) -> None:
         from ..text.vocabulary import clip_tokenizer
 
-        super().__init__(source, AutoencoderKL.from_pretrained(vae), seed=seed, **rest)
+        folders = {name: Path(part) for name, part in (("vae", vae), ("text_encoder", text_encoder)) if isinstance(part, str)}
+        super().__init__(source, AutoencoderKL.from_pretrained(vae) if isinstance(vae, str) else vae, seed=seed, **rest)
         self.check_cache(vae)
-        self.text_encoder = CLIPTextModel.from_pretrained(text_encoder)
+        given = isinstance(text_encoder, CLIPTextModel)
+        self.text_encoder = text_encoder if given else CLIPTextModel.from_pretrained(text_encoder)
         self.tokenizer = clip_tokenizer()
-        self._cards = {"vae": Path(vae, "card.json"), "text_encoder": Path(text_encoder, "card.json")}
+        self._cards = {name: folder / "card.json" for name, folder in folders.items()}
         torch.manual_seed(seed)
         self.unet = UNet2DConditionModel(**unet)
 
@@ -277,8 +286,8 @@ class BranchRecipe(DenoisingRecipe):
     """Trains the branch: backbone frozen and fed "", native captions through the branch (arXiv 2309.00952, equation 3).
 
     Args:
-        backbone: folder, single file or hub name of an SD1.5 model.
-        native_text_encoder: folder or file of the native text encoder.
+        backbone: the backbone, or folder, single file or hub name of an SD1.5 model.
+        native_text_encoder: the native text encoder, or its folder or file.
         shuffle_captions: give every picture another picture's caption (a control that must not learn).
         frozen_dtype: precision in which UNet and text encoders, which are frozen, are kept; the VAE stays in fp32, because
             SD1.5's overflows in fp16. The branch is copied before, so it starts from full precision.
@@ -288,21 +297,21 @@ class BranchRecipe(DenoisingRecipe):
     def __init__(
         self,
         source: Source,
-        backbone: str,
-        native_text_encoder: str,
+        backbone: str | Backbone,
+        native_text_encoder: str | NativeTextEncoder,
         shuffle_captions: bool = False,
         frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
         seed: int = 0,
         **rest: Any,
     ) -> None:
-        from ..backbone import load_backbone
         from ..text.english import encode_english
 
-        stock = load_backbone(backbone)
+        stock = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
         super().__init__(source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest)
         self.unet = stock.unet
-        self.native_text_encoder = NativeTextEncoder.from_pretrained(native_text_encoder)
-        self.check_cache(backbone, (native_text_encoder, self.native_text_encoder))
+        native = native_text_encoder
+        self.native_text_encoder = native if isinstance(native, NativeTextEncoder) else NativeTextEncoder.from_pretrained(native)
+        self.check_cache(backbone, (native, self.native_text_encoder))
         torch.manual_seed(seed)
         self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
         self.bridge = Bridge(self.branch, share=False).attach(self.unet)

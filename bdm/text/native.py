@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class NativeTextEncoder(nn.Module):
             model, tokenizer = _load_cn_clip(Path(source)), chinese_clip_tokenizer()
         else:
             folder = resolve_folder(source, kwargs.get("subfolder"))
-            model, tokenizer = _load_transformers(folder), _load_tokenizer(folder)
+            model, tokenizer = _load_transformers(folder), load_tokenizer(folder)
             saved = folder / SETTINGS_FILE
             if settings is None and saved.exists():
                 settings = NativeTextSettings(**json.loads(saved.read_text(encoding="utf-8")))
@@ -166,18 +166,23 @@ def _load_transformers(folder: Path) -> nn.Module:
     ``from_pretrained`` is not used: it zeroes the [PAD] row of Chinese CLIP, which is attended here, and gives a text model
     with random weights when asked to read one from a full CLIP checkpoint.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, ChineseCLIPTextModel
+    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type in ("chinese_clip", "chinese_clip_text_model"):
-        text: Any = getattr(config, "text_config", config)
-        model: nn.Module = ChineseCLIPTextModel(text, add_pooling_layer=False)
-    else:
-        # T5's and its like's encoder alone; AutoModel would add the decoder.
-        alone = type(config) in AutoModelForTextEncoding._model_mapping
-        model = (AutoModelForTextEncoding if alone else AutoModel).from_config(config)
+    model = build_text_model(AutoConfig.from_pretrained(folder))
     _load_by_suffix(model, read_weights_folder(folder), str(folder))
     return model
+
+
+def build_text_model(config: Any) -> nn.Module:
+    """The text encoder that a transformers configuration describes, with fresh weights."""
+    from transformers import AutoModel, AutoModelForTextEncoding, ChineseCLIPTextModel
+
+    if config.model_type in ("chinese_clip", "chinese_clip_text_model"):
+        text: Any = getattr(config, "text_config", config)
+        return ChineseCLIPTextModel(text, add_pooling_layer=False)
+    # T5's and its like's encoder alone; AutoModel would add the decoder.
+    alone = type(config) in AutoModelForTextEncoding._model_mapping
+    return (AutoModelForTextEncoding if alone else AutoModel).from_config(config)
 
 
 def _load_by_suffix(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
@@ -213,7 +218,8 @@ def _load_by_suffix(model: nn.Module, tensors: dict[str, Tensor], origin: str) -
     model.load_state_dict(state, strict=False)
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a text encoder's folder; Chinese CLIP's where the folder has none of its own."""
     from transformers import AutoConfig, AutoTokenizer
 
     if any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")):
@@ -225,15 +231,22 @@ def _load_tokenizer(folder: Path) -> Any:
 
 def _load_cn_clip(path: Path) -> nn.Module:
     """The text tower of an original cn_clip checkpoint (``{"state_dict": {"module.bert.": ...}}``)."""
-    from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel
-
     tensors = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
     bert = {key.removeprefix("bert."): value for key, value in tensors.items() if key.startswith("bert.")}
+    model = build_text_model(cn_clip_config(bert, path))
+    _load_by_suffix(model, bert, str(path))
+    return model
+
+
+def cn_clip_config(bert: Mapping[str, Tensor], path: Path) -> Any:
+    """The configuration of cn_clip's text tower, read off the shapes of its weights."""
+    from transformers import ChineseCLIPTextConfig
+
     words = bert.get("embeddings.word_embeddings.weight")
     if words is None:
         raise UserError(f"{path}: no 'bert.' weights; a Chinese CLIP checkpoint of cn_clip is wanted")
     layers = 1 + max(int(key.split(".")[2]) for key in bert if key.startswith("encoder.layer."))
-    config = ChineseCLIPTextConfig(
+    return ChineseCLIPTextConfig(
         vocab_size=words.shape[0],
         hidden_size=words.shape[1],
         num_hidden_layers=layers,
@@ -242,6 +255,3 @@ def _load_cn_clip(path: Path) -> nn.Module:
         intermediate_size=bert["encoder.layer.0.intermediate.dense.weight"].shape[0],
         max_position_embeddings=bert["embeddings.position_embeddings.weight"].shape[0],
     )
-    model = ChineseCLIPTextModel(config, add_pooling_layer=False)
-    _load_by_suffix(model, bert, str(path))
-    return model

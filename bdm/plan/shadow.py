@@ -1,0 +1,150 @@
+"""A device that works out shapes only: what a step allocates and computes, without memory, weights or a GPU."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+
+#: Normalisations run in float32 under CUDA's autocast and in half precision under the CPU's.
+_FLOAT32_ON_GPUS = (nn.functional.group_norm, nn.functional.layer_norm, torch.group_norm, torch.layer_norm)
+
+
+class GpuHabits(TorchFunctionMode):
+    """What a GPU does otherwise than the CPU whose kernels' shapes are used: mixed precision spares the normalisations."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FLOAT32_ON_GPUS and torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map_only(Tensor, lambda x: x.float(), (args, kwargs))
+        if func is Tensor.numpy and isinstance(args[0], FakeTensor):
+            return np.zeros(args[0].shape, str(args[0].dtype).removeprefix("torch."))
+        return func(*args, **kwargs)
+
+
+class ShadowDevice(TorchDispatchMode):
+    """Inside the ``with`` block what is worked out with ``place``d tensors has shapes but no values, and its memory is counted.
+
+    Every other tensor stays real, so that whatever decides about a batch works as ever; where the two meet the result is a
+    shadow. A number that is read from a shadow is 1 (or False): it must not decide about shapes.
+
+    Attributes:
+        label: what memory and operations are counted as from now on.
+        flops: operations so far, by label; a multiplication with its addition counts as two (``torch.utils.flop_counter``).
+        live: bytes in use, by label.
+        peak: most bytes in use at once.
+        at_peak: how they were made up, by label.
+        largest_convolution: most bytes of one convolution's inputs and outputs.
+        kept: what is to stay in memory for as long as the device is there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label = ""
+        self.flops: Counter[str] = Counter()
+        self.live: Counter[str] = Counter()
+        self.peak = 0
+        self.at_peak: dict[str, int] = {}
+        self.largest_convolution = 0
+        self.kept: list[Any] = []
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._labels: dict[int, str] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> ShadowDevice:
+        # Real tensors are the rule inside: the fake mode is only entered for operations that meet a shadow.
+        self._stack.enter_context(GpuHabits())
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._stack.close()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if func is aten._local_scalar_dense.default and (isinstance(args[0], FakeTensor) or args[0].is_meta):
+            return False if args[0].dtype == torch.bool else 1
+        if not any(isinstance(x, FakeTensor) for x in tensors):
+            return func(*_on_one_device(args, tensors), **_on_one_device(kwargs, tensors))
+        with self._fake:
+            result = func(*args, **kwargs)
+        for x in tree_leaves(result):
+            if isinstance(x, FakeTensor):
+                self._note(x)
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops[self.label] += formula(*args, **kwargs, out_val=result)
+        if func in (aten.convolution.default, aten.convolution_backward.default):
+            self.largest_convolution = max(self.largest_convolution, sum(map(_bytes, [*tensors, *tree_leaves(result)])))
+        return result
+
+    def blank(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A shadow of its own."""
+        return self._placed(torch.empty(shape, dtype=dtype, device="meta"))
+
+    def reset_peak(self) -> None:
+        """Forget the peak so far."""
+        self.peak, self.at_peak = self.live.total(), dict(self.live)
+
+    def place(self, module: nn.Module, label: Callable[[Tensor], str]) -> None:
+        """Move a module's weights and buffers here, each under its label."""
+        placed: dict[int, Any] = {}
+        for part in module.modules():
+            for group in (part._parameters, part._buffers):
+                for name, tensor in group.items():
+                    if tensor is not None and not isinstance(tensor, FakeTensor):
+                        if id(tensor) not in placed:
+                            self.label = label(tensor)
+                            placed[id(tensor)] = self._placed(tensor)
+                        group[name] = placed[id(tensor)]
+
+    def relabel(self, tensor: Tensor, label: str) -> None:
+        """Count a tensor's memory as something else."""
+        storage = tensor.untyped_storage()
+        self.live[self._labels[storage._cdata]] -= storage.nbytes()
+        self.live[label] += storage.nbytes()
+        self._labels[storage._cdata] = label
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        shadow = FakeTensor(self._fake, tensor.detach().to("meta"), torch.device("cpu"))
+        self._note(shadow)
+        return nn.Parameter(shadow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shadow
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._labels:
+            return
+        self._labels[storage._cdata] = self.label
+        self.live[self.label] += storage.nbytes()
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes()).atexit = False
+        if (total := self.live.total()) > self.peak:
+            self.peak, self.at_peak = total, dict(self.live)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.live[self._labels.pop(key)] -= size
+
+
+def _on_one_device(values: Any, tensors: list[Tensor]) -> Any:
+    """Beside tensors on the meta device all others go there too."""
+    if not any(x.is_meta for x in tensors) or all(x.is_meta for x in tensors):
+        return values
+    return tree_map_only(Tensor, lambda x: x.to("meta"), values)
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

@@ -1,0 +1,196 @@
+"""The contract of plug-ins: attach, set strength, detach; names are unique, and whatever is detached leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..controlnet import ControlCondition, ControlNetHook, control_tensor
+from ..errors import UserError
+from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
+from ..weights import WEIGHT_SUFFIXES, resolve_folder
+from .kinds import PluginHost, finite
+
+
+@dataclass
+class Plugin:
+    """One attached plug-in.
+
+    Attributes:
+        name: unique within a pipeline.
+        kind: its role.
+        source: the file or folder it came from.
+        strength: what ``set_strength`` set; None where strength has no meaning.
+    """
+
+    name: str
+    kind: Kind
+    source: Path
+    strength: dict[str, float] | None = None
+
+    @cached_property
+    def hash(self) -> str:
+        """What A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's."""
+        if self.kind == "adapter" and self.source.suffix == ".safetensors":
+            return file_hashes(self.source)["data hash"]
+        return source_hash(self.source)
+
+    def __str__(self) -> str:
+        strength = "" if self.strength is None else " " + ", ".join(f"{part} {value:g}" for part, value in self.strength.items())
+        return f"{self.name}: {self.kind}{strength} [{self.hash}] from {self.source}"
+
+
+class Plugins:
+    """The plug-ins of a pipeline, or of a bare ``Backbone``.
+
+    Example:
+        >>> pipe.plugins.attach("ink.safetensors", strength=0.8)
+        >>> picture = pipe("红灯笼", prompt_en="ink style").images[0]
+        >>> pipe.plugins.detach("ink")
+    """
+
+    def __init__(self, host: Any) -> None:
+        self._host = PluginHost(host)
+        self._plugins: dict[str, Plugin] = {}
+
+    def __iter__(self) -> Iterator[Plugin]:
+        return iter(self._plugins.values())
+
+    def __len__(self) -> int:
+        return len(self._plugins)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._plugins
+
+    def __getitem__(self, name: str) -> Plugin:
+        if name not in self._plugins:
+            raise UserError(f"no plug-in is called {name!r}; attached are: {', '.join(self._plugins) or 'none'}")
+        return self._plugins[name]
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self)) or "no plug-ins"
+
+    def attach(self, source: str | Path, name: str | None = None, **settings: Any) -> Plugin:
+        """Attach a file or folder; what it is, it says itself.
+
+        Args:
+            source: a checkpoint, VAE, adapter, ControlNet or embedding: file, diffusers folder or hub name.
+            name: how it is called from now on; the file's stem by default. An embedding's name is its trigger word.
+            settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder; ControlNets:
+                ``strength``, ``start``, ``end`` (share of the steps).
+
+        Returns:
+            What is now attached.
+
+        Raises:
+            UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed then.
+        """
+        path = Path(source)
+        if not path.exists():
+            if path.suffix.lower() in WEIGHT_SUFFIXES:
+                raise UserError(f"{source}: no such file; check the path")
+            path = resolve_folder(source)
+        # A hub name's folder is called by a commit, and a folder's name may hold a dot.
+        name = name or (path.stem if path.is_file() else Path(source).name)
+        if name in self._plugins:
+            raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
+        found = identify_source(path)
+        attach = self._host.kinds
+        require(found, tuple(attach), path)
+        try:
+            strength = attach[found.kind](path, name, **settings)
+        except TypeError as error:
+            if "unexpected keyword" not in str(error):
+                raise
+            raise UserError(f"{path}: a {found.kind} takes no setting {str(error).rpartition(' ')[2]}") from None
+        self._plugins[name] = Plugin(name, found.kind, path, strength)
+        return self._plugins[name]
+
+    def set_strength(self, name: str, strength: float, text_strength: float | None = None) -> None:
+        """Change the strength of an adapter or a ControlNet; nothing is read again.
+
+        Raises:
+            UserError: no such plug-in, or one whose strength has no meaning.
+        """
+        plugin = self[name]
+        if plugin.kind == "adapter":
+            plugin.strength = self._host.set_adapter_strength(name, strength, text_strength)
+        elif plugin.kind == "controlnet" and text_strength is None:
+            self._controlnets[name].scale = finite(strength)
+            plugin.strength = {**(plugin.strength or {}), "scale": strength}
+        else:
+            raise UserError(
+                f"{name} is a {plugin.kind}; {'text_' if plugin.kind == 'controlnet' else ''}strength has no meaning for it"
+            )
+
+    def detach(self, name: str) -> None:
+        """Take a plug-in off; without any, every output is bit for bit what it was at first."""
+        self._host.detach(self[name].kind, name)
+        del self._plugins[name]
+
+    def clear(self) -> None:
+        """Detach all."""
+        for name in list(self._plugins):
+            self.detach(name)
+
+    @contextmanager
+    def during_call(
+        self,
+        control_images: Any = None,
+        strength: Mapping[str, float | tuple[float, float]] | None = None,
+        steps: Callable[[], int] = lambda: 1,
+        images_per_prompt: int = 1,
+    ) -> Iterator[None]:
+        """Hand the condition pictures to the ControlNets and set strengths for one call of the pipeline.
+
+        Args:
+            control_images: pictures by ControlNet name, or the only one's.
+            strength: by plug-in name; a pair gives UNet and text encoder apart.
+            steps: gives the pipeline's number of steps.
+            images_per_prompt: pictures for each prompt.
+
+        Raises:
+            UserError: a ControlNet without a picture, a picture without a ControlNet.
+        """
+        pictures = self._pictures(control_images)
+        with ExitStack() as stack:
+            for name, value in (strength or {}).items():
+                before = self[name].strength or {}
+                pair = tuple(value) if isinstance(value, tuple | list) else (value, None)
+                if len(pair) != 2:
+                    raise UserError(f"strength of {name}: {value!r}; give a number, or a pair for UNet and text encoder")
+                own, text = pair
+                # Restored through the same call, so that a strength of an adapter's two parts comes back as it was.
+                restore = (before.get("unet", before.get("scale", 1.0)), before.get("text_encoder"))
+                self.set_strength(name, own, text)
+                stack.callback(self.set_strength, name, *restore)
+            for name, hook in self._controlnets.items():
+                stack.enter_context(hook.condition(ControlCondition(pictures[name], steps, images_per_prompt)))
+            yield
+
+    @property
+    def _controlnets(self) -> dict[str, ControlNetHook]:
+        return self._host.controlnets
+
+    def _pictures(self, given: Any) -> dict[str, Tensor]:
+        names = list(self._controlnets)
+        if given is not None and not isinstance(given, Mapping):
+            if len(names) != 1:
+                raise UserError(f"one control picture is given for {len(names)} ControlNets; give control_images={{name: picture}}")
+            given = {names[0]: given}
+        given = dict(given or {})
+        missing, extra = [n for n in names if n not in given], [n for n in given if n not in names]
+        if missing or extra:
+            what = (
+                f"no control picture for {missing[0]!r}"
+                if missing
+                else f"a control picture for {extra[0]!r}, which is not attached"
+            )
+            raise UserError(f"{what}; attached ControlNets: {', '.join(names) or 'none'}")
+        return {name: control_tensor(pictures) for name, pictures in given.items()}

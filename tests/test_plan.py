@@ -1,0 +1,297 @@
+"""The plan of a run against real steps: memory as the allocator records it, operations as PyTorch counts them."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import make_unet, make_vae
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from bdm.averaging import AveragedWeights
+from bdm.branch import BranchModel
+from bdm.cli import main
+from bdm.config import RunConfig, read_config
+from bdm.data.batch import make_batch
+from bdm.data.source import Example
+from bdm.errors import UserError
+from bdm.loss import SD15_SCHEDULE
+from bdm.plan.estimate import GIB, Machine, make_plan
+from bdm.plan.measure import CAPTION, BlankSource, make_ready, measure_recipe, measure_step, outline_recipe
+from bdm.plan.outline import outline_backbone, outline_native_text_encoder
+from bdm.plan.shadow import ShadowDevice
+from bdm.recipes.build import build_recipe
+from bdm.text.vocabulary import clip_tokenizer
+
+SIZE = 64
+
+
+def write_models(folder, native, text_encoder, unet):
+    stock = StableDiffusionPipeline(
+        make_vae(), text_encoder, clip_tokenizer(), unet, DDIMScheduler(**SD15_SCHEDULE), None, None, requires_safety_checker=False
+    )
+    stock.save_pretrained(folder / "backbone")
+    native.save_pretrained(folder / "native")
+
+
+@pytest.fixture
+def run(tmp_path, native, text_encoder):
+    """A branch run on tiny models, whose data do not exist."""
+    write_models(tmp_path, native, text_encoder, make_unet())
+    return branch_run(tmp_path)
+
+
+def branch_run(folder, size=SIZE, **recipe):
+    models = dict(backbone=str(folder / "backbone"), native_text_encoder=str(folder / "native"))
+    return RunConfig(
+        out=folder / "out", recipe=dict(kind="branch", **models, **recipe), data=dict(kind="folder", path=folder, size=size),
+        optimizer=dict(steps=1000, batch_size=12, learning_rate=1e-4),
+    )  # fmt: skip
+
+
+def real_recipe(run):
+    pixels = torch.zeros(3, run.data.size, run.data.size, dtype=torch.uint8)
+    return build_recipe(run, BlankSource(Example(CAPTION, pixels)))
+
+
+def real_batch(recipe, count):
+    return make_batch([(i, i, recipe.source[i]) for i in range(count)], 0)
+
+
+def allocated(recipe, batch):
+    """Bytes in use at most during a training step, as PyTorch's allocator records them, and the loss.
+
+    The process's size would hold the allocator's and libraries' own caches too, which differ from machine to machine.
+    """
+    parts = make_ready(recipe)
+    parameters = [p for part in parts.values() for p in part.parameters()]
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    average = AveragedWeights(parameters, 0.9)
+
+    def step():
+        recipe(batch)["loss"].backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        average.step()
+        optimizer.zero_grad()
+
+    step()  # AdamW takes the memory of its states in its first step
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    features = list(getattr(recipe, "_features", {}).values())
+    kept = [*recipe.parameters(), *recipe.buffers(), *average.average, *states, *features]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    level = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak + sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+
+
+def check_memory(run, count):
+    recipe = real_recipe(run)
+    recipe.prepare(None) if not run.recipe.cache else recipe.text_features([CAPTION, ""])
+    real = allocated(recipe, real_batch(recipe, count))
+    planned = measure_step(run, count, validate=False).peak
+    print(f"\nplanned {planned / 2**20:.1f} MiB, real {real / 2**20:.1f} MiB, ratio {planned / real:.3f}")
+    assert planned == pytest.approx(real, rel=0.15)
+
+
+def test_memory_is_a_real_steps(run):
+    check_memory(run, 6)
+
+
+@pytest.mark.slow
+def test_memory_is_a_real_steps_on_the_emoji_world():
+    run = read_config("configs/emoji/branch.yaml", ["recipe.cache=false"], RunConfig)
+    check_memory(run, run.optimizer.batch_size)
+
+
+@pytest.mark.slow
+def test_memory_is_a_real_steps_on_a_wide_network(tmp_path, native, text_encoder):
+    """SD1.5's latent size at a fifth of its width: attention and wide maps take most of the memory."""
+    unet = make_unet(sample_size=64, block_out_channels=(64, 128, 256, 256), attention_head_dim=8)
+    write_models(tmp_path, native, text_encoder, unet)
+    check_memory(branch_run(tmp_path, size=512), 2)
+
+
+def test_operations_are_a_real_steps(run):
+    recipe = real_recipe(run)
+    make_ready(recipe)
+    batch = real_batch(recipe, 6)
+    with FlopCounterMode(display=False) as forward:
+        loss = recipe(batch)["loss"]
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    step = measure_step(run, 6, validate=False)
+    assert sum(step.forward.values()) * 6 == forward.get_total_flops()
+    assert step.backward * 6 == backward.get_total_flops()
+    # The branch's backward pass takes twice its forward pass, the frozen decoder's once, the frozen encoder's nothing.
+    assert 2 * step.forward["branch"] < step.backward < 2 * step.forward["branch"] + step.forward["unet"]
+    assert step.encoding == step.forward["vae"] + step.forward["native_text_encoder"]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_operations_by_hand(trained):
+    """2 x multiplications; the backward pass takes as many for the inputs and, if they are trained, for the weights."""
+    shadow = ShadowDevice()
+    convolution = nn.Conv2d(3, 5, 3, padding=1).requires_grad_(trained)
+    projection = nn.Linear(16, 16, bias=False).requires_grad_(trained)
+    with shadow:
+        for module in (convolution, projection):
+            shadow.place(module, lambda _: "weights")
+        picture, words = shadow.blank(2, 3, 8, 8).requires_grad_(), shadow.blank(2, 4, 7, 16).requires_grad_()
+        y = convolution(picture)
+        q = projection(words)
+        z = nn.functional.scaled_dot_product_attention(q, words, words)
+        conv, linear, attention = 2 * 2 * 64 * 5 * 3 * 9, 2 * (2 * 4 * 7) * 16 * 16, 2 * 2 * (2 * 4) * 7 * 7 * 16
+        assert shadow.flops.total() == conv + linear + attention
+        shadow.flops.clear()
+        (y.sum() + z.sum()).backward()
+    # Fused attention works its weights out again: five matrix products instead of two.
+    assert shadow.flops.total() == (conv + linear) * (1 + trained) + attention * 5 / 2
+
+
+def test_activations_are_what_autograd_saves(run):
+    recipe = real_recipe(run)
+    make_ready(recipe)
+    own = {t.untyped_storage().data_ptr() for t in (*recipe.parameters(), *recipe.buffers())}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    batch = real_batch(recipe, 6)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = recipe(batch)["loss"]
+    real = sum(storage.nbytes() for storage in saved.values())
+    assert loss.requires_grad
+    assert sum(measure_step(run, 6, validate=False).activations.values()) == pytest.approx(real, rel=0.03)
+
+
+def test_checkpointing_trades_memory_for_operations(run):
+    plain = measure_step(run, 6, validate=False)
+    recipe = outline_recipe(run)
+    recipe.branch.enable_gradient_checkpointing()
+    saving = measure_recipe(recipe, run, 6, validate=False)
+    assert saving.activations["branch"] < 0.5 * plain.activations["branch"]
+    assert saving.activations["unet"] == plain.activations["unet"]
+    assert 0.8 * plain.forward["branch"] < saving.backward - plain.backward <= plain.forward["branch"]
+    assert saving.peak < plain.peak
+
+
+def test_mixed_precision_halves_activations_and_keeps_the_optimizer(run):
+    half = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"mixed_precision": "bf16"})})
+    full, mixed = measure_step(run, 6, validate=False), measure_step(half, 6, validate=False)
+    assert mixed.at_peak["AdamW states"] == full.at_peak["AdamW states"] == 2 * full.at_peak["trained weights"]
+    assert mixed.forward == full.forward
+    # Normalisations stay in float32, so it is less than half.
+    assert 0.5 < mixed.activations["unet"] / full.activations["unet"] < 1.0
+
+
+def test_nothing_stays_in_memory(run):
+    """What a step takes beyond the gradients is given back: nothing is counted twice or forgotten."""
+    shadow = ShadowDevice()
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 3, 3))
+    with shadow:
+        shadow.place(layers, lambda _: "weights")
+        before = shadow.live.total()
+        assert before == sum(p.numel() * 4 for p in layers.parameters())
+        layers(shadow.blank(2, 3, 16, 16)).sum().backward()
+        assert shadow.live.total() == 2 * before
+        assert shadow.peak > 2 * before
+
+
+def test_full_size_without_weights():
+    unet = outline_backbone("stable-diffusion-v1-5/stable-diffusion-v1-5").unet
+    native = outline_native_text_encoder("OFA-Sys/chinese-clip-vit-huge-patch14")
+    with torch.device("meta"):
+        branch = BranchModel.from_backbone(unet, native.text_dim)
+    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+    assert sum(p.numel() for p in branch.parameters()) == 363_141_760
+    assert native.text_dim == 1024
+
+
+@pytest.mark.slow
+def test_the_real_run():
+    """The backbone's forward pass takes 803 G at 64x64 latents, as is known of SD1.5's UNet."""
+    run = read_config("configs/sd15_chinese_clip.yaml", ["optimizer.accumulation=100"], RunConfig)
+    step = measure_step(run, 4, processes=8, validate=False)
+    assert step.forward["unet"] == pytest.approx(803.3e9, rel=0.001)
+    assert step.moments == (8, 64, 64)
+    assert step.features == (52, 1024)
+    assert step.at_peak["AdamW states"] == 2 * 4 * 363_141_760
+
+
+def plan_json(capsys, *arguments):
+    assert main(["plan", *map(str, arguments)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return "\n".join(lines[:-1]), json.loads(lines[-1])
+
+
+@pytest.fixture
+def config(run, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(run.model_dump_json())
+    return path
+
+
+def test_command_prints_a_table_and_json(config, capsys):
+    machine = ["--gpus", 2, "--gpu-tflops", 100, "--utilisation", 0.5, "--price-per-hour", 3, "--samples", 1_000_000]
+    table, facts = plan_json(capsys, config, *machine)
+    speed = facts["speed"]["as_configured"]
+    flops = facts["flops_per_sample"]["total"]
+    assert speed["samples_per_second"] == pytest.approx(2 * 100e12 * 0.5 / flops)
+    assert speed["days_of_one_pass"] == pytest.approx(1e6 / speed["samples_per_second"] / 86400)
+    assert speed["cost_of_the_run"] == pytest.approx(speed["days_of_the_run"] * 24 * 2 * 3)
+    assert facts["run_samples"] == 12_000
+    assert facts["disk"]["VAE moments (fp16)"] == 1_000_000 * 2 * 8 * 8 * 8
+    assert facts["disk"]["text features (fp16)"] == 1_000_000 * 2 * 52 * 48
+    assert facts["memory_total"] == pytest.approx(sum(facts["memory"].values()), abs=20)
+    assert facts["memory"]["buckets of gradients"] == facts["memory"]["trained weights"]
+    assert facts["fits"]
+    assert "fits, " in table
+    assert facts["speed"]["from_caches"]["samples_per_second"] > speed["samples_per_second"]
+
+
+def test_a_batch_that_does_not_fit_gets_advice_that_does(run):
+    whole = make_plan(run, Machine(), samples=1000)
+    # Between what one sample and what all twelve take.
+    one = measure_step(run, 1, validate=False).peak
+    small = Machine(memory=(whole.total_memory - 0.4 * (whole.step.peak - one)) / GIB)
+    plan = make_plan(run, small, samples=1000)
+    assert not plan.fits
+    assert plan.fit is not None
+    assert plan.fit.micro_batch * plan.fit.accumulation == 12
+    assert 1 < plan.fit.micro_batch < 12
+    changed = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"accumulation": plan.fit.accumulation})})
+    again = make_plan(changed, small, samples=1000)
+    assert again.fits
+    assert again.total_memory == pytest.approx(plan.fit.memory)
+    assert make_plan(run, Machine(memory=0.01), samples=1000).fit is None
+
+
+def test_what_cannot_be_planned_is_said(run, config, capsys, monkeypatch):
+    with pytest.raises(UserError, match="give its size with --samples"):
+        make_plan(run, Machine())
+    with pytest.raises(UserError, match="5 GPUs"):
+        make_plan(run, Machine(gpus=5), samples=10)
+    for wrong in (dict(gpus=0), dict(utilisation=1.5), dict(tflops=math.nan), dict(price=-1.0)):
+        with pytest.raises(UserError):
+            Machine(**wrong)
+    assert main(["plan", str(config), "--samples", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(UserError, match="known without it are"):
+        outline_backbone("somebody/some-model")
