@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from bdm.config import EvaluateConfig, RunConfig, read_config
+from bdm.config import BENCHES, EvaluateConfig, RunConfig, read_config
 from bdm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -15,9 +16,13 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_configuration_loads_and_says_how_to_run_it(path):
-    schema = EvaluateConfig if path.stem in ("evaluate", "plugins") else RunConfig
+    if path.parent.name == "bench":
+        kind = yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]
+        schema, command = BENCHES[kind], f"bdm bench {kind}"
+    else:
+        evaluates = path.stem in ("evaluate", "plugins")
+        schema, command = (EvaluateConfig, "bdm evaluate") if evaluates else (RunConfig, "train.py")
     read_config(path, [], schema)
-    command = "bdm evaluate" if schema is EvaluateConfig else "train.py"
     header = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert header.startswith("# ")
     assert f"{command} {path.relative_to(ROOT)}" in header

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "bdm"
 ORDER = [
     "errors", "config", "weights", "checkpoint", "formats", "grid", "picture_info", "loss", "samplers", "data", "text",
     "backbone", "branch", "sharing", "bridge", "controlnet", "plugins", "averaging", "pipeline", "convert", "assemble",
-    "evaluate.judge", "recipes", "training", "evaluate", "cli",
+    "evaluate.judge", "recipes", "training", "evaluate", "bench", "cli",
 ]  # fmt: skip
 
 
