@@ -301,7 +301,6 @@ class BenchInferConfig(BenchModelConfig):
     steps: PositiveInt = 1
     guidance: Annotated[float, Field(gt=1)] = 7.5
     decode: bool = False
-    optimize: bool = False
 
 
 class BenchTrainConfig(BenchModelConfig):

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "bdm"
 #: From what everything may use to what nothing may use; a module imports from earlier entries (or its own) only.
 ORDER = [
     "errors", "config", "weights", "checkpoint", "formats", "grid", "picture_info", "loss", "samplers", "data", "text",
-    "backbone", "branch", "sharing", "bridge", "controlnet", "plugins", "averaging", "pipeline", "convert", "assemble",
+    "backbone", "branch", "sharing", "folding", "bridge", "controlnet", "plugins", "averaging", "pipeline", "convert", "assemble",
     "evaluate.judge", "recipes", "training", "evaluate", "bench", "cli",
 ]  # fmt: skip
 

@@ -30,7 +30,7 @@ class InferBench(Bench):
         self._networks: Networks | None = None
 
     def side(self, name: str, count: bool = True) -> Side:
-        networks = self._own_networks(name)
+        self._networks = networks = self._networks or build_networks(self.config)
         if name == OURS:
             return self._ours(networks, count)
         unet, controlnet = networks.unet, peer_controlnet(networks.unet, networks.branch)
@@ -44,13 +44,6 @@ class InferBench(Bench):
 
     def memory(self, name: str) -> int:
         return run_apart("bdm.bench.apart", name, self.config.model_dump_json())["peak"]
-
-    def _own_networks(self, name: str) -> Networks:
-        """One set of weights for all sides, unless ours are packed into another form."""
-        if name == OURS and self.config.optimize:
-            return build_networks(self.config)
-        self._networks = self._networks or build_networks(self.config)
-        return self._networks
 
     def _ours(self, networks: Networks, count: bool) -> Side:
         pipe = BridgePipeline(

@@ -24,7 +24,6 @@ def loader(name: str, folder: Path, dtype: torch.dtype) -> Callable[[], Any]:
         return lambda: load_backbone(folder / "model.safetensors", dtype)
     from diffusers import StableDiffusionPipeline
 
-    # The class stands for what is imported lazily by its name.
     load: Any = StableDiffusionPipeline.from_single_file
     return lambda: load(
         str(folder / "model.safetensors"), config=str(folder), local_files_only=True, torch_dtype=dtype, safety_checker=None
@@ -44,10 +43,15 @@ def main() -> None:
         kept.append(load())
         figures["seconds"] = time.perf_counter() - start
         # Weights of a mapped file take memory when they are read, which drawing does.
-        parts = (kept[0].unet, kept[0].vae, kept[0].text_encoder)
-        figures["sums"] = [sum(p.detach().double().abs().sum().item() for p in part.parameters()) for part in parts]
+        for part in parts():
+            for parameter in part.parameters():
+                parameter.detach().sum()
+
+    def parts() -> tuple[Any, ...]:
+        return kept[0].unet, kept[0].vae, kept[0].text_encoder
 
     figures["peak"] = peak_memory(run)
+    figures["sums"] = [sum(p.detach().double().abs().sum().item() for p in part.parameters()) for part in parts()]
     print(json.dumps(figures))
 
 
