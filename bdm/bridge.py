@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .backbone import check_backbone
 from .branch import BranchModel
 from .errors import UserError
+from .folding import folded_upsampling
 from .sharing import SharedWork
 
 HOOK_NAME = "bdm.bridge"
@@ -95,7 +96,8 @@ class Bridge(ModelHook):
 
     Args:
         branch: the branch.
-        share: do once what both halves of a guided step would do twice (see ``bdm.sharing``); the picture is the same.
+        share: do once what both halves of a guided step would do twice (see ``bdm.sharing``), and enlargements folded (see
+            ``bdm.folding``); the picture is the same.
 
     Example:
         >>> bridge = Bridge(branch).attach(pipe.unet)
@@ -161,16 +163,19 @@ class Bridge(ModelHook):
                     "use the text encoder that the branch was trained with"
                 )
         outer, self._condition, self._calls, self._features = self._condition, condition, 0, {}
-        sharing = self.share and outer is None and self.unet is not None
-        if sharing:
-            # For the time of the condition only: what is kept is right as long as nobody changes weights.
-            self._work.attach(self.unet, self.branch)
-        try:
+        unet = self.unet if self.share and outer is None else None
+        with ExitStack() as stack:
+            stack.callback(self._restore, outer)
+            if unet is not None:
+                # For the time of the condition only: what is kept is right as long as nobody changes weights.
+                self._work.attach(unet, self.branch)
+                stack.callback(self._work.detach)
+                stack.enter_context(folded_upsampling(unet))
             yield
-        finally:
-            self._condition, self._features = outer, {}
-            if sharing:
-                self._work.detach()
+
+    def _restore(self, condition: NativeCondition | None) -> None:
+        """What was the condition before, with nothing kept."""
+        self._condition, self._features = condition, {}
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         """Forget which rows were equal."""

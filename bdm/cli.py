@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value")
     evaluate.set_defaults(run=_evaluate)
 
+    bench = commands.add_parser("bench", help="measure us beside a peer: time, memory, operations, equal results")
+    bench.add_argument("kind", choices=("infer", "train", "load"))
+    bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")
+    bench.add_argument("overrides", nargs="*", metavar="key=value")
+    bench.set_defaults(run=_bench)
+
     inspect = commands.add_parser("inspect", help="say what weight files are: kind, base, rank, trigger words, hashes")
     inspect.add_argument("files", nargs="+", type=Path, metavar="FILE")
     inspect.set_defaults(run=_inspect)
@@ -408,6 +414,16 @@ def _evaluate(options: argparse.Namespace) -> None:
         from .evaluate.report import evaluate
 
         evaluate(config)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from .config import BENCHES, read_config
+
+    config = read_config(options.config, options.overrides, BENCHES[options.kind])
+    _quiet()
+    from .bench.run import run_bench
+
+    run_bench(config)
 
 
 def _assemble(options: argparse.Namespace) -> None:

@@ -349,6 +349,62 @@ class EvaluateConfig(Strict):
     plugins: PluginFilesConfig | None = None
 
 
+class BenchConfig(Strict):
+    """What all comparisons with a peer share (see ``bdm.bench``); results that differ by more than ``tolerance`` are not timed."""
+
+    out: Path
+    pairs: PositiveInt = 5
+    warm_up: Annotated[int, Field(ge=0)] = 1
+    threads: PositiveInt | None = None
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    tolerance: Annotated[float, Field(gt=0)] = 3e-5
+    seed: int = 0
+
+
+class BenchModelConfig(BenchConfig):
+    """Random weights of SD1.5's size (``unet`` and ``vae`` hold what differs), or a pipeline folder's."""
+
+    model: Path | None = None
+    unet: dict[str, Any] = {}
+    vae: dict[str, Any] = {}
+    native_width: PositiveInt = 1024
+    latents: PositiveInt = 64
+    batch: PositiveInt = 1
+
+
+class BenchInferConfig(BenchModelConfig):
+    """Guided drawing, beside diffusers' UNet and ControlNet on the doubled batch (see ``bdm.bench.infer``)."""
+
+    kind: Literal["infer"]
+    peers: tuple[Literal["diffusers", "diffusers compiled"], ...] = ("diffusers",)
+    steps: PositiveInt = 1
+    guidance: Annotated[float, Field(gt=1)] = 7.5
+    decode: bool = False
+
+
+class BenchTrainConfig(BenchModelConfig):
+    """A training step from cached moments and text, beside diffusers' ControlNet recipe (see ``bdm.bench.train``)."""
+
+    kind: Literal["train"]
+    peers: tuple[Literal["recipe", "recipe with caches"], ...] = ("recipe", "recipe with caches")
+    text: dict[str, Any] = {}
+    native_text: dict[str, Any] = {}
+
+
+class BenchLoadConfig(BenchConfig):
+    """Reading a single file of SD1.5's size, beside diffusers (see ``bdm.bench.load``)."""
+
+    kind: Literal["load"]
+    unet: dict[str, Any] = {}
+    vae: dict[str, Any] = {}
+    text: dict[str, Any] = {}
+
+
+#: The configuration of each ``bdm bench`` command.
+BENCHES: dict[str, type[BenchConfig]] = {"infer": BenchInferConfig, "train": BenchTrainConfig, "load": BenchLoadConfig}
+
+
 def _set(tree: dict[str, Any], override: str) -> None:
     """Apply one ``a.b=value`` override to a nested dictionary; the value is read as YAML."""
     path, equals, text = override.partition("=")

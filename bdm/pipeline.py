@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .backbone import load_backbone
 from .branch import BranchModel
 from .bridge import Bridge, NativeCondition, check_window
 from .errors import UserError
+from .folding import folded_upsampling
 from .plugins import Plugins
 from .text.english import encode_english
 from .text.native import NativeTextEncoder
@@ -121,7 +123,8 @@ class BridgeMixin:
             clip_skip: layer of the English text encoder whose states are used, counted from the end as A1111 does: 1 is the last.
             control_images: condition pictures of the attached ControlNets, by name; of a single one without its name.
             plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder apart.
-            share: do once what both halves of a guided step would do twice (see ``bdm.sharing``); False only compares.
+            share: do once what both halves of a guided step would do twice (see ``bdm.sharing``), and enlargements folded (see
+                ``bdm.folding``); False only compares.
             stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``, ``latents``, ``output_type``,
                 ``callback_on_step_end``, ``image``, ``strength``, ``mask_image`` ...
 
@@ -163,7 +166,7 @@ class BridgeMixin:
             )
             bridge = Bridge(self.branch, share).attach(self.unet)
             try:
-                with bridge.condition(condition):
+                with bridge.condition(condition), folded_upsampling(self.vae) if share else nullcontext():
                     return super().__call__(
                         prompt_embeds=english, negative_prompt_embeds=negative_english, generator=generator,
                         num_images_per_prompt=num_images_per_prompt, **size, **stock,

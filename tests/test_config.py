@@ -3,8 +3,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from bdm.config import EvaluateConfig, PrepareConfig, RunConfig, read_config
+from bdm.config import BENCHES, EvaluateConfig, PrepareConfig, RunConfig, read_config
 from bdm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -19,11 +20,16 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_configuration_loads_and_says_how_to_run_it(path):
-    commands = {EvaluateConfig: "bdm evaluate", PrepareConfig: "bdm prepare", RunConfig: "train.py"}
-    schema = EvaluateConfig if path.stem in ("evaluate", "plugins") else RunConfig
-    schema = PrepareConfig if path.stem.startswith("prepare") else schema
+    if path.parent.name == "bench":
+        kind = yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]
+        schema, command = BENCHES[kind], f"bdm bench {kind}"
+    elif path.stem in ("evaluate", "plugins"):
+        schema, command = EvaluateConfig, "bdm evaluate"
+    elif path.stem.startswith("prepare"):
+        schema, command = PrepareConfig, "bdm prepare"
+    else:
+        schema, command = RunConfig, "train.py"
     read_config(path, [], schema)
-    command = commands[schema]
     header = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert header.startswith("# ")
     assert f"{command} {path.relative_to(ROOT)}" in header

@@ -1,0 +1,91 @@
+"""The networks that are compared: random ones of SD1.5's size, or a folder's; and diffusers' ControlNet in the branch's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..backbone import load_backbone
+from ..branch import BranchModel
+from ..config import BenchModelConfig
+from ..loss import SD15_SCHEDULE
+from ..text.native import NativeTextEncoder
+
+#: The VAE of SD1.5; its UNet differs from diffusers' defaults only in the text width.
+VAE: dict[str, Any] = dict(
+    block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512, norm_num_groups=32,
+    down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+)  # fmt: skip
+UNET: dict[str, Any] = dict(cross_attention_dim=768)
+
+
+@dataclass
+class Networks:
+    """What both sides compute with; text encoders only where they come from a folder."""
+
+    unet: Any
+    branch: BranchModel
+    vae: Any
+    scheduler: Any
+    text_encoder: Any = None
+    tokenizer: Any = None
+    native_text_encoder: NativeTextEncoder | None = None
+
+
+def build_networks(config: BenchModelConfig) -> Networks:
+    """The configured networks, frozen. A branch that is random or missing gets zero convolutions that are not zero."""
+    torch.manual_seed(config.seed)
+    dtype, device = getattr(torch, config.dtype), torch.device(config.device)
+    if config.model is None:
+        unet = UNet2DConditionModel(**UNET | {"sample_size": config.latents} | config.unet).requires_grad_(False)
+        vae = AutoencoderKL(**VAE | config.vae).requires_grad_(False)
+        networks = Networks(unet, random_branch(unet, config.native_width), vae, DDIMScheduler(**SD15_SCHEDULE))
+    else:
+        stock = load_backbone(config.model)
+        native = NativeTextEncoder.from_pretrained(config.model / "native_text_encoder")
+        networks = Networks(
+            stock.unet, _folder_branch(config.model / "branch", stock.unet, native.text_dim), stock.vae,
+            DDIMScheduler(**SD15_SCHEDULE), stock.text_encoder, stock.tokenizer, native,
+        )  # fmt: skip
+    for part in (networks.unet, networks.branch, networks.vae, networks.text_encoder, networks.native_text_encoder):
+        if part is not None:
+            nn.Module.to(part.eval().requires_grad_(False), device, dtype)
+    return networks
+
+
+def _folder_branch(folder: Path, unet: Any, width: int) -> BranchModel:
+    return BranchModel.from_pretrained(folder) if (folder / "config.json").is_file() else random_branch(unet, width)
+
+
+def random_branch(unet: Any, width: int) -> BranchModel:
+    """A copy of the encoder whose zero convolutions are small random ones, so that what it does is seen in the result."""
+    branch = BranchModel.from_backbone(unet, width)
+    for convolution in (*branch.controlnet_down_blocks, branch.controlnet_mid_block):
+        nn.init.normal_(convolution.weight, std=0.1 / convolution.in_channels**0.5)  # pyright: ignore
+    return branch
+
+
+class NoPicture(nn.Module):
+    """Stands for the convolutions of a ControlNet's condition picture, which a branch has not: adds nothing, costs nothing."""
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return picture.new_zeros(())
+
+
+def peer_controlnet(unet: Any, branch: BranchModel) -> ControlNetModel:
+    """diffusers' ControlNet computing what the branch computes, with the very same parameters."""
+    with torch.device("meta"):
+        controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+        if branch.config["cross_attention_dim"] != unet.config["cross_attention_dim"]:
+            config = dict(controlnet.config) | {"cross_attention_dim": branch.config["cross_attention_dim"]}
+            controlnet: Any = ControlNetModel.from_config(config)
+    controlnet.controlnet_cond_embedding = NoPicture()
+    for name, parameter in branch.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        setattr(controlnet.get_submodule(owner), leaf, parameter)
+    return controlnet.eval()
