@@ -8,8 +8,8 @@ PACKAGE = Path(__file__).parent.parent / "bdm"
 ORDER = [
     "errors", "extras", "config", "weights", "checkpoint", "formats", "grid", "picture_info", "loss", "samplers", "data", "text",
     "fingerprint", "backbone", "branch", "sharing", "folding", "bridge", "controlnet", "plugins", "averaging", "optimizers",
-    "parallel", "metrics", "pipeline", "convert", "assemble", "stopping", "evaluate.judge", "recipes", "plan", "prepare", "training",
-    "evaluate", "bench", "cli",
+    "parallel", "metrics", "pipeline", "convert", "assemble", "stopping", "evaluate.judge", "recipes", "plan", "prepare",
+    "training", "evaluate", "bench", "cli",
 ]  # fmt: skip
 
 
