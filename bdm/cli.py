@@ -260,7 +260,8 @@ def _dry_run(run: Any) -> None:
             built = build_recipe(short)
         train(short, built)
         if (out / "metrics.jsonl").is_file():  # the main process has it
-            print(f"dry run passed; the step of {run.optimizer.batch_size} samples took {read_metrics(out)[0]['seconds']:.2f} s")
+            seconds = next(row["seconds"] for row in read_metrics(out) if "seconds" in row)
+            print(f"dry run passed; the step of {run.optimizer.batch_size} samples took {seconds:.2f} s")
 
 
 def _plan(options: argparse.Namespace) -> None:

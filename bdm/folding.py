@@ -67,7 +67,8 @@ class FoldedUpsampling(ModelHook):
         size = args[1] if len(args) > 1 else kwargs.get("output_size")
         convolution = getattr(module, "conv", None)
         if not (self._fits(module, convolution, x) and (size is None or tuple(size) == tuple(2 * n for n in x.shape[-2:]))):
-            return self.fn_ref.original_forward(*args, **kwargs)
+            plain: Any = self.fn_ref.original_forward
+            return plain(*args, **kwargs)
         weight: Any = convolution.weight  # pyright: ignore[reportOptionalMemberAccess]
         # Not every change of a weight counts up its version: plug-ins give it other memory.
         key = (weight.data_ptr(), weight._version)

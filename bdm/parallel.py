@@ -137,7 +137,8 @@ class ZeroRedundancy(Replicas):
         super().__init__(accelerator, mixed_precision)
         if mixed_precision == "fp16":
             raise UserError("optimizer.mixed_precision is fp16; under DeepSpeed use bf16 or no")
-        config = accelerator.deepspeed_plugin.deepspeed_config
+        plugin: Any = accelerator.deepspeed_plugin
+        config = plugin.deepspeed_config
         if config["zero_optimization"]["stage"] > 2:
             raise UserError(f"zero_stage is {config['zero_optimization']['stage']}; allowed are 1 and 2: FSDP2 splits weights too")
         config |= {"train_micro_batch_size_per_gpu": micro_batch, "gradient_clipping": max_grad_norm}
@@ -157,7 +158,7 @@ class ZeroRedundancy(Replicas):
         return torch.tensor(torch.inf) if self._zero.overflow else super().clip(parameters, most)
 
     def optimizer_state(self, optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
-        from deepspeed.utils import safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         base, main = optimizer.optimizer.optimizer, self.accelerator.is_main_process
         steps = [values["step"] for values in base.state.values()]
@@ -169,7 +170,7 @@ class ZeroRedundancy(Replicas):
         return {"state": state, "param_groups": [{**group, "params": list(range(len(parameters)))}]}
 
     def load_optimizer_state(self, optimizer: Any, parameters: Sequence[nn.Parameter], state: dict[str, Any]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         zero = optimizer.optimizer
         zero.refresh_fp32_params()  # the weights were loaded before

@@ -100,12 +100,7 @@ def _set_up(run: RunConfig, recipe: Recipe) -> Work:
     if run.threads:
         torch.set_num_threads(run.threads)
     torch.set_flush_denormal(True)
-    # Every part trains, everything else is frozen.
-    recipe.requires_grad_(False)
-    parts = recipe.parts()
-    for part in parts.values():
-        part.requires_grad_(True).train()
-    recipe.checkpoint_activations(config.checkpointing)
+    parts = recipe.train_parts(config.checkpointing)
     recipe.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     recipe.prepare(accelerator)
     ways = spread(accelerator, config.mixed_precision, micro, config.max_grad_norm)

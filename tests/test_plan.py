@@ -20,7 +20,7 @@ from bdm.data.source import Example
 from bdm.errors import UserError
 from bdm.loss import SD15_SCHEDULE
 from bdm.plan.estimate import GIB, Machine, make_plan
-from bdm.plan.measure import CAPTION, BlankSource, make_ready, measure_recipe, measure_step, outline_recipe
+from bdm.plan.measure import CAPTION, BlankSource, make_ready, measure_step
 from bdm.plan.outline import outline_backbone, outline_native_text_encoder
 from bdm.plan.shadow import ShadowDevice
 from bdm.recipes.build import build_recipe
@@ -178,9 +178,8 @@ def test_activations_are_what_autograd_saves(run):
 
 def test_checkpointing_trades_memory_for_operations(run):
     plain = measure_step(run, 6, validate=False)
-    recipe = outline_recipe(run)
-    recipe.branch.enable_gradient_checkpointing()
-    saving = measure_recipe(recipe, run, 6, validate=False)
+    checkpointed = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"checkpointing": ("branch",)})})
+    saving = measure_step(checkpointed, 6, validate=False)
     assert saving.activations["branch"] < 0.5 * plain.activations["branch"]
     assert saving.activations["unet"] == plain.activations["unet"]
     assert 0.8 * plain.forward["branch"] < saving.backward - plain.backward <= plain.forward["branch"]
@@ -190,7 +189,7 @@ def test_checkpointing_trades_memory_for_operations(run):
 def test_mixed_precision_halves_activations_and_keeps_the_optimizer(run):
     half = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"mixed_precision": "bf16"})})
     full, mixed = measure_step(run, 6, validate=False), measure_step(half, 6, validate=False)
-    assert mixed.at_peak["AdamW states"] == full.at_peak["AdamW states"] == 2 * full.at_peak["trained weights"]
+    assert mixed.at_peak["optimizer states"] == full.at_peak["optimizer states"] == 2 * full.at_peak["trained weights"]
     assert mixed.forward == full.forward
     # Normalisations stay in float32, so it is less than half.
     assert 0.5 < mixed.activations["unet"] / full.activations["unet"] < 1.0
@@ -227,7 +226,7 @@ def test_the_real_run():
     assert step.forward["unet"] == pytest.approx(803.3e9, rel=0.001)
     assert step.moments == (8, 64, 64)
     assert step.features == (52, 1024)
-    assert step.at_peak["AdamW states"] == 2 * 4 * 363_141_760
+    assert step.at_peak["optimizer states"] == 2 * 4 * 363_141_760
 
 
 def plan_json(capsys, *arguments):

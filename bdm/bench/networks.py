@@ -42,7 +42,8 @@ def build_networks(config: BenchModelConfig) -> Networks:
     torch.manual_seed(config.seed)
     dtype, device = getattr(torch, config.dtype), torch.device(config.device)
     if config.model is None:
-        unet = UNet2DConditionModel(**UNET | {"sample_size": config.latents} | config.unet).requires_grad_(False)
+        sizes: dict[str, Any] = {**UNET, "sample_size": config.latents, **config.unet}
+        unet = UNet2DConditionModel(**sizes).requires_grad_(False)
         vae = AutoencoderKL(**VAE | config.vae).requires_grad_(False)
         networks = Networks(unet, random_branch(unet, config.native_width), vae, DDIMScheduler(**SD15_SCHEDULE))
     else:

@@ -94,7 +94,7 @@ class TrainBench(Bench):
     def _optimizer(self, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
         """Ours is fused; both keep one state, so that the machine holds it once."""
         if fused not in self._optimizers:
-            optimizer = torch.optim.AdamW(parameters, lr=1e-6, **({"fused": True} if fused else {}))
+            optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=fused or None)
             for other in self._optimizers.values():
                 optimizer.state = other.state
             self._optimizers[fused] = optimizer

@@ -9,7 +9,7 @@ from ..config import RunConfig
 from ..data.source import Source
 from ..errors import UserError
 from ..recipes.build import build_source
-from .measure import StepFigures, measure_step
+from .measure import STATE_BYTES, StepFigures, measure_step
 
 GIB = 2**30
 
@@ -136,7 +136,7 @@ def make_plan(run: RunConfig, machine: Machine, samples: int | None = None) -> P
     return Plan(
         step, machine, config.accumulation, memory, fit, count, captions, online,
         (online if cached else online - encoding) if encoding else None, config.steps * config.batch_size,
-        _disk(step, count),
+        _disk(step, count, STATE_BYTES[config.name]),
     )  # fmt: skip
 
 
@@ -188,12 +188,12 @@ def _find_fit(run: RunConfig, machine: Machine, given: StepFigures, captions: in
     return None
 
 
-def _disk(step: StepFigures, samples: int) -> dict[str, int]:
+def _disk(step: StepFigures, samples: int, state_bytes: int) -> dict[str, int]:
     disk = {}
     if step.moments:
         disk["VAE moments (fp16)"] = 2 * math.prod(step.moments) * samples
         disk["text features (fp16)"] = 2 * math.prod(step.features) * samples
         disk["token ids (int32), instead"] = 4 * step.features[0] * samples
-    # A state holds the weights, their average and AdamW's two moments, in float32.
-    disk["one saved state"] = 4 * 4 * step.trained_parameters
+    # A state holds the weights and their average in float32, and the optimizer's states.
+    disk["one saved state"] = (4 + 4 + state_bytes) * step.trained_parameters
     return disk

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from ..backbone import encode_moments
 from ..config import RunConfig
 from ..data.batch import Batch
 from ..data.source import Example, Source
+from ..errors import UserError
 from ..recipes.base import Recipe
 from ..recipes.build import build_recipe, build_source
 from ..recipes.denoising import DenoisingRecipe
@@ -24,6 +25,9 @@ from .shadow import ShadowDevice
 
 #: Labels of the shadow device; the first is followed by a part's name.
 ACTIVATIONS, TEMPORARY = "activations: ", "temporary"
+
+#: Bytes of an optimizer's state for each parameter: two moments, in 8 bits or in float32; Prodigy keeps the start and a sum too.
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 
 #: A caption of usual length: one chunk of tokens.
 CAPTION = "红灯笼"
@@ -104,13 +108,27 @@ def measure_step(run: RunConfig, batch: int, processes: int = 1, validate: bool 
     return measure_recipe(outline_recipe(run), run, batch, processes, validate)
 
 
+def picture_size(run: RunConfig) -> int:
+    """Side of a run's pictures in pixels; that of the square where they come in buckets, whose areas are the same at most.
+
+    Raises:
+        UserError: the pictures were prepared, and what their sizes were is not in the configuration.
+    """
+    if run.data.kind == "prepared":
+        raise UserError(
+            "data.kind is prepared; plan the run on the raw data that were prepared: its table shows the speed from caches too"
+        )
+    return run.data.size
+
+
 def outline_recipe(run: RunConfig) -> Recipe:
     """A run's recipe on the meta device; its examples are blank.
 
     Raises:
         UserError: a model's configuration is not known.
     """
-    pixels = torch.zeros(3, run.data.size, run.data.size, dtype=torch.uint8)
+    size = picture_size(run)
+    pixels = torch.zeros(3, size, size, dtype=torch.uint8)
     # The judge's labels come from the world's rows.
     real = build_source(run.data) if run.recipe.kind == "judge" else None
     ready = outline_models(run.recipe)
@@ -121,8 +139,9 @@ def outline_recipe(run: RunConfig) -> Recipe:
 def measure_recipe(recipe: Recipe, run: RunConfig, batch: int, processes: int = 1, validate: bool = True) -> StepFigures:
     """Work out a step of a recipe whose models have no values (see ``measure_step``)."""
     shadow = ShadowDevice()
-    pixels = shadow.blank(3, run.data.size, run.data.size, dtype=torch.uint8)
-    parts = make_ready(recipe)
+    size = picture_size(run)
+    pixels = shadow.blank(3, size, size, dtype=torch.uint8)
+    parts = make_ready(recipe, run.optimizer.checkpointing)
     with shadow:
         owners = {module: name for name, part in reversed([*recipe.named_children()]) for module in part.modules()}
         trained = {id(p) for part in parts.values() for p in part.parameters()}
@@ -163,12 +182,9 @@ def measure_recipe(recipe: Recipe, run: RunConfig, batch: int, processes: int = 
     )
 
 
-def make_ready(recipe: Recipe) -> dict[str, nn.Module]:
+def make_ready(recipe: Recipe, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:
     """Train the parts, freeze the rest, as the training loop does before its first step."""
-    recipe.requires_grad_(False)
-    parts = recipe.parts()
-    for part in parts.values():
-        part.requires_grad_(True).train()
+    parts = recipe.train_parts(checkpointing)
     recipe.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return parts
 
@@ -177,8 +193,8 @@ def _keep_beside(parameters: list[nn.Parameter], run: RunConfig, shadow: ShadowD
     """Take the memory of what stays from step to step beside the weights."""
     shadow.label = "moving average"
     shadow.kept = [AveragedWeights(parameters, run.optimizer.ema_decay)]
-    shadow.label = "AdamW states"
-    shadow.kept += [torch.zeros_like(p) for p in parameters for _ in range(2)]
+    shadow.label = "optimizer states"
+    shadow.kept += [shadow.blank(p.numel(), STATE_BYTES[run.optimizer.name], dtype=torch.uint8) for p in parameters]
     if processes > 1:
         shadow.label = "buckets of gradients"
         shadow.kept += [torch.zeros_like(p) for p in parameters]
@@ -212,8 +228,8 @@ def _batch(pixels: Tensor, moments: Tensor | None, count: int, shadow: ShadowDev
     return Batch(
         pixels=pixels.expand(count, -1, -1, -1).clone() if moments is None else None,
         moments=None if moments is None else moments.expand(count, -1, -1, -1).clone(),
-        # Captions differ, as those of a real batch do.
         captions=[CAPTION] * count,
+        features=None,
         indices=list(range(count)),
         generators=[torch.Generator().manual_seed(i) for i in range(count)],
     )

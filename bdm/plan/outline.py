@@ -83,7 +83,9 @@ def outline_native_text_encoder(source: str) -> NativeTextEncoder:
         return _native(cn_clip_config(bert, Path(source)), chinese_clip_tokenizer())
     if source in CHINESE_CLIPS and not Path(source).is_dir():
         width, layers = CHINESE_CLIPS[source]
-        sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width)
+        sizes: dict[str, Any] = dict(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width
+        )  # fmt: skip
         return _native(ChineseCLIPTextConfig(vocab_size=21128, **sizes), chinese_clip_tokenizer())
     folder = _configurations(source)
     return _native(AutoConfig.from_pretrained(folder), load_tokenizer(folder))

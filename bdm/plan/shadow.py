@@ -28,12 +28,12 @@ class GpuHabits(TorchFunctionMode):
     """What a GPU does otherwise than the CPU whose kernels' shapes are used: mixed precision spares the normalisations."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
+        named: dict[str, Any] = kwargs or {}
         if func in _FLOAT32_ON_GPUS and torch.is_autocast_enabled("cpu"):
-            args, kwargs = tree_map_only(Tensor, lambda x: x.float(), (args, kwargs))
+            args, named = (tree_map_only(Tensor, lambda x: x.float(), part) for part in (args, named))
         if func is Tensor.numpy and isinstance(args[0], FakeTensor):
             return np.zeros(args[0].shape, str(args[0].dtype).removeprefix("torch."))
-        return func(*args, **kwargs)
+        return func(*args, **named)
 
 
 class ShadowDevice(TorchDispatchMode):

@@ -32,6 +32,15 @@ class Recipe(nn.Module):
         """The sub-modules that are trained, by name. Everything else must be frozen."""
         raise NotImplementedError
 
+    def train_parts(self, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:
+        """Let every part train and freeze everything else; ``checkpointing`` as in ``checkpoint_activations``. Gives the parts."""
+        self.requires_grad_(False)
+        parts = self.parts()
+        for part in parts.values():
+            part.requires_grad_(True).train()
+        self.checkpoint_activations(checkpointing)
+        return parts
+
     def checkpointable(self) -> dict[str, Any]:
         """Diffusers models whose activations can be computed again in the backward pass instead of being kept, by name."""
         return {}

@@ -258,7 +258,8 @@ class BackboneRecipe(DenoisingRecipe):
         """A stock diffusers pipeline of the parts."""
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-        scheduler = DDIMScheduler(**SD15_SCHEDULE | {"prediction_type": self.schedule.prediction})
+        schedule: dict[str, Any] = {**SD15_SCHEDULE, "prediction_type": self.schedule.prediction}
+        scheduler = DDIMScheduler(**schedule)
         parts: dict[str, Any] = {"scheduler": scheduler, "safety_checker": None, "feature_extractor": None}
         pipe = StableDiffusionPipeline(
             vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
