@@ -136,7 +136,8 @@ class DenoisingConfig(Strict):
     """What both denoising recipes share."""
 
     empty_caption: Fraction = 0.1
-    loss_weight: Literal["none", "min_snr", "inverse_sqrt_snr"] = "none"
+    timesteps: Literal["uniform", "high_noise"] = "uniform"
+    loss_weight: Literal["none", "min_snr", "velocity"] = "none"
     prediction: Literal["epsilon", "v_prediction"] | None = None
     offset_noise: Annotated[float, Field(ge=0)] = 0.0
     cache: bool = False

@@ -8,7 +8,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-LossWeight = Literal["none", "min_snr", "inverse_sqrt_snr"]
+LossWeight = Literal["none", "min_snr", "velocity"]
+Timesteps = Literal["uniform", "high_noise"]
 Prediction = Literal["epsilon", "v_prediction"]
 
 #: The scheduler configuration of SD1.5 (its scheduler_config.json).
@@ -48,41 +49,40 @@ class NoiseSchedule(nn.Module):
         alpha_bar = self.alphas_cumprod[t].view(-1, *[1] * (x_0.ndim - 1))
         return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
 
+    def snr(self, t: Tensor) -> Tensor:
+        """(B,) signal-to-noise ratio alpha_t^2 / sigma_t^2."""
+        alpha_bar = self.alphas_cumprod[t]
+        return alpha_bar / (1 - alpha_bar)
+
     def weight(self, t: Tensor, kind: LossWeight) -> Tensor:
         """(B,) weights of the squared error.
 
-        ``min_snr``: min(SNR, 5) / SNR for the noise and min(SNR, 5) / (SNR + 1) for the velocity (arXiv 2303.09556).
-        ``inverse_sqrt_snr``: 1 / sqrt(SNR) for the noise, at most 30; it stresses high noise, where the prompt decides what is
-        drawn. An error of the velocity is one of the noise divided by alpha_t, hence the factor alpha_t^2 = SNR / (SNR + 1)
-        between the two.
+        ``min_snr``: min(SNR, 5) / SNR for the noise (arXiv 2303.09556). ``velocity``: 1 + 1 / SNR for the noise, which makes it the
+        error of the velocity. For latents of unit variance that is the inverse of the error of a denoiser that knows nothing
+        else (EDM's weight, arXiv 2206.00364), so errors are of about one size at all timesteps; unweighted ones are thirty times
+        smaller where noise is high and the text decides, and drown in the gradients of the others.
+
+        An error of the velocity is one of the noise divided by alpha_t, hence the factor alpha_t^2 = SNR / (SNR + 1) where the
+        network predicts that.
         """
-        alpha_bar = self.alphas_cumprod[t]
-        snr = alpha_bar / (1 - alpha_bar)
-        same_error = alpha_bar if self.prediction == "v_prediction" else torch.ones_like(alpha_bar)
-        match kind:
-            case "none":
-                return torch.ones_like(snr)
-            case "min_snr":
-                return snr.clamp(max=5.0) / snr * same_error
-            case "inverse_sqrt_snr":
-                return snr.rsqrt().clamp(max=30.0) * same_error
+        snr = self.snr(t)
+        if kind == "none":
+            return torch.ones_like(snr)
+        weight = snr.clamp(max=5.0) / snr if kind == "min_snr" else 1 + 1 / snr
+        return weight * self.alphas_cumprod[t] if self.prediction == "v_prediction" else weight
 
-    def draw_timesteps(self, uniform: Tensor, kind: LossWeight) -> Tensor:
-        """Timesteps drawn in proportion to their weight, by inversion of the distribution function.
-
-        The mean of unweighted errors at such timesteps, times ``mean_weight``, has the expectation of the weighted loss at
-        uniform timesteps, but fewer samples are spent where they hardly count.
+    def draw_timesteps(self, uniform: Tensor, kind: Timesteps) -> Tensor:
+        """Timesteps of a density, by inversion of its distribution function.
 
         Args:
             uniform: (B,) in [0, 1).
-            kind: see ``weight``.
+            kind: ``"uniform"``, or ``"high_noise"``: in proportion to 1 / sqrt(SNR), at most 30, because the prompt decides what is
+                drawn where noise is high.
         """
-        cumulative = self.weight(torch.arange(len(self), device=uniform.device), kind).double().cumsum(0)
+        snr = self.snr(torch.arange(len(self), device=uniform.device))
+        density = torch.ones_like(snr) if kind == "uniform" else snr.rsqrt().clamp(max=30.0)
+        cumulative = density.double().cumsum(0)
         return torch.searchsorted(cumulative, uniform.double() * cumulative[-1], right=True).clamp(max=len(self) - 1)
-
-    def mean_weight(self, kind: LossWeight) -> float:
-        """The mean weight over all timesteps."""
-        return self.weight(torch.arange(len(self), device=self.alphas_cumprod.device), kind).mean().item()
 
 
 def denoising_error(predicted: Tensor, target: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def test_schedule_is_sd15s():
 
 @pytest.mark.parametrize(
     ("kind", "formula"),
-    [("none", lambda snr: 1.0), ("min_snr", lambda snr: min(snr, 5) / snr), ("inverse_sqrt_snr", lambda snr: min(snr**-0.5, 30))],
+    [("none", lambda snr: 1.0), ("min_snr", lambda snr: min(snr, 5) / snr), ("velocity", lambda snr: 1 + 1 / snr)],
 )
 def test_weights(kind, formula):
     schedule = NoiseSchedule()
@@ -38,22 +38,30 @@ def test_velocity_is_that_of_diffusers_and_weights_are_those_of_the_same_error()
     snr = alpha_bar / (1 - alpha_bar)
     torch.testing.assert_close(schedule.weight(t, "min_snr"), snr.clamp(max=5) / (snr + 1))
     torch.testing.assert_close(schedule.weight(t, "none"), torch.ones(3))
-    for kind in ("min_snr", "inverse_sqrt_snr"):
+    torch.testing.assert_close(schedule.weight(t, "velocity"), torch.ones(3))
+    for kind in ("min_snr", "velocity"):
         torch.testing.assert_close(schedule.weight(t, kind), NoiseSchedule().weight(t, kind) * alpha_bar)
 
 
-@pytest.mark.parametrize("kind", ["none", "min_snr", "inverse_sqrt_snr"])
-def test_drawing_timesteps_by_weight_keeps_the_expected_loss(kind):
+def test_drawn_timesteps_have_their_density():
     schedule = NoiseSchedule()
-    error = torch.rand(1000).double()
-    expected = (schedule.weight(torch.arange(1000), kind).double() * error).mean()
     u = (torch.arange(400_000) + 0.5) / 400_000
-    drawn = schedule.draw_timesteps(u, kind)
-    assert drawn.min() >= 0
-    assert drawn.max() <= 999
-    torch.testing.assert_close(schedule.mean_weight(kind) * error[drawn].mean(), expected, rtol=1e-3, atol=0)
-    if kind == "none":
-        assert torch.equal(drawn, (u * 1000).long())
+    assert torch.equal(schedule.draw_timesteps(u, "uniform"), (u * 1000).long())
+    drawn = schedule.draw_timesteps(u, "high_noise")
+    density = schedule.snr(torch.arange(1000)).double().rsqrt().clamp(max=30)
+    counts = torch.bincount(drawn, minlength=1000).double()
+    torch.testing.assert_close(counts / len(u), density / density.sum(), rtol=0, atol=1 / len(u))
+
+
+def test_velocity_errors_of_a_denoiser_that_knows_the_variance_alone_are_equal():
+    """The best linear guess of the noise in x_t = alpha x_0 + sigma eps, for x_0 of unit variance, is sigma x_t."""
+    schedule = NoiseSchedule()
+    t = torch.tensor([50, 300, 600, 950])
+    x_0, eps = torch.randn(2, 4, 200_000)
+    x_t = schedule.add_noise(x_0, eps, t)
+    sigma = (1 - schedule.alphas_cumprod[t]).sqrt()[:, None]
+    weighted = schedule.weight(t, "velocity") * denoising_error(sigma * x_t, eps)
+    torch.testing.assert_close(weighted, torch.ones(4), rtol=0.02, atol=0)
 
 
 def test_error_is_a_mean_per_sample():

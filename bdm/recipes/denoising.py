@@ -24,7 +24,7 @@ from ..data.source import Example, Source, to_pixels, to_unit_range
 from ..errors import UserError
 from ..fingerprint import check_fingerprints, text_fingerprint, tokens_fingerprint, vae_fingerprint
 from ..grid import labelled_grid
-from ..loss import SD15_SCHEDULE, LossWeight, NoiseSchedule, Prediction, denoising_error
+from ..loss import SD15_SCHEDULE, LossWeight, NoiseSchedule, Prediction, Timesteps, denoising_error
 from ..text.native import NativeTextEncoder
 from .base import Recipe
 
@@ -60,7 +60,8 @@ class DenoisingRecipe(Recipe):
         source: pictures with captions.
         vae: frozen.
         empty_caption: share of the samples whose caption becomes "", for guidance.
-        loss_weight: weight of the squared error by timestep (see ``NoiseSchedule.weight``); timesteps are drawn by it.
+        timesteps: density of the timesteps (see ``NoiseSchedule.draw_timesteps``).
+        loss_weight: weight of the squared error by timestep (see ``NoiseSchedule.weight``).
         prediction: what the network predicts; what the frozen backbone does (``inherited``) if None.
         offset_noise: standard deviation of a further noise that is one number for each channel, so that the mean colour of a
             picture, which the schedule hardly destroys, is learned too.
@@ -76,6 +77,7 @@ class DenoisingRecipe(Recipe):
         source: Source,
         vae: AutoencoderKL,
         empty_caption: float = 0.1,
+        timesteps: Timesteps = "uniform",
         loss_weight: LossWeight = "none",
         prediction: Prediction | None = None,
         offset_noise: float = 0.0,
@@ -95,6 +97,7 @@ class DenoisingRecipe(Recipe):
         self.schedule = NoiseSchedule(prediction or inherited or "epsilon")
         self.offset_noise = offset_noise
         self.empty_caption, self.cache = empty_caption, cache
+        self.timesteps: Timesteps = timesteps
         self.loss_weight: LossWeight = loss_weight
         self.grid_prompts, self.grid_guidance = tuple(grid_prompts), grid_guidance
         self._features: dict[str, Tensor] = {}
@@ -185,11 +188,10 @@ class DenoisingRecipe(Recipe):
         return denoising_error(self.predict(x_t, t, self.text_features(captions)), self.schedule.target(x_0, eps, t))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        t = self.schedule.draw_timesteps(batch.rand().to(self.vae.device), self.loss_weight)
+        t = self.schedule.draw_timesteps(batch.rand().to(self.vae.device), self.timesteps)
         dropped = (batch.rand() < self.empty_caption).tolist()
         captions = ["" if drop else text for drop, text in zip(dropped, self.caption_of(batch), strict=True)]
-        errors = self.errors(batch, t, captions)
-        return {"loss": self.schedule.mean_weight(self.loss_weight) * errors.mean()}
+        return {"loss": (self.schedule.weight(t, self.loss_weight) * self.errors(batch, t, captions)).mean()}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
