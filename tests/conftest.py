@@ -58,13 +58,21 @@ def branch(unet) -> BranchModel:
     return make_branch(unet)
 
 
-@pytest.fixture
-def native() -> NativeTextEncoder:
+def make_native() -> NativeTextEncoder:
     return NativeTextEncoder(make_native_model(), chinese_clip_tokenizer())
 
 
 @pytest.fixture
+def native() -> NativeTextEncoder:
+    return make_native()
+
+
+@pytest.fixture
 def text_encoder() -> CLIPTextModel:
+    return make_text_encoder()
+
+
+def make_text_encoder() -> CLIPTextModel:
     config = CLIPTextConfig(
         vocab_size=49408, hidden_size=TEXT_DIM, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,

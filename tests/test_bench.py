@@ -101,7 +101,7 @@ def test_counted_operations_and_peak_memory():
     assert peak_memory(lambda: torch.ones(2**25).sum()) - small > 0.9 * 2**27
 
 
-def test_whole_comparison(tmp_path, capsys):
+def check_comparison(tmp_path, capsys):
     config = BenchInferConfig(kind="infer", **TINY | dict(out=tmp_path, dtype="float32", pairs=1))
     run_bench(config)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -109,3 +109,14 @@ def test_whole_comparison(tmp_path, capsys):
     assert 0.5 < figures["peak_memory_ratio"] < 1.5
     assert json.loads((tmp_path / "bench.json").read_text()) == figures
     assert (tmp_path / "bench.png").stat().st_size > 5000
+
+
+def test_comparison_from_configuration_to_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(InferBench, "memory", lambda self, name: 100)
+    check_comparison(tmp_path, capsys)
+
+
+@pytest.mark.slow
+def test_whole_comparison(tmp_path, capsys):
+    """Memory too, which each side's own process measures."""
+    check_comparison(tmp_path, capsys)

@@ -167,25 +167,21 @@ def _memory(run: RunConfig, step: StepFigures, machine: Machine, captions: int) 
 
 
 def _find_fit(run: RunConfig, machine: Machine, given: StepFigures, captions: int) -> Fit | None:
-    """The largest micro-batch that fits: memory grows linearly with it."""
+    """The largest micro-batch that fits, by bisection: memory never shrinks with it."""
     of_gpu = run.optimizer.batch_size // machine.gpus
-
-    def measured(micro: int) -> tuple[int, float]:
+    smaller = [micro for micro in range(1, given.batch) if of_gpu % micro == 0]
+    fit, low, high = None, 0, len(smaller)
+    while low < high:
+        middle = (low + high) // 2
+        micro = smaller[middle]
         optimizer = run.optimizer.model_copy(update={"accumulation": of_gpu // micro})
         changed = run.model_copy(update={"optimizer": optimizer})
-        step = measure_step(changed, micro, machine.gpus)
-        return step.batch, sum(_memory(changed, step, machine, captions).values())
-
-    one = measured(1)[1]
-    growth = (given.peak + given.largest_convolution - one) / max(given.batch - 1, 1)
-    room = machine.memory * GIB - one
-    # A linear guess first, then down as long as the real figure is too large (a step's peak may move to another place).
-    micros = [m for m in range(of_gpu, 0, -1) if of_gpu % m == 0 and m < given.batch and (m - 1) * growth <= room]
-    for micro in micros:
-        memory = one if micro == 1 else measured(micro)[1]
+        memory = sum(_memory(changed, measure_step(changed, micro, machine.gpus), machine, captions).values())
         if memory <= machine.memory * GIB:
-            return Fit(micro, of_gpu // micro, memory)
-    return None
+            fit, low = Fit(micro, of_gpu // micro, memory), middle + 1
+        else:
+            high = middle
+    return fit
 
 
 def _disk(step: StepFigures, samples: int, state_bytes: int) -> dict[str, int]:

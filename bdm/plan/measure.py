@@ -140,6 +140,7 @@ def measure_recipe(recipe: Recipe, run: RunConfig, batch: int, processes: int = 
     """Work out a step of a recipe whose models have no values (see ``measure_step``)."""
     shadow = ShadowDevice()
     size = picture_size(run)
+    shadow.label = "batch"
     pixels = shadow.blank(3, size, size, dtype=torch.uint8)
     parts = make_ready(recipe, run.optimizer.checkpointing)
     with shadow:
