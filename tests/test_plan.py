@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_native, make_text_encoder, make_unet, make_vae
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from test_optimizers import NAMES
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,9 +21,10 @@ from bdm.data.batch import make_batch
 from bdm.data.source import Example
 from bdm.errors import UserError
 from bdm.loss import SD15_SCHEDULE
+from bdm.optimizers import make_optimizer
 from bdm.plan import estimate
 from bdm.plan.estimate import GIB, Machine, make_plan
-from bdm.plan.measure import CAPTION, BlankSource, make_ready, measure_step
+from bdm.plan.measure import CAPTION, STATE_BYTES, BlankSource, make_ready, measure_step
 from bdm.plan.outline import outline_backbone, outline_native_text_encoder
 from bdm.plan.shadow import ShadowDevice
 from bdm.recipes.build import build_recipe
@@ -205,6 +207,25 @@ def test_mixed_precision_halves_activations_and_keeps_the_optimizer(run, plain):
     assert mixed.forward == full.forward
     # Normalisations stay in float32, so it is less than half.
     assert 0.5 < mixed.activations["unet"] / full.activations["unet"] < 1.0
+
+
+def test_what_stays_from_step_to_step_is_counted_exactly(run, plain):
+    recipe = real_recipe(run)
+    frozen = [t for t in (*recipe.parameters(), *recipe.buffers()) if t not in set(recipe.branch.parameters())]
+    trained = sum(p.nbytes for p in recipe.branch.parameters())
+    assert plain.at_peak["trained weights"] == plain.at_peak["moving average"] == trained
+    assert plain.at_peak["optimizer states"] == 2 * trained
+    assert plain.at_peak["frozen weights"] == sum(t.nbytes for t in frozen)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_of_an_optimizers_state(name):
+    weight = nn.Parameter(torch.ones(512, 512))
+    optimizer = make_optimizer(name, [weight], 1e-3)
+    weight.sum().backward()
+    optimizer.step()
+    size = sum(value.nbytes for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
+    assert size / weight.numel() == pytest.approx(STATE_BYTES[name], rel=0.03)
 
 
 def test_nothing_stays_in_memory():
