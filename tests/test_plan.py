@@ -149,6 +149,20 @@ def test_operations_are_a_real_steps(run, plain):
     assert plain.encoding == plain.forward["vae"] + plain.forward["native_text_encoder"]
 
 
+PLUGINS = {"lora": {}, "embedding": {}, "controlnet": dict(widths=(8, 16, 16, 32)), "checkpoint": {}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_operations_of_community_recipes_are_a_real_steps(run, kind):
+    recipe = dict(kind=kind, backbone=run.recipe.backbone, **PLUGINS[kind])
+    run = RunConfig.model_validate(run.model_dump() | dict(recipe=recipe))
+    step = measure_step(run, 6, validate=False)
+    forward, backward = count_operations(real_recipe(run))
+    assert sum(step.forward.values()) * 6 == pytest.approx(forward)
+    assert step.backward * 6 == pytest.approx(backward)
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_operations_by_hand(trained):
     """2 x multiplications; the backward pass takes as many for the inputs and, if they are trained, for the weights."""
@@ -333,6 +347,10 @@ def test_a_real_batch_that_does_not_fit_gets_advice_that_does(run):
 def test_what_cannot_be_planned_is_said(run, config, capsys, monkeypatch):
     with pytest.raises(UserError, match="give its size with --samples"):
         make_plan(run, Machine())
+    clip = dict(kind="contrastive", architecture="clip", text={}, vision={})
+    for changes, said in ((dict(data=dict(kind="prepared", path="x")), "raw data"), (dict(recipe=clip), "picks pairs")):
+        with pytest.raises(UserError, match=said):
+            measure_step(RunConfig.model_validate(run.model_dump() | changes), 2)
     with pytest.raises(UserError, match="5 GPUs"):
         make_plan(run, Machine(gpus=5), samples=10)
     for wrong in (dict(gpus=0), dict(utilisation=1.5), dict(tflops=math.nan), dict(price=-1.0)):

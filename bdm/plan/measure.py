@@ -77,7 +77,7 @@ class BlankSource:
         self._example, self._real = example, real
 
     def __len__(self) -> int:
-        return 1 << 20
+        return 1 << 20 if self._real is None else len(self._real)
 
     def __getitem__(self, index: int) -> Example:
         return self._example
@@ -103,7 +103,7 @@ def measure_step(run: RunConfig, batch: int, processes: int = 1, validate: bool 
         validate: work out the validation losses too.
 
     Raises:
-        UserError: a model's configuration is not known.
+        UserError: see ``outline_recipe``.
     """
     return measure_recipe(outline_recipe(run), run, batch, processes, validate)
 
@@ -125,8 +125,13 @@ def outline_recipe(run: RunConfig) -> Recipe:
     """A run's recipe on the meta device; its examples are blank.
 
     Raises:
-        UserError: a model's configuration is not known.
+        UserError: a model's configuration is not known, or the recipe cannot be planned.
     """
+    if run.recipe.kind == "contrastive":
+        raise UserError(
+            "recipe.kind is contrastive, whose loss picks pairs by their values, and a plan has shapes only; "
+            "train.py --dry-run goes through a real step"
+        )
     size = picture_size(run)
     pixels = torch.zeros(3, size, size, dtype=torch.uint8)
     # The judge's labels come from the world's rows.

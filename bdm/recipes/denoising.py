@@ -31,6 +31,9 @@ from .base import Recipe
 #: Timestep buckets of the validation loss.
 BUCKETS = 4
 
+#: Pictures that the VAE encodes at once.
+AT_ONCE = 16
+
 
 class CachedSource:
     """A source whose pictures were encoded once; every draw of latents from the kept moments is still fresh."""
@@ -172,7 +175,9 @@ class DenoisingRecipe(Recipe):
         with torch.no_grad():
             if batch.moments is None:
                 assert batch.pixels is not None
-                moments = encode_moments(self.vae, to_unit_range(batch.pixels.to(self.vae.device)))
+                # A validation's pictures at once would take more memory than a training step.
+                parts = batch.pixels.split(AT_ONCE)
+                moments = torch.cat([encode_moments(self.vae, to_unit_range(part.to(self.vae.device))) for part in parts])
             else:
                 moments = batch.moments.to(self.vae.device, torch.float32)
             noise = batch.randn(moments.shape[1] // 2, *moments.shape[2:]).to(moments)
