@@ -160,6 +160,7 @@ class BranchConfig(DenoisingConfig):
     kind: Literal["branch"]
     backbone: str
     native_text_encoder: str
+    branch: str | None = None
     shuffle_captions: bool = False
     frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 

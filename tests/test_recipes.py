@@ -143,6 +143,18 @@ def test_frozen_parts_in_low_precision(folders):
     assert low.grid().width > 32
 
 
+def test_training_goes_on_from_a_trained_branch(folders, tmp_path):
+    first = branch_recipe(folders)
+    with torch.no_grad():
+        first.branch.controlnet_mid_block.weight.normal_()
+    first.save(tmp_path / "branch")
+    further = branch_recipe(folders, branch=str(tmp_path / "branch"))
+    batches = [fixed_batch(first.source, 2, seed=0) for _ in range(2)]  # a batch's generators serve once
+    assert torch.equal(further(batches[0])["loss"], first(batches[1])["loss"])
+    with pytest.raises(UserError, match="config.json"):
+        branch_recipe(folders, branch=str(tmp_path))
+
+
 def test_only_the_branch_trains_and_shuffling_changes_captions_only(folders):
     recipe = branch_recipe(folders, shuffle_captions=True)
     assert set(recipe.parts()) == {"branch"}

@@ -296,6 +296,7 @@ class BranchRecipe(DenoisingRecipe):
     Args:
         backbone: the backbone, or folder, single file or hub name of an SD1.5 model.
         native_text_encoder: the native text encoder, or its folder or file.
+        branch: folder or hub name of a trained branch to start from, such as the released one; a fresh one if None.
         shuffle_captions: give every picture another picture's caption (a control that must not learn).
         frozen_dtype: precision in which UNet and text encoders, which are frozen, are kept; the VAE stays in fp32, because
             SD1.5's overflows in fp16. The branch is copied before, so it starts from full precision.
@@ -307,6 +308,7 @@ class BranchRecipe(DenoisingRecipe):
         source: Source,
         backbone: str | Backbone,
         native_text_encoder: str | NativeTextEncoder,
+        branch: str | None = None,
         shuffle_captions: bool = False,
         frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
         seed: int = 0,
@@ -321,7 +323,10 @@ class BranchRecipe(DenoisingRecipe):
         self.native_text_encoder = native if isinstance(native, NativeTextEncoder) else NativeTextEncoder.from_pretrained(native)
         self.check_cache(backbone, (native, self.native_text_encoder))
         torch.manual_seed(seed)
-        self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
+        if branch is None:
+            self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
+        else:
+            self.branch = BranchModel.from_pretrained(branch, torch_dtype=torch.float32)
         self.bridge = Bridge(self.branch, share=False).attach(self.unet)
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[frozen_dtype]
