@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .bridge import in_window
 from .errors import UserError
+from .extras import import_extra
 
 
 def canny_edges(picture: Image.Image, low: int = 100, high: int = 200) -> Image.Image:
@@ -40,14 +41,9 @@ def annotate(picture: Image.Image, name: str | None) -> Image.Image:
         return picture
     if name == "canny":
         return canny_edges(picture)
+    processor = import_extra("an annotator other than canny", "processor").Processor
     try:
-        from controlnet_aux.processor import Processor  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError(
-            f"annotator {name!r} needs the controlnet_aux package: pip install 'bdm[annotators]'; canny is built in"
-        ) from None
-    try:
-        return Processor(name)(picture, to_pil=True).resize(picture.size)
+        return processor(name)(picture, to_pil=True).resize(picture.size)
     except (KeyError, ValueError) as error:
         raise UserError(f"controlnet_aux has no annotator {name!r} ({str(error)[:120]})") from None
 

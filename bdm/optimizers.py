@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .config import OptimizerConfig
-from .extras import require_packages
+from .extras import import_extra
 
 
 def make_optimizer(
@@ -33,17 +33,12 @@ def make_optimizer(
     Raises:
         UserError: a package is missing.
     """
-    require_packages(name)
     options = {"lr": learning_rate, "betas": betas, "weight_decay": weight_decay}
     if name == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(parameters, **options)
+        return import_extra(name, "optim").AdamW8bit(parameters, **options)
     if name == "prodigy":
-        from prodigyopt import Prodigy
-
         # Warm-up must not enter the estimate of the step size.
-        return Prodigy(parameters, safeguard_warmup=True, use_bias_correction=True, **options)
+        return import_extra(name).Prodigy(parameters, safeguard_warmup=True, use_bias_correction=True, **options)
     return torch.optim.AdamW(parameters, fused=True, **options)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..extras import import_extra
 from .pictures import PictureRules, picture_size
 from .shards import ShardedSource, beside, expand_urls
 from .source import WINDOW, UnreadableExample
@@ -125,14 +126,11 @@ class ParquetSource(ShardedSource):
 @lru_cache(maxsize=64)
 def _open(url: str, process: int) -> Any:
     """An open file. Data workers are processes that share their parent's files, so each opens its own."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("parquet files need the package pyarrow; pip install 'bdm[parquet]'") from None
+    parquet = import_extra("a parquet file", "parquet")
     filesystem, path, _ = locate(url)
     try:
-        return pyarrow.parquet.ParquetFile(filesystem.open(path, "rb"))
-    except (OSError, pyarrow.ArrowException) as error:
+        return parquet.ParquetFile(filesystem.open(path, "rb"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{url} is not a whole parquet file ({str(error)[:120]}); write or download it again") from None
 
 
@@ -140,5 +138,5 @@ def _open(url: str, process: int) -> Any:
 def _read_group(url: str, group: int, columns: tuple[str, ...], process: int) -> Any:
     try:
         return _open(url, process).read_row_group(group, columns=list(columns))
-    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+    except (OSError, ValueError) as error:
         raise UserError(f"row group {group} of {url} cannot be read ({str(error)[:120]}); write or download it again") from None

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..config import PrepareConfig
 from ..errors import UserError
+from ..extras import import_extra
 from .run import Job, Task
 
 
@@ -42,10 +43,7 @@ def run_on_ray(config: PrepareConfig, tasks: list[Task]) -> None:
     Raises:
         UserError: ray is not installed, or a shard cannot be prepared.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--engine ray needs the package ray; pip install 'bdm[ray]'") from None
+    ray = import_extra("--engine ray")
     if not tasks:
         return
     root = str(Path(__file__).resolve().parents[2])
