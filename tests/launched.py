@@ -15,7 +15,7 @@ from bdm.data.batch import fixed_batch
 from bdm.data.emoji import EmojiSource, World
 from bdm.data.source import Example
 from bdm.recipes.base import Recipe
-from bdm.recipes.denoising import BranchRecipe
+from bdm.recipes.branch import BranchRecipe
 from bdm.training import train
 
 

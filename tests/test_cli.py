@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_formats import make_controlnet
 
-from bdm.cli import DEFAULT_MODEL, main, split_numbers
+from bdm.cli import main
+from bdm.cli.draw import DEFAULT_MODEL, split_numbers
 from bdm.errors import UserError
 from bdm.grid import labelled_grid, save_picture
 from bdm.picture_info import describe, picture_info

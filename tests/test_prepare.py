@@ -27,7 +27,7 @@ from bdm.prepare import writer
 from bdm.prepare.hashing import find_duplicates, perceptual_hash
 from bdm.prepare.report import describe_report
 from bdm.prepare.run import Job, prepare
-from bdm.recipes.denoising import BranchRecipe
+from bdm.recipes.branch import BranchRecipe
 from bdm.text.native import NativeTextEncoder
 from bdm.text.vocabulary import clip_tokenizer
 

@@ -10,8 +10,8 @@ from bdm.data.batch import fixed_batch
 from bdm.data.emoji import EmojiSource, World
 from bdm.errors import UserError
 from bdm.loss import SD15_SCHEDULE
+from bdm.recipes.branch import BranchRecipe
 from bdm.recipes.contrastive import contrastive_loss
-from bdm.recipes.denoising import BranchRecipe
 from bdm.text.english import encode_english
 from bdm.text.vocabulary import clip_tokenizer
 

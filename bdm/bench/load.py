@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ class LoadBench(Bench):
     def __init__(self, config: BenchLoadConfig) -> None:
         self.config = config
         self._folder = tempfile.TemporaryDirectory(prefix="bdm-bench-")
-        self._written = False
+
+    @cached_property
+    def file(self) -> Path:
+        """The checkpoint that is read, written when it is first asked for."""
+        return write_model(self.config, Path(self._folder.name))
 
     def side(self, name: str, count: bool = True) -> Side:
         return Side(lambda: self._run(name)["seconds"], lambda: torch.tensor(self._run(name)["sums"], dtype=torch.float64))
@@ -48,14 +53,10 @@ class LoadBench(Bench):
         return self._run(name)["peak"]
 
     def _run(self, name: str) -> dict[str, Any]:
-        folder = Path(self._folder.name)
-        if not self._written:
-            write_model(self.config, folder)
-            self._written = True
-        return run_apart("bdm.bench.load_apart", name, str(folder), self.config.dtype)
+        return run_apart("bdm.bench.load_apart", name, str(self.file.parent), self.config.dtype)
 
 
-def write_model(config: BenchLoadConfig, folder: Path) -> None:
+def write_model(config: BenchLoadConfig, folder: Path) -> Path:
     """A random checkpoint in the original layout (``model.safetensors``), with a diffusers folder's configurations beside it."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -76,3 +77,4 @@ def write_model(config: BenchLoadConfig, folder: Path) -> None:
     clip_tokenizer().save_pretrained(folder / "tokenizer")
     DDIMScheduler(**SD15_SCHEDULE).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(_INDEX))
+    return folder / "model.safetensors"

@@ -53,9 +53,9 @@ def build_recipe(run: RunConfig, source: Source | None = None, **ready: Any) -> 
         case "contrastive":
             from .contrastive import ContrastiveRecipe as Built
         case "backbone":
-            from .denoising import BackboneRecipe as Built
+            from .backbone import BackboneRecipe as Built
         case "branch":
-            from .denoising import BranchRecipe as Built
+            from .branch import BranchRecipe as Built
         case "checkpoint":
             from .community import CheckpointRecipe as Built
         case "lora":

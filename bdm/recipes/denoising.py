@@ -1,30 +1,24 @@
-"""Captions -> noise predictions: a backbone of one's own, and the branch of a Bridge Diffusion Model."""
+"""What every recipe shares that learns to take noise away: latents, timesteps, the error, its validation and the grid."""
 
 from __future__ import annotations
 
-import random
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPTextModel
 
-from ..backbone import Backbone, decode_latents, encode_moments, load_backbone, sample_latents
-from ..branch import BranchModel
-from ..bridge import Bridge, NativeCondition
+from ..backbone import encode_moments, sample_latents
 from ..data.batch import Batch, fixed_batch
 from ..data.source import Example, Source, to_pixels, to_unit_range
 from ..errors import UserError
 from ..fingerprint import check_fingerprints, text_fingerprint, tokens_fingerprint, vae_fingerprint
 from ..grid import labelled_grid
-from ..loss import SD15_SCHEDULE, LossWeight, NoiseSchedule, Prediction, Timesteps, denoising_error
+from ..loss import LossWeight, NoiseSchedule, Prediction, Timesteps, denoising_error
 from ..text.native import NativeTextEncoder
 from .base import Recipe
 
@@ -214,166 +208,3 @@ class DenoisingRecipe(Recipe):
         held_out = self.source.validation
         prompts = list(self.grid_prompts) or [held_out.caption(i) for i in range(0, len(held_out), len(held_out) // 24 + 1)]
         return labelled_grid(to_pixels(self.sample(prompts, self.seed).cpu()), prompts, columns=8, scale=3)
-
-
-class BackboneRecipe(DenoisingRecipe):
-    """Trains a UNet from scratch beside a frozen VAE and CLIP text encoder: a small Stable Diffusion.
-
-    Args:
-        vae: the VAE, or its folder.
-        text_encoder: the text part of a CLIP with CLIP's own vocabulary, or a CLIP's folder.
-        unet: arguments of ``UNet2DConditionModel``.
-        rest: see ``DenoisingRecipe``.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        vae: str | AutoencoderKL,
-        text_encoder: str | CLIPTextModel,
-        unet: dict[str, Any],
-        seed: int = 0,
-        **rest: Any,
-    ) -> None:
-        from ..text.vocabulary import clip_tokenizer
-
-        folders = {name: Path(part) for name, part in (("vae", vae), ("text_encoder", text_encoder)) if isinstance(part, str)}
-        super().__init__(source, AutoencoderKL.from_pretrained(vae) if isinstance(vae, str) else vae, seed=seed, **rest)
-        self.check_cache(vae)
-        given = isinstance(text_encoder, CLIPTextModel)
-        self.text_encoder = text_encoder if given else CLIPTextModel.from_pretrained(text_encoder)
-        self.tokenizer = clip_tokenizer()
-        self._cards = {name: folder / "card.json" for name, folder in folders.items()}
-        torch.manual_seed(seed)
-        self.unet = UNet2DConditionModel(**unet)
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet}
-
-    def checkpointable(self) -> dict[str, Any]:
-        return {"unet": self.unet}
-
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        from ..text.english import encode_english
-
-        return encode_english(texts, self.text_encoder, self.tokenizer)
-
-    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return self.unet(x_t, t, text).sample
-
-    def pipeline(self) -> Any:
-        """A stock diffusers pipeline of the parts."""
-        from diffusers import DDIMScheduler, StableDiffusionPipeline
-
-        schedule: dict[str, Any] = {**SD15_SCHEDULE, "prediction_type": self.schedule.prediction}
-        scheduler = DDIMScheduler(**schedule)
-        parts: dict[str, Any] = {"scheduler": scheduler, "safety_checker": None, "feature_extractor": None}
-        pipe = StableDiffusionPipeline(
-            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
-            requires_safety_checker=False, **parts,
-        )  # fmt: skip
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
-        latents = self.pipeline()(
-            prompt_embeds=self.encode_texts(prompts), negative_prompt_embeds=self.encode_texts([""] * len(prompts)),
-            generator=torch.Generator().manual_seed(seed), num_inference_steps=30, guidance_scale=self.grid_guidance,
-            output_type="latent",
-        ).images  # fmt: skip
-        return decode_latents(self.vae, latents)
-
-    def save(self, folder: Path) -> None:
-        self.pipeline().save_pretrained(folder)
-        for part, card in self._cards.items():
-            if card.is_file():
-                shutil.copy(card, folder / part / "card.json")
-
-
-class BranchRecipe(DenoisingRecipe):
-    """Trains the branch: backbone frozen and fed "", native captions through the branch (arXiv 2309.00952, equation 3).
-
-    Args:
-        backbone: the backbone, or folder, single file or hub name of an SD1.5 model.
-        native_text_encoder: the native text encoder, or its folder or file.
-        branch: folder or hub name of a trained branch to start from, such as the released one; a fresh one if None.
-        shuffle_captions: give every picture another picture's caption (a control that must not learn).
-        frozen_dtype: precision in which UNet and text encoders, which are frozen, are kept; the VAE stays in fp32, because
-            SD1.5's overflows in fp16. The branch is copied before, so it starts from full precision.
-        rest: see ``DenoisingRecipe``.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        backbone: str | Backbone,
-        native_text_encoder: str | NativeTextEncoder,
-        branch: str | None = None,
-        shuffle_captions: bool = False,
-        frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
-        seed: int = 0,
-        **rest: Any,
-    ) -> None:
-        from ..text.english import encode_english
-
-        stock = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
-        super().__init__(source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest)
-        self.unet = stock.unet
-        native = native_text_encoder
-        self.native_text_encoder = native if isinstance(native, NativeTextEncoder) else NativeTextEncoder.from_pretrained(native)
-        self.check_cache(backbone, (native, self.native_text_encoder))
-        torch.manual_seed(seed)
-        if branch is None:
-            self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
-        else:
-            self.branch = BranchModel.from_pretrained(branch, torch_dtype=torch.float32)
-        self.bridge = Bridge(self.branch, share=False).attach(self.unet)
-        # The English side is always "" in training: encoded once, its encoder is then not needed any more.
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[frozen_dtype]
-        empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)
-        self.register_buffer("empty_english", empty, persistent=False)
-        self.empty_english: Tensor
-        for frozen in (self.unet, self.native_text_encoder, stock.text_encoder):
-            # nn.Module's own: ModelMixin's warns about float32 modules even where there are none.
-            nn.Module.to(frozen.requires_grad_(False), dtype)
-        self._components = {"scheduler": stock.scheduler, "text_encoder": stock.text_encoder, "tokenizer": stock.tokenizer}
-        self._shuffle = random.Random(seed).sample(range(len(source)), len(source)) if shuffle_captions else None
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"branch": self.branch}
-
-    def checkpointable(self) -> dict[str, Any]:
-        # Gradients reach the branch through the backbone's decoder; its encoder keeps nothing anyway.
-        return {"branch": self.branch, "decoder": self.unet}
-
-    def encode_texts(self, texts: Sequence[str | Tensor]) -> Tensor:
-        return self.native_text_encoder.encode(texts)
-
-    def caption_of(self, batch: Batch) -> Sequence[str | Tensor]:
-        if self._shuffle is None:
-            return batch.texts
-        return [self.source.caption(self._shuffle[i]) for i in batch.indices]
-
-    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        with self.bridge.condition(NativeCondition(text)):
-            return self.unet(x_t.to(self.unet.dtype), t, self.empty_english.expand(len(x_t), -1, -1)).sample
-
-    def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
-        from ..pipeline import BridgePipeline
-
-        pipe = BridgePipeline(
-            vae=self.vae, unet=self.unet, branch=self.branch, native_text_encoder=self.native_text_encoder, **self._components
-        )
-        pipe.set_progress_bar_config(disable=True)
-        # The pipeline brings a bridge of its own.
-        self.bridge.detach()
-        try:
-            latents = pipe(
-                list(prompts), seed=seed, num_inference_steps=30, guidance_scale=self.grid_guidance, output_type="latent"
-            ).images
-        finally:
-            self.bridge.attach(self.unet)
-        return decode_latents(self.vae, latents)
-
-    def save(self, folder: Path) -> None:
-        self.branch.save_pretrained(folder)

@@ -1,0 +1,44 @@
+"""The ``bdm`` command. A module for each group of sub-commands holds their options and functions; heavy imports happen inside."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from ..errors import UserError
+from . import draw, files, measure, train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command. Returns the exit status: 0, or 2 after a mistake that one line explains."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse lets no positional follow an option; here key=value may stand anywhere.
+    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = [*getattr(options, "overrides", []), *rest]
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for group in (train, draw, measure, files):
+        group.add_commands(commands)
+    return parser
+
+
+def console() -> None:
+    """Entry point of the ``bdm`` command."""
+    sys.exit(main())

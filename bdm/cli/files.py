@@ -1,0 +1,63 @@
+"""``inspect``, ``convert`` and ``assemble``: weight files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .quiet import quiet
+
+
+def add_commands(commands: Any) -> None:
+    inspect = commands.add_parser("inspect", help="say what weight files are: kind, base, rank, trigger words, hashes")
+    inspect.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    inspect.set_defaults(run=_inspect)
+
+    convert = commands.add_parser("convert", help="write a weight file in another layout, as safetensors")
+    convert.add_argument("source", type=Path, help="checkpoint, VAE, LoRA, embedding, ControlNet or branch: file or folder")
+    convert.add_argument("out", type=Path, help="file ending in .safetensors, or folder")
+    convert.add_argument("--layout", required=True, help="original, diffusers, kohya, A1111 or BDM, as the kind allows")
+    convert.add_argument(
+        "--dtype", choices=("fp16", "bf16", "fp32"), help="precision of the written weights (default: as they are)"
+    )
+    convert.set_defaults(run=_convert)
+
+    assemble = commands.add_parser("assemble", help="put trained parts together into one pipeline folder")
+    assemble.add_argument("--backbone", required=True, help="folder or hub name of the SD1.5 model")
+    assemble.add_argument("--branch", required=True, help="folder of the branch")
+    assemble.add_argument("--native-text-encoder", required=True, help="folder or cn_clip file of the native text encoder")
+    assemble.add_argument("--out", type=Path, required=True)
+    assemble.add_argument("--fp16", action="store_true", help="store half precision")
+    assemble.add_argument("--no-vocabularies", action="store_true", help="leave out vocabularies that pip packages carry")
+    assemble.set_defaults(run=_assemble)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from ..formats.identify import describe_file
+
+    for i, path in enumerate(options.files):
+        facts = describe_file(path)
+        width = max(map(len, facts))
+        print(*([""] if i else []), path, *(f"  {name:<{width}}  {text}" for name, text in facts.items()), sep="\n")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    import torch
+
+    from ..convert import convert
+
+    quiet()
+    dtypes = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    print(convert(options.source, options.out, options.layout, dtypes[options.dtype]))
+
+
+def _assemble(options: argparse.Namespace) -> None:
+    import torch
+
+    from ..assemble import assemble
+
+    quiet()
+    dtype = torch.float16 if options.fp16 else torch.float32
+    assemble(options.backbone, options.branch, options.native_text_encoder, options.out, dtype, not options.no_vocabularies)
+    print(options.out)

@@ -1,0 +1,147 @@
+"""``train``, ``prepare`` and ``plan``: what runs before and while a model is trained."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .quiet import quiet
+
+
+def add_commands(commands: Any) -> None:
+    train = commands.add_parser("train", help="train what a configuration describes")
+    train.add_argument("config", help="YAML file, such as configs/quickstart.yaml")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.steps=100")
+    train.add_argument("--check", action="store_true", help="check and print the resolved configuration, then stop")
+    train.add_argument(
+        "--dry-run", action="store_true", help="one batch, one step, one save and one grid in a folder that is deleted"
+    )
+    train.set_defaults(run=_train)
+
+    prepare = commands.add_parser("prepare", help="raw pictures -> shards of moments and text features to train from")
+    prepare.add_argument("config", help="YAML file, such as configs/emoji/prepare.yaml")
+    prepare.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.urls=/data/*.tar")
+    prepare.add_argument("--engine", choices=("accelerate", "ray"), default="accelerate", help="who shares out the shards")
+    prepare.add_argument("--check", action="store_true", help="check and print the resolved configuration, then stop")
+    prepare.set_defaults(run=_prepare)
+
+    plan = commands.add_parser("plan", help="memory, time, cost and disk of a run, without its weights, its data or a GPU")
+    plan.add_argument("config", help="YAML file, such as configs/sd15_chinese_clip.yaml")
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.accumulation=10")
+    _plan_options(plan)
+    plan.set_defaults(run=_plan)
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs that share a step (default 1)")
+    parser.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of each (default 80)")
+    parser.add_argument(
+        "--gpu-tflops", type=float, default=312.0, metavar="X",
+        help="dense rate of each at the precision in use (default 312, an A100 or A800 in bf16)",
+    )  # fmt: skip
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of that rate that training reaches (default 0.4)")
+    parser.add_argument("--price-per-hour", type=float, default=0.0, metavar="PRICE", help="of one GPU")
+    parser.add_argument("--samples", type=int, default=None, metavar="N", help="size of the corpus (default: counted in the data)")
+
+
+def _train(options: argparse.Namespace) -> None:
+    import yaml
+
+    from ..config import RunConfig, read_config
+
+    run = read_config(options.config, options.overrides, RunConfig)
+    text = yaml.safe_dump(run.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
+        print(text)
+    if options.check:
+        return
+    from ..extras import require_packages
+
+    require_packages(run.optimizer.name, *run.trackers)
+    from ..recipes.build import build_recipe
+    from ..training import Stopped, train
+
+    quiet()
+    if options.dry_run:
+        _dry_run(run)
+        return
+    recipe = build_recipe(run)
+    try:
+        run.out.mkdir(parents=True, exist_ok=True)
+        if main_process:
+            (run.out / "config.yaml").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"run folder {run.out}: {error.strerror}; choose another with out=FOLDER") from None
+    command = f"python train.py {options.config} {' '.join(options.overrides)}".strip()
+    try:
+        model = train(run, recipe, command)
+        if main_process:
+            print(model)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        # What a shell reports for a process that a signal ended: schedulers see that it did not finish.
+        sys.exit(128 + stopped.number)
+
+
+def _dry_run(run: Any) -> None:
+    """Build everything and go through one batch, one step, one save and one grid; says what each took and keeps nothing."""
+    import tempfile
+
+    from ..metrics import read_metrics
+    from ..recipes.build import build_recipe
+    from ..training import timed, train
+
+    logging.getLogger("bdm").setLevel(logging.INFO)
+    with tempfile.TemporaryDirectory(prefix="bdm-dry-run-") as folder:
+        out = Path(folder) / run.out.name
+        out.mkdir()
+        # Encoding the whole corpus first would be no rehearsal.
+        recipe = run.recipe.model_copy(update={"cache": False} if hasattr(run.recipe, "cache") else {})
+        every: dict[str, Any] = dict.fromkeys(("log_every", "validate_every", "grid_every", "checkpoint_every"), 1)
+        once = run.optimizer.model_copy(update={"steps": 1, "warmup_steps": 0})
+        short = run.model_copy(update={"out": out, "recipe": recipe, "optimizer": once, "trackers": (), **every})
+        with timed("models and data"):
+            built = build_recipe(short)
+        train(short, built)
+        if (out / "metrics.jsonl").is_file():  # the main process has it
+            seconds = next(row["seconds"] for row in read_metrics(out) if "seconds" in row)
+            print(f"dry run passed; the step of {run.optimizer.batch_size} samples took {seconds:.2f} s")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    import yaml
+
+    from ..config import PrepareConfig, read_config
+
+    config = read_config(options.config, options.overrides, PrepareConfig)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
+    if options.check:
+        return
+    from ..prepare.report import describe_report
+    from ..prepare.run import prepare
+
+    quiet()
+    if report := prepare(config, options.engine):
+        print(describe_report(report, config.out))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import json
+
+    from ..config import RunConfig, read_config
+    from ..plan.estimate import Machine, make_plan
+    from ..plan.report import plan_facts, plan_table
+
+    run = read_config(options.config, options.overrides, RunConfig)
+    machine = Machine(options.gpus, options.gpu_memory, options.gpu_tflops, options.utilisation, options.price_per_hour)
+    quiet()
+    plan = make_plan(run, machine, options.samples)
+    print(plan_table(plan))
+    print(json.dumps(plan_facts(plan), ensure_ascii=False))

@@ -1,0 +1,17 @@
+"""Strict configurations, one class for each kind of YAML file and each group of keys in it."""
+
+from .data import DataConfig as DataConfig
+from .data import PicturesConfig as PicturesConfig
+from .measure import BENCHES as BENCHES
+from .measure import BenchConfig as BenchConfig
+from .measure import BenchInferConfig as BenchInferConfig
+from .measure import BenchLoadConfig as BenchLoadConfig
+from .measure import BenchModelConfig as BenchModelConfig
+from .measure import BenchTrainConfig as BenchTrainConfig
+from .measure import EvaluateConfig as EvaluateConfig
+from .measure import PluginFilesConfig as PluginFilesConfig
+from .reading import read_config as read_config
+from .recipe import RecipeConfig as RecipeConfig
+from .run import OptimizerConfig as OptimizerConfig
+from .run import PrepareConfig as PrepareConfig
+from .run import RunConfig as RunConfig

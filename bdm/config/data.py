@@ -1,0 +1,96 @@
+"""Where pictures and captions come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .reading import Fraction, PositiveInt, Strict
+
+
+class WorldConfig(Strict):
+    """Which emoji take part (see ``bdm.data.emoji.World``)."""
+
+    concepts: int = 640
+    seed: int = 0
+
+
+class EmojiConfig(Strict):
+    """The emoji world (see ``bdm.data.emoji.EmojiSource``)."""
+
+    kind: Literal["emoji"]
+    world: WorldConfig = WorldConfig()
+    language: Literal["zh", "en", "ja"] = "zh"
+    size: PositiveInt = 32
+    variants: Annotated[int, Field(ge=2)] = 4
+    groups: tuple[Literal["native", "different", "shared"], ...] = ("native", "different", "shared")
+    looks: tuple[Literal["twemoji", "openmoji"], ...] | None = None
+    treatments: tuple[Literal["plain", "grey"], ...] = ("plain",)
+    colours: tuple[Literal["white", "red", "orange", "yellow", "green", "blue", "purple", "pink"], ...] | None = None
+    name_colours: bool = True
+    limit: Annotated[int, Field(ge=0)] = 0
+    held_out: Literal["without", "only", "all"] = "without"
+
+
+class BucketsConfig(Strict):
+    """Aspect-ratio buckets (see ``bdm.data.buckets``); ``buckets: {}`` takes Stable Diffusion's."""
+
+    step: PositiveInt = 64
+    max_aspect: Annotated[float, Field(ge=1)] = 2.0
+
+
+class PicturesConfig(Strict):
+    """What the sources of raw pictures share (see ``bdm.data.pictures.PictureRules``)."""
+
+    size: PositiveInt = 512
+    min_side: Annotated[int, Field(ge=0)] = 0
+    max_aspect: Annotated[float, Field(ge=0)] = 0.0
+    min_scores: dict[str, float] | None = None
+    max_caption: PositiveInt = 1000
+    buckets: BucketsConfig | None = None
+    flip: Fraction = 0.0
+
+
+class FolderConfig(PicturesConfig):
+    """A folder of pictures with ``metadata.jsonl`` (see ``bdm.data.folder.FolderSource``)."""
+
+    kind: Literal["folder"]
+    path: Path
+    caption: str = "text"
+    validation: Annotated[int, Field(ge=1)] = 64
+
+
+class ShardsConfig(PicturesConfig):
+    """Tar shards of img2dataset or webdataset (see ``bdm.data.shards.ShardSource``)."""
+
+    kind: Literal["shards"]
+    urls: str | tuple[str, ...]
+    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    validation_shards: PositiveInt = 1
+    cache: Path | None = None
+
+
+class ParquetConfig(PicturesConfig):
+    """Parquet files (see ``bdm.data.parquet.ParquetSource``)."""
+
+    kind: Literal["parquet"]
+    urls: str | tuple[str, ...]
+    picture: str = "image"
+    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    validation_shards: PositiveInt = 1
+    cache: Path | None = None
+
+
+class PreparedConfig(Strict):
+    """What ``bdm prepare`` wrote (see ``bdm.data.prepared.PreparedSource``)."""
+
+    kind: Literal["prepared"]
+    path: str
+    min_score: float | None = None
+    duplicates: bool = False
+
+
+RawConfig = EmojiConfig | FolderConfig | ShardsConfig | ParquetConfig
+DataConfig = Annotated[RawConfig | PreparedConfig, Field(discriminator="kind")]

@@ -1,0 +1,95 @@
+"""Evaluations and benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .data import WorldConfig
+from .reading import PositiveInt, Strict
+
+
+class PluginFilesConfig(Strict):
+    """The plug-ins whose combinations are evaluated (see ``bdm.evaluate.combinations``), and their trigger words."""
+
+    checkpoint: str
+    lora: str
+    controlnet: str
+    embedding: str
+    lora_trigger: str
+    embedding_colour: str
+
+
+class EvaluateConfig(Strict):
+    """The evaluation in the emoji world (see ``bdm.evaluate.report``); with ``plugins`` that of their combinations."""
+
+    model: str
+    judge: str
+    out: Path
+    shuffled_branch: str | None = None
+    world: WorldConfig = WorldConfig()
+    sampler: str | None = None
+    steps: PositiveInt = 12
+    guidance: float = 4.0
+    batch: PositiveInt = 32
+    controls: PositiveInt = 64
+    seed: int = 0
+    plugins: PluginFilesConfig | None = None
+
+
+class BenchConfig(Strict):
+    """What all comparisons with a peer share (see ``bdm.bench``); results that differ by more than ``tolerance`` are not timed."""
+
+    out: Path
+    pairs: PositiveInt = 5
+    warm_up: Annotated[int, Field(ge=0)] = 1
+    threads: PositiveInt | None = None
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    tolerance: Annotated[float, Field(gt=0)] = 3e-5
+    seed: int = 0
+
+
+class BenchModelConfig(BenchConfig):
+    """Random weights of SD1.5's size (``unet`` and ``vae`` hold what differs), or a pipeline folder's."""
+
+    model: Path | None = None
+    unet: dict[str, Any] = Field({})
+    vae: dict[str, Any] = Field({})
+    native_width: PositiveInt = 1024
+    latents: PositiveInt = 64
+    batch: PositiveInt = 1
+
+
+class BenchInferConfig(BenchModelConfig):
+    """Guided drawing, beside diffusers' UNet and ControlNet on the doubled batch (see ``bdm.bench.infer``)."""
+
+    kind: Literal["infer"]
+    peers: tuple[Literal["diffusers", "diffusers compiled"], ...] = ("diffusers",)
+    steps: PositiveInt = 1
+    guidance: Annotated[float, Field(gt=1)] = 7.5
+    decode: bool = False
+
+
+class BenchTrainConfig(BenchModelConfig):
+    """A training step from cached moments and text, beside diffusers' ControlNet recipe (see ``bdm.bench.train``)."""
+
+    kind: Literal["train"]
+    peers: tuple[Literal["recipe", "recipe with caches"], ...] = ("recipe", "recipe with caches")
+    text: dict[str, Any] = Field({})
+    native_text: dict[str, Any] = Field({})
+
+
+class BenchLoadConfig(BenchConfig):
+    """Reading a single file of SD1.5's size, beside diffusers (see ``bdm.bench.load``)."""
+
+    kind: Literal["load"]
+    unet: dict[str, Any] = Field({})
+    vae: dict[str, Any] = Field({})
+    text: dict[str, Any] = Field({})
+
+
+#: The configuration of each ``bdm bench`` command.
+BENCHES: dict[str, type[BenchConfig]] = {"infer": BenchInferConfig, "train": BenchTrainConfig, "load": BenchLoadConfig}

@@ -1,0 +1,126 @@
+"""What is trained, and with which loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from .reading import Fraction, PositiveInt, Strict
+
+
+class AutoencoderConfig(Strict):
+    """Train an ``AutoencoderKL``; ``model`` holds the arguments of its constructor."""
+
+    kind: Literal["autoencoder"]
+    model: dict[str, Any]
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-6
+
+
+class ContrastiveConfig(Strict):
+    """Train a text and a picture encoder contrastively, as CLIP; the text encoder is what the other recipes use."""
+
+    kind: Literal["contrastive"]
+    architecture: Literal["clip", "chinese_clip"]
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    uniformity: Annotated[float, Field(ge=0)] = 1.0
+    thumbnail: Annotated[float, Field(ge=0)] = 2.0
+
+
+class DenoisingConfig(Strict):
+    """What both denoising recipes share."""
+
+    empty_caption: Fraction = 0.1
+    timesteps: Literal["uniform", "high_noise"] = "uniform"
+    loss_weight: Literal["none", "min_snr", "velocity"] = "none"
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    offset_noise: Annotated[float, Field(ge=0)] = 0.0
+    cache: bool = False
+    grid_prompts: tuple[str, ...] = ()
+    grid_guidance: float = 4.0
+
+
+class BackboneConfig(DenoisingConfig):
+    """Train a UNet from scratch beside a frozen VAE and text encoder (a Stable Diffusion of one's own)."""
+
+    kind: Literal["backbone"]
+    vae: str
+    text_encoder: str
+    unet: dict[str, Any]
+
+
+class BranchConfig(DenoisingConfig):
+    """Train the branch of a Bridge Diffusion Model; the backbone is frozen and gets the empty English prompt."""
+
+    kind: Literal["branch"]
+    backbone: str
+    native_text_encoder: str
+    branch: str | None = None
+    shuffle_captions: bool = False
+    frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+class CommunityConfig(DenoisingConfig):
+    """What the recipes of community plug-ins share; they train on the backbone alone, with English captions."""
+
+    backbone: str
+    trigger: str = ""
+
+
+class CheckpointConfig(CommunityConfig):
+    """Fine-tune the backbone's UNet; writes an original-layout single file."""
+
+    kind: Literal["checkpoint"]
+
+
+class LoraConfig(CommunityConfig):
+    """Train a LoRA on the backbone's UNet; writes kohya's names."""
+
+    kind: Literal["lora"]
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 8
+
+
+class EmbeddingConfig(CommunityConfig):
+    """Learn a word's vectors (textual inversion); writes A1111's form."""
+
+    kind: Literal["embedding"]
+    trigger: Annotated[str, Field(min_length=1)] = "mood"
+    vectors: Annotated[int, Field(ge=1, le=75)] = 2
+    initial: str = "background"
+
+
+class ControlNetConfig(CommunityConfig):
+    """Train a ControlNet on the edges of the pictures."""
+
+    kind: Literal["controlnet"]
+    widths: tuple[PositiveInt, ...] = (16, 32, 96)
+
+    @model_validator(mode="after")
+    def _pictures(self) -> ControlNetConfig:
+        if self.cache:
+            raise ValueError("cache: true keeps no pictures, and a ControlNet's condition is made from them; set cache: false")
+        return self
+
+
+class JudgeConfig(Strict):
+    """Train the classifier that scores generated pictures; it knows nothing of the generator."""
+
+    kind: Literal["judge"]
+    width: PositiveInt = 32
+
+
+RecipeConfig = Annotated[
+    AutoencoderConfig
+    | ContrastiveConfig
+    | BackboneConfig
+    | BranchConfig
+    | CheckpointConfig
+    | LoraConfig
+    | EmbeddingConfig
+    | ControlNetConfig
+    | JudgeConfig,
+    Field(discriminator="kind"),
+]

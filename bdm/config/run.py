@@ -1,0 +1,106 @@
+"""Training runs and the preparation of their data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .data import DataConfig, PicturesConfig, RawConfig
+from .reading import Fraction, PositiveInt, Strict
+from .recipe import DenoisingConfig, RecipeConfig
+
+
+class OptimizerConfig(Strict):
+    """The optimizer, its schedule and the averaged weights. ``batch_size`` is global: over all processes and accumulation."""
+
+    name: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: Fraction = 0.999
+    accumulation: PositiveInt = 1
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpointing: tuple[str, ...] = ()
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimizerConfig:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+        return self
+
+
+class RunConfig(Strict):
+    """One training run: what is trained (recipe) on what (data), how (optimizer) and where it goes (out)."""
+
+    out: Path
+    recipe: RecipeConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    seed: int = 0
+    threads: int | None = None
+    workers: Annotated[int, Field(ge=0)] = 0
+    trackers: tuple[Literal["tensorboard", "swanlab", "wandb"], ...] = ("tensorboard",)
+    log_every: PositiveInt = 20
+    validate_every: PositiveInt = 500
+    grid_every: PositiveInt = 500
+    checkpoint_every: PositiveInt = 500
+    keep_last: PositiveInt = 2
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    skip_limit: Annotated[int, Field(ge=0)] = 20
+    unreadable_limit: Fraction = 0.05
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunConfig:
+        if self.recipe.kind == "judge" and self.data.kind != "emoji":
+            raise ValueError(f"data.kind is {self.data.kind!r}; the judge knows the emoji world only: use kind: emoji")
+        if self.data.kind == "prepared" and self.recipe.kind in ("autoencoder", "contrastive", "controlnet"):
+            raise ValueError(f"recipe.kind {self.recipe.kind!r} needs pictures, and prepared shards hold none: use the raw data")
+        if isinstance(self.recipe, DenoisingConfig) and self.recipe.cache:
+            if self.data.kind == "prepared":
+                raise ValueError("recipe.cache: prepared shards are a cache already; set cache: false")
+            if isinstance(self.data, PicturesConfig) and (self.data.buckets or self.data.flip):
+                raise ValueError("recipe.cache keeps square pictures as they are; set cache: false, or leave out buckets and flip")
+        if self.recipe.kind == "contrastive" and isinstance(self.data, PicturesConfig) and self.data.buckets:
+            raise ValueError("data.buckets: the picture encoder reads one size; leave them out")
+        return self
+
+
+class PrepareConfig(Strict):
+    """Raw pictures -> prepared shards (see ``bdm.prepare``)."""
+
+    out: Path
+    data: Annotated[RawConfig, Field(discriminator="kind")]
+    vae: str
+    native_text_encoder: str | None = None
+    text: Literal["features", "ids", "none"] = "features"
+    scorer: str | None = None
+    scorer_mask: bool = True
+    min_score: float | None = None
+    dtype: Literal["float16", "float32"] = "float16"
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    batch_size: PositiveInt = 32
+    samples_per_shard: PositiveInt = 5000
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: PositiveInt | None = None
+    unreadable_limit: Fraction = 0.05
+
+    @model_validator(mode="after")
+    def _possible(self) -> PrepareConfig:
+        if self.text != "none" and self.native_text_encoder is None:
+            raise ValueError(f"text: {self.text} needs native_text_encoder; name one, or set text: none")
+        if self.min_score is not None and self.scorer is None:
+            raise ValueError("min_score needs scorer, a folder or hub name of a whole Chinese CLIP")
+        if isinstance(self.data, PicturesConfig) and self.data.flip:
+            raise ValueError("data.flip: prepared pictures cannot be mirrored any more; leave it out")
+        return self

@@ -1,0 +1,92 @@
+"""English captions -> a backbone of one's own: a small Stable Diffusion."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from ..backbone import decode_latents
+from ..data.source import Source
+from ..loss import SD15_SCHEDULE
+from .denoising import DenoisingRecipe
+
+
+class BackboneRecipe(DenoisingRecipe):
+    """Trains a UNet from scratch beside a frozen VAE and CLIP text encoder: a small Stable Diffusion.
+
+    Args:
+        vae: the VAE, or its folder.
+        text_encoder: the text part of a CLIP with CLIP's own vocabulary, or a CLIP's folder.
+        unet: arguments of ``UNet2DConditionModel``.
+        rest: see ``DenoisingRecipe``.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        vae: str | AutoencoderKL,
+        text_encoder: str | CLIPTextModel,
+        unet: dict[str, Any],
+        seed: int = 0,
+        **rest: Any,
+    ) -> None:
+        from ..text.vocabulary import clip_tokenizer
+
+        folders = {name: Path(part) for name, part in (("vae", vae), ("text_encoder", text_encoder)) if isinstance(part, str)}
+        super().__init__(source, AutoencoderKL.from_pretrained(vae) if isinstance(vae, str) else vae, seed=seed, **rest)
+        self.check_cache(vae)
+        given = isinstance(text_encoder, CLIPTextModel)
+        self.text_encoder = text_encoder if given else CLIPTextModel.from_pretrained(text_encoder)
+        self.tokenizer = clip_tokenizer()
+        self._cards = {name: folder / "card.json" for name, folder in folders.items()}
+        torch.manual_seed(seed)
+        self.unet = UNet2DConditionModel(**unet)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet}
+
+    def checkpointable(self) -> dict[str, Any]:
+        return {"unet": self.unet}
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        from ..text.english import encode_english
+
+        return encode_english(texts, self.text_encoder, self.tokenizer)
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return self.unet(x_t, t, text).sample
+
+    def pipeline(self) -> Any:
+        """A stock diffusers pipeline of the parts."""
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        schedule: dict[str, Any] = {**SD15_SCHEDULE, "prediction_type": self.schedule.prediction}
+        scheduler = DDIMScheduler(**schedule)
+        parts: dict[str, Any] = {"scheduler": scheduler, "safety_checker": None, "feature_extractor": None}
+        pipe = StableDiffusionPipeline(
+            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
+            requires_safety_checker=False, **parts,
+        )  # fmt: skip
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
+        latents = self.pipeline()(
+            prompt_embeds=self.encode_texts(prompts), negative_prompt_embeds=self.encode_texts([""] * len(prompts)),
+            generator=torch.Generator().manual_seed(seed), num_inference_steps=30, guidance_scale=self.grid_guidance,
+            output_type="latent",
+        ).images  # fmt: skip
+        return decode_latents(self.vae, latents)
+
+    def save(self, folder: Path) -> None:
+        self.pipeline().save_pretrained(folder)
+        for part, card in self._cards.items():
+            if card.is_file():
+                shutil.copy(card, folder / part / "card.json")
