@@ -69,13 +69,11 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
 
 def plot_metrics(out: Path) -> None:
     """Draw the losses of a run into ``loss.png``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = read_metrics(out)
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     names = dict.fromkeys(k for row in rows for k in row if k == "loss" or k.startswith("validation/"))
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
@@ -84,4 +82,3 @@ def plot_metrics(out: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(out / "loss.png", dpi=110)
-    plt.close(figure)

@@ -108,6 +108,7 @@ def _dry_run(run: Any) -> None:
         short = run.model_copy(update={"out": out, "recipe": recipe, "optimizer": once, "trackers": (), **every})
         with timed("models and data"):
             built = build_recipe(short)
+        built.grid_size = 1
         train(short, built)
         if (out / "metrics.jsonl").is_file():  # the main process has it
             seconds = next(row["seconds"] for row in read_metrics(out) if "seconds" in row)

@@ -98,13 +98,11 @@ def describe_report(report: dict[str, Any], out: Path) -> str:
 
 def draw_scores(scores: list[float], threshold: float | None, path: Path) -> None:
     """A histogram of the scores with the share that every threshold would keep."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     import numpy as np
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     axes.hist(scores, bins=60, color="tab:blue", alpha=0.7)
     axes.set(xlabel="Chinese CLIP score of picture and caption", ylabel="samples")
     share = axes.twinx()
@@ -114,4 +112,3 @@ def draw_scores(scores: list[float], threshold: float | None, path: Path) -> Non
     if threshold is not None:
         axes.axvline(threshold, color="tab:red")
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -50,7 +50,7 @@ class AutoencoderRecipe(Recipe):
 
     @torch.no_grad()
     def grid(self) -> Image.Image:
-        batch = fixed_batch(self.source, 24, self.seed)
+        batch = fixed_batch(self.source, self.grid_size, self.seed)
         assert batch.pixels is not None
         x = to_unit_range(batch.pixels.to(self.vae.device))
         y = self.vae.decode(self.vae.encode(x).latent_dist.mode()).sample  # pyright: ignore[reportAttributeAccessIssue]

@@ -27,6 +27,8 @@ class Recipe(nn.Module):
         super().__init__()
         self.source = source
         self.seed = seed
+        #: Most pictures of a sample grid.
+        self.grid_size = 24
 
     def parts(self) -> dict[str, nn.Module]:
         """The sub-modules that are trained, by name. Everything else must be frozen."""

@@ -206,5 +206,6 @@ class DenoisingRecipe(Recipe):
     @torch.no_grad()
     def grid(self) -> Image.Image:
         held_out = self.source.validation
-        prompts = list(self.grid_prompts) or [held_out.caption(i) for i in range(0, len(held_out), len(held_out) // 24 + 1)]
+        step = len(held_out) // self.grid_size + 1
+        prompts = [*self.grid_prompts[: self.grid_size]] or [held_out.caption(i) for i in range(0, len(held_out), step)]
         return labelled_grid(to_pixels(self.sample(prompts, self.seed).cpu()), prompts, columns=8, scale=3)
