@@ -15,6 +15,7 @@ from .backbone import check_backbone
 from .branch import BranchModel
 from .errors import UserError
 from .folding import folded_upsampling
+from .packing import packed_convolutions
 from .sharing import SharedWork
 
 HOOK_NAME = "bdm.bridge"
@@ -96,8 +97,8 @@ class Bridge(ModelHook):
 
     Args:
         branch: the branch.
-        share: do once what both halves of a guided step would do twice (see ``bdm.sharing``), and enlargements folded (see
-            ``bdm.folding``); the picture is the same.
+        share: do once what both halves of a guided step would do twice (see ``bdm.sharing``), with enlargements folded (see
+            ``bdm.folding``) and weights packed (see ``bdm.packing``); the picture is the same.
 
     Example:
         >>> bridge = Bridge(branch).attach(pipe.unet)
@@ -171,6 +172,7 @@ class Bridge(ModelHook):
                 self._work.attach(unet, self.branch)
                 stack.callback(self._work.detach)
                 stack.enter_context(folded_upsampling(unet))
+                stack.enter_context(packed_convolutions(unet, self.branch))
             yield
 
     def _restore(self, condition: NativeCondition | None) -> None:

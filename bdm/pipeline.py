@@ -123,8 +123,8 @@ class BridgeMixin:
             clip_skip: layer of the English text encoder whose states are used, counted from the end as A1111 does: 1 is the last.
             control_images: condition pictures of the attached ControlNets, by name; of a single one without its name.
             plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder apart.
-            share: do once what both halves of a guided step would do twice (see ``bdm.sharing``), and enlargements folded (see
-                ``bdm.folding``); False only compares.
+            share: do once what both halves of a guided step would do twice (see ``bdm.sharing``), with enlargements folded (see
+                ``bdm.folding``) and weights packed (see ``bdm.packing``); False only compares.
             stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``, ``latents``, ``output_type``,
                 ``callback_on_step_end``, ``image``, ``strength``, ``mask_image`` ...
 

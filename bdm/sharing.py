@@ -100,19 +100,21 @@ class KeptProjection(ModelHook):
     def __init__(self) -> None:
         super().__init__()
         self._given: Tensor | None = None
-        self._version = -1
+        self._state: list[tuple[int, int]] = []
         self._kept: Tensor | None = None
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The kept result if the features are the ones of the last call and nobody has changed them in place."""
+        """The kept result if features and weights are those of the last call and nobody has changed them in place."""
         features = args[0]
         project: Any = self.fn_ref.original_forward
-        if features.is_inference():  # has no version that would tell of a change in place
+        tensors = (features, *module.parameters())
+        if any(t.is_inference() for t in tensors):  # these have no version that would tell of a change in place
             return project(*args, **kwargs)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (features, *module.parameters())):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return project(*args, **kwargs)
-        if self._given is not features or self._version != features._version:
-            self._given, self._version = features, features._version
+        state = [(t.data_ptr(), t._version) for t in tensors]
+        if self._given is not features or self._state != state:
+            self._given, self._state = features, state
             self._kept = project(*args, **kwargs)
         return self._kept
 

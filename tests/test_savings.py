@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from test_plugins import files  # noqa: F401
 
-from bdm import folding, sharing
+from bdm import folding, packing, sharing
 from bdm.pipeline import BridgeImg2ImgPipeline
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5}
@@ -22,6 +22,7 @@ MIXED = dict(prompt=["龙", "红灯笼"], prompt_en=["", "a cat, mood"], num_ima
 @pytest.fixture(autouse=True)
 def _small_layers_too(monkeypatch):
     monkeypatch.setattr(folding, "LEAST_FLOPS", 0)
+    monkeypatch.setattr(packing, "LEAST_CHANNELS", 1)
 
 
 @pytest.fixture
@@ -86,6 +87,26 @@ def test_picture_to_picture(pipe, dtype):
     pictures.set_progress_bar_config(disable=True)
     start = torch.rand(1, 3, 64, 64, dtype=dtype)
     check(pictures, dtype, image=start, strength=0.8, num_inference_steps=3)
+
+
+def test_strength_changed_between_steps_counts(pipe, files, sharper):  # noqa: F811
+    """A step's callback may change weights; nothing that was kept of the old ones is used."""
+    for path in (files["ink"], sharper):
+        pipe.plugins.attach(path)
+
+    def turn(_, step, timestep, tensors):
+        for plugin in pipe.plugins:
+            pipe.plugins.set_strength(plugin.name, -4.0)
+        return tensors
+
+    def drawn(share, **settings):
+        for plugin in pipe.plugins:
+            pipe.plugins.set_strength(plugin.name, 1.0)
+        return draw(pipe, share, num_inference_steps=3, **settings)
+
+    changed = drawn(False, callback_on_step_end=turn)
+    torch.testing.assert_close(drawn(True, callback_on_step_end=turn), changed, rtol=0, atol=3e-5)
+    assert (drawn(True) - changed).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("settings", "calls", "rows"), [
