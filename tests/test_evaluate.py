@@ -2,7 +2,7 @@ import torch
 
 from bdm.data.emoji import COLOUR_NAMES, World
 from bdm.evaluate.judge import JudgeModel, Verdict, augment
-from bdm.evaluate.trials import draw, make_trials, score
+from bdm.evaluate.trials import draw, make_trials, score, sweep_trial
 
 
 def generators(count, seed=0):
@@ -45,6 +45,11 @@ def test_trials_cover_the_world_and_scores_are_shares():
     trials = {t.name: t for t in make_trials(world, controls=8, seed=0)}
     assert trials["chinese"].concepts == list(range(640))
     assert set(zip(trials["held_out"].concepts, trials["held_out"].colours)) == world.held_out
+    seen = set(zip(trials["trained_pairs"].concepts, trials["trained_pairs"].colours))
+    sweep = sweep_trial(world, 64, seed=0)
+    assert not (seen | set(zip(sweep.concepts, sweep.colours))) & world.held_out
+    assert sorted(trials["trained_pairs"].concepts) == sorted(trials["held_out"].concepts)
+    assert len(sweep.native) == 64
     assert all(world.concepts[i].group != "native" for i in trials["english"].concepts)
     assert not any(trials["english"].native)
     assert not any(trials["chinese"].english)

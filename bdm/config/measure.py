@@ -33,6 +33,7 @@ class EvaluateConfig(Strict):
     sampler: str | None = None
     steps: PositiveInt = 12
     guidance: float = 4.0
+    guidance_sweep: tuple[float, ...] = ()
     batch: PositiveInt = 32
     controls: PositiveInt = 64
     seed: int = 0

@@ -21,10 +21,13 @@ from ..pipeline import BridgePipeline
 from ..recipes.judge import row_labels
 from ..samplers import make_scheduler
 from .judge import JudgeModel, augment
-from .trials import Score, Trial, draw, make_trials, score
+from .trials import Score, Trial, draw, make_trials, score, sweep_trial
 
 #: Figures below these are named in the report.
 REACH = {"chinese_top1": 0.90, "native_top1": 0.85, "held_out_pairs": 0.80, "native_look": 0.85, "judge_concept": 0.98}
+
+#: Pictures of the guidance sweep share no seed with those of the figures.
+SWEEP_SEED = 100_000
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -51,6 +54,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = judge_accuracy(judge, world, pipe.vae)
     rows: list[tuple[Trial, Score]] = []
+    sweep = {
+        guidance: score(judge, draw(pipe, trial, config.steps, guidance, config.batch, config.seed + SWEEP_SEED), trial)
+        for trial in [sweep_trial(world, config.controls, config.seed)]
+        for guidance in config.guidance_sweep
+    }
     for trial in make_trials(world, config.controls, config.seed):
         if trial.branch not in branches:
             continue
@@ -63,9 +71,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             figures |= _chinese_figures(judge, pictures, world, result)
     figures |= _trial_figures({trial.name: result for trial, result in rows})
     figures["chance"] = 1 / len(world.concepts)
+    figures |= {f"guidance_{guidance:g}_pairs": result.both for guidance, result in sweep.items()}
     figures = {key: round(value, 4) for key, value in figures.items()}
     write_json(config.out / "result.json", figures)
-    (config.out / "report.md").write_text(_report(config, figures, rows), encoding="utf-8")
+    (config.out / "report.md").write_text(_report(config, figures, rows, sweep), encoding="utf-8")
     print(json.dumps(figures))
     return figures
 
@@ -108,6 +117,7 @@ def _chinese_figures(judge: JudgeModel, pictures: Tensor, world: World, result: 
 def _trial_figures(results: dict[str, Score]) -> dict[str, float]:
     picked = {
         "held_out_pairs": ("held_out", "both"),
+        "trained_pairs": ("trained_pairs", "both"),
         "english_top1": ("english", "concept"),
         "english_look": ("english_different", "openmoji"),
         "control_scale_0_top1": ("scale_0", "concept"),
@@ -130,7 +140,7 @@ def trial_grid(trial: Trial, result: Score, pictures: Tensor, count: int = 40) -
     return labelled_grid(to_pixels(pictures[list(chosen)]), labels, columns=8, scale=3)
 
 
-def _report(config: EvaluateConfig, figures: dict[str, float], rows: list[tuple[Trial, Score]]) -> str:
+def _report(config: EvaluateConfig, figures: dict[str, float], rows: list[tuple[Trial, Score]], sweep: dict[float, Score]) -> str:
     short = [f"{key} {figures[key]:.3f} (reach {reach:.2f})" for key, reach in REACH.items() if figures[key] < reach]
     lines = [
         "# Evaluation",
@@ -145,6 +155,10 @@ def _report(config: EvaluateConfig, figures: dict[str, float], rows: list[tuple[
     for trial, result in rows:
         cells = [f"{v:.3f}" if v is not None else "" for v in (result.concept, result.colour, result.both, result.openmoji)]
         lines.append(f"| {trial.title} | {len(trial.native)} | {' | '.join(cells)} |")
+    if sweep:
+        lines += ["", f"Guidance, chosen on {config.controls} pairs seen in training, with other seeds than the figures':", ""]
+        lines += ["| guidance | concept | background | both |", "| --- | --- | --- | --- |"]
+        lines += [f"| {guidance:g} | {s.concept:.3f} | {s.colour:.3f} | {s.both:.3f} |" for guidance, s in sweep.items()]
     lines += ["", "| figure | value |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in figures.items()), ""]
     for trial, _ in rows:
         lines += [f"## {trial.title}", "", f"![{trial.name}]({Path(trial.name + '.png')})", ""]

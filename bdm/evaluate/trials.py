@@ -68,6 +68,7 @@ def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
     some = sorted(generator.sample(everyday, min(controls, len(everyday))))
     colours = [generator.choice(COLOUR_NAMES) for _ in some]
     pairs = sorted(world.held_out)
+    seen = _seen_pairs(world, generator)
 
     def chinese(concepts: Sequence[int]) -> list[str]:
         return [world.caption(i, None, "zh") for i in concepts]
@@ -85,6 +86,10 @@ def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
             "held_out", "Chinese prompts, concept-colour pairs never seen together",
             [world.caption(i, c, "zh") for i, c in pairs], silent(pairs), [i for i, _ in pairs], [c for _, c in pairs],
         ),
+        Trial(
+            "trained_pairs", "Chinese prompts, the same concepts with a colour seen in training",
+            [world.caption(i, c, "zh") for i, c in seen], silent(seen), [i for i, _ in seen], [c for _, c in seen],
+        ),
         Trial("english", "English prompts, backbone without branch", silent(everyday), english(everyday), everyday, branch_scale=0),
         Trial(
             "english_different", "English prompts, concepts seen differently, backbone without branch",
@@ -98,6 +103,22 @@ def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
             chinese(some), [colour_words[c] for c in colours], some, colours,
         ),
     ]  # fmt: skip
+
+
+def _seen_pairs(world: World, generator: random.Random) -> list[tuple[int, str]]:
+    """For every pair that is held out, its concept with another colour."""
+    return [(i, generator.choice([c for c in COLOUR_NAMES if (i, c) not in world.held_out])) for i, _ in sorted(world.held_out)]
+
+
+def sweep_trial(world: World, count: int, seed: int) -> Trial:
+    """Pairs seen in training, on which a guidance scale can be chosen without looking at what is reported."""
+    generator = random.Random(f"sweep {seed}")
+    everything = [(i, c) for i in range(len(world.concepts)) for c in COLOUR_NAMES if (i, c) not in world.held_out]
+    pairs = sorted(generator.sample(everything, min(count, len(everything))))
+    prompts = [world.caption(i, c, "zh") for i, c in pairs]
+    return Trial(
+        "sweep", "Chinese prompts, pairs seen in training", prompts, [""] * len(pairs), [i for i, _ in pairs], [c for _, c in pairs]
+    )
 
 
 def draw(pipe: Any, trial: Trial, steps: int, guidance: float, batch: int, seed: int) -> Tensor:
