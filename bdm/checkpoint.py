@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,37 @@ logger = logging.getLogger("bdm")
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     """Write JSON through a temporary file, so that a reader never sees half of it."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text through a temporary file, so that a reader never sees half of it."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def append_line(path: Path, content: Any) -> None:
+    """Append a line of JSON; a torn line before it, from a full disk, is ended first.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with writing_to(path), open(path, "ab+") as file:
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+        file.write(json.dumps(content, ensure_ascii=False).encode("utf-8") + b"\n")
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turns what the system says of a full disk or a read-only folder into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); saved states are intact: make room or choose another out="
+        ) from None
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0) -> Path:

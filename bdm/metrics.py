@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 
+from .checkpoint import append_line
 from .grid import save_picture
 
 
@@ -39,12 +44,37 @@ def flat_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+class RunningMeans:
+    """Means of scalars over steps and processes.
+
+    Sums stay on the device, so that the processor waits for it only when a row is taken.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Count a step's scalars in."""
+        self._count += 1
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means since the last call, nothing where no step was counted; they start anew."""
+        if not self._count:
+            return {}
+        values: Any = accelerator.reduce(torch.stack(list(self._sums.values())), "mean")
+        row = dict(zip(self._sums, (values / self._count).tolist(), strict=True))
+        self._sums, self._count = {}, 0
+        return row
+
+
 def log_row(accelerator: Accelerator, out: Path, row: dict[str, Any]) -> None:
     """Add a row, which names its ``step``, to ``metrics.jsonl`` and to the trackers; the main process does."""
     if not accelerator.is_main_process:
         return
-    with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+    append_line(out / "metrics.jsonl", {k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()})
     accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
 
@@ -59,11 +89,13 @@ def log_picture(accelerator: Accelerator, out: Path, picture: Image.Image, step:
 
 
 def read_metrics(out: Path) -> list[dict[str, float]]:
-    """The rows of a run's ``metrics.jsonl``; of steps done twice (after a resume) the last counts."""
+    """The rows of a run's ``metrics.jsonl``, none before there are any; of steps done twice (after a resume) the last counts."""
     rows: dict[tuple[float, bool], dict[str, float]] = {}
-    for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        rows[row["step"], "loss" in row] = row
+    path = out / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError):  # half a line, where the disk was full
+            row = json.loads(line)
+            rows[row["step"], "seconds" in row] = row
     return [rows[key] for key in sorted(rows)]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import append_line
 from .errors import UserError
 
 
@@ -51,10 +52,17 @@ class Stopped(Exception):
 
 
 class SkippedSteps:
-    """Counts steps whose gradients are not finite, and writes down which examples they had."""
+    """Counts steps whose gradients are not finite, and writes down which examples they had.
 
-    def __init__(self, out: Path, limit: int) -> None:
-        self.out, self.limit, self.count = out, limit, 0
+    Args:
+        out: the run folder.
+        limit: more end the run.
+        count: how many there were before.
+        key: number of an example -> what it is called.
+    """
+
+    def __init__(self, out: Path, limit: int, count: int = 0, key: Callable[[int], Any] = lambda index: index) -> None:
+        self.out, self.limit, self.count, self._key = out, limit, count, key
 
     def add(self, step: int, indices: list[int], write: bool = True) -> None:
         """Note a step that was left out; in the process that may ``write`` also in ``skipped.jsonl``.
@@ -64,8 +72,7 @@ class SkippedSteps:
         """
         self.count += 1
         if write:
-            with open(self.out / "skipped.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step + 1, "examples": indices}) + "\n")
+            append_line(self.out / "skipped.jsonl", {"step": step + 1, "examples": [self._key(i) for i in indices]})
         if self.count > self.limit:
             raise UserError(
                 f"{self.count} steps had gradients that are not finite, the last at step {step + 1}; their examples are in "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate.utils import gather_object
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .averaging import AveragedWeights
+from .checkpoint import writing_to
 from .config import RunConfig
 from .data.batch import Batch, stream
 from .errors import UserError
-from .metrics import log_picture, log_row, plot_metrics, read_metrics, start_trackers
+from .metrics import RunningMeans, log_picture, log_row, plot_metrics, read_metrics, start_trackers
 from .optimizers import learning_rate, make_optimizer
 from .parallel import Replicas, gathered, load_part, make_accelerator, scattered, spread, trained, whole_weights
 from .recipes.base import Recipe
@@ -49,8 +51,11 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
     """
     with StopSignal() as stop:
         work = _set_up(run, recipe)
+        # A run that is refused leaves its folder as it was.
+        state = _resume(run, work)
+        _open_folder(run, work)
         try:
-            _loop(run, work, _resume(run, work), stop)
+            _loop(run, work, state, stop)
             _publish(run, work, command)
         finally:
             for tracker in work.accelerator.trackers:
@@ -101,6 +106,8 @@ def _set_up(run: RunConfig, recipe: Recipe) -> Work:
         torch.set_num_threads(run.threads)
     torch.set_flush_denormal(True)
     parts = recipe.train_parts(config.checkpointing)
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("optimizer.mixed_precision is fp16, which needs a GPU; use bf16 or no on a CPU")
     recipe.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     recipe.prepare(accelerator)
     ways = spread(accelerator, config.mixed_precision, micro, config.max_grad_norm)
@@ -111,22 +118,35 @@ def _set_up(run: RunConfig, recipe: Recipe) -> Work:
     if config.compile:
         for part in parts.values():
             part.compile(dynamic=False)
-    start_trackers(accelerator, run.out, run.model_dump(mode="json"))
     parameters = trained(parts)
     return Work(recipe, parts, parameters, model, optimizer, AveragedWeights(parameters, config.ema_decay), ways)
 
 
-def _loop(run: RunConfig, work: Work, first: int, stop: StopSignal) -> None:
-    config, accelerator = run.optimizer, work.accelerator
+def _open_folder(run: RunConfig, work: Work) -> None:
+    """Make the run folder, write the configuration into it and start the trackers."""
+    settings = run.model_dump(mode="json")
+    if work.accelerator.is_main_process:
+        with writing_to(run.out):
+            run.out.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
+            checkpoint.write_text(run.out / "config.yaml", text)
+    work.accelerator.wait_for_everyone()
+    start_trackers(work.accelerator, run.out, settings)
+
+
+def _loop(run: RunConfig, work: Work, before: Progress, stop: StopSignal) -> None:
+    config, accelerator, first = run.optimizer, work.accelerator, before.step
     processes, process = accelerator.num_processes, accelerator.process_index
     batches = stream(
         work.recipe.source, first * config.accumulation, config.steps * config.accumulation,
         config.batch_size // config.accumulation, run.seed, process, processes, run.workers, run.out / "unreadable.jsonl",
         run.unreadable_limit,
     )  # fmt: skip
-    skipped = SkippedSteps(run.out, run.skip_limit)
+    skipped = SkippedSteps(run.out, run.skip_limit, before.skipped, lambda i: _key(work.recipe.source, i))
+    if before.step and not before.looked:
+        _look(run, work, before.step)
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, mininterval=2)
-    averages: dict[str, Tensor] = {}
+    means = RunningMeans()
     clock, logged = time.perf_counter(), first
     for step in range(first, config.steps):
         # Gradients.
@@ -134,15 +154,17 @@ def _loop(run: RunConfig, work: Work, first: int, stop: StopSignal) -> None:
             group["lr"] = learning_rate(step, config)
         # Dropout and whatever else draws from the global generator depends on the step alone, so a resume draws the same.
         torch.manual_seed((run.seed * 0x9E3779B1 + step * processes + process) % 2**63)
-        indices = _gradients(work, batches, config.accumulation, averages)
+        indices, terms = _gradients(work, batches, config.accumulation)
         # Weights.
         norm = work.ways.clip(work.parameters, config.max_grad_norm)
         finite = bool(torch.isfinite(norm))
-        if finite or config.mixed_precision == "fp16":  # the fp16 scaler must see infinities to lower its scale
+        if finite or accelerator.scaler is not None:  # the scaler of fp16 must see infinities to lower its scale
             work.optimizer.step()
         if finite:
             work.ema.step()
-        else:
+            means.add(terms)
+        elif accelerator.scaler is None or not _finite_anywhere(accelerator, terms["loss"]):
+            # Infinite gradients of a finite loss are how the scaler finds its scale, and no fault of the batch.
             skipped.add(step, gather_object(indices), accelerator.is_main_process)
         work.optimizer.zero_grad(set_to_none=True)
         # Figures.
@@ -151,17 +173,17 @@ def _loop(run: RunConfig, work: Work, first: int, stop: StopSignal) -> None:
         if done % run.log_every == 0:
             # Fewer steps than log_every where the run was resumed in between.
             count, logged = done - logged, done
-            row, now = _means(accelerator, averages, count), time.perf_counter()
+            row, now = means.take(accelerator), time.perf_counter()
             speed = {"seconds": now - clock, "samples_per_second": count * config.batch_size / (now - clock)}
             log_row(accelerator, run.out, {"step": done, **row, "lr": learning_rate(step, config), **speed})
             clock = now
-            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            bar.set_postfix({name: f"{value:.4f}" for name, value in row.items() if name == "loss"}, refresh=False)
         # Looks, states and the end. All processes take part: weights may be split over them.
         halt = _signal_anywhere(accelerator, stop.number)
         if not halt:
             _look(run, work, done)
         if done % run.checkpoint_every == 0 or done == config.steps or halt:
-            _save(run, work, done)
+            _save(run, work, Progress(done, looked=not halt, skipped=skipped.count))
         if halt:
             bar.close()
             # A launcher that sees one process end stops the others, and one may still be writing.
@@ -170,9 +192,10 @@ def _loop(run: RunConfig, work: Work, first: int, stop: StopSignal) -> None:
     bar.close()
 
 
-def _gradients(work: Work, batches: Iterator[Batch], accumulation: int, averages: dict[str, Tensor]) -> list[int]:
-    """Add the gradients of a step's batches, and their terms to ``averages``; returns which examples they had."""
+def _gradients(work: Work, batches: Iterator[Batch], accumulation: int) -> tuple[list[int], dict[str, Tensor]]:
+    """Add the gradients of a step's batches; returns which examples they had, and the means of their terms."""
     indices: list[int] = []
+    means: dict[str, Tensor] = {}
     for _ in range(accumulation):
         batch = next(batches)
         indices += batch.indices
@@ -180,17 +203,18 @@ def _gradients(work: Work, batches: Iterator[Batch], accumulation: int, averages
             terms = work.model(batch)
             work.accelerator.backward(terms["loss"])  # divides by the accumulation
         for name, value in terms.items():
-            # Kept as tensors: reading a number would make the processor wait for the accelerator in every step.
-            averages[name] = averages.get(name, 0.0) + value.detach() / accumulation
-    return indices
+            means[name] = means.get(name, 0.0) + value.detach().float() / accumulation
+    return indices, means
 
 
-def _means(accelerator: Any, sums: dict[str, Tensor], count: int) -> dict[str, float]:
-    """The means of sums of ``count`` steps over all processes; the sums start anew."""
-    values = accelerator.reduce(torch.stack([value.float() for value in sums.values()]), "mean") / count
-    row = dict(zip(sums, values.tolist(), strict=True))
-    sums.clear()
-    return row
+def _finite_anywhere(accelerator: Any, loss: Tensor) -> bool:
+    """Whether the loss is finite in all processes."""
+    return bool(accelerator.gather(torch.isfinite(loss).view(1)).all())
+
+
+def _key(source: Any, index: int) -> Any:
+    """What messages call an example: its key, or its number where the source has no keys."""
+    return source.key(index) if hasattr(source, "key") else index
 
 
 def _signal_anywhere(accelerator: Any, number: int) -> int:
@@ -225,40 +249,70 @@ def _look(run: RunConfig, work: Work, done: int) -> None:
         module.training = mode
 
 
-def _save(run: RunConfig, work: Work, done: int) -> None:
-    main = work.accelerator.is_main_process
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: steps done.
+        looked: whether the last one's validation and grid, if due, are done.
+        skipped: steps that were left out.
+    """
+
+    step: int = 0
+    looked: bool = True
+    skipped: int = 0
+
+
+def _save(run: RunConfig, work: Work, progress: Progress) -> None:
+    main, scaler = work.accelerator.is_main_process, work.accelerator.scaler
     with timed("state"):
         state = {
-            "step": done,
+            **vars(progress),
             "run": _meaning(run),
+            "bucket_batch": _bucket_batch(run, work.recipe.source),
+            "scaler": scaler.state_dict() if scaler is not None else None,
             "parts": {name: gathered(part.state_dict(), main) for name, part in work.parts.items()},
             "optimizer": work.ways.optimizer_state(work.optimizer, work.parameters),
             "ema": gathered(work.ema.state_dict(), main),
         }
         if main:
-            checkpoint.save_state(run.out / "states", done, state, run.keep_last, run.keep_every)
+            checkpoint.save_state(run.out / "states", progress.step, state, run.keep_last, run.keep_every)
 
 
-def _resume(run: RunConfig, work: Work) -> int:
-    """Go on from the newest state, whichever way and number of processes it was saved with; returns its step.
+def _resume(run: RunConfig, work: Work) -> Progress:
+    """Go on from the newest state, whichever way and number of processes it was saved with; returns how far it is.
 
     The examples, their order and all that is drawn for a sample are the same with any number of processes. What a model draws
     from the global generator (dropout) and the rounding of sums over processes are not.
     """
     state = checkpoint.load_state(run.out / "states")
     if state is None:
-        return 0
+        return Progress()
     if changes := _differences(_saved_meaning(state["run"], run), json.loads(_meaning(run))):
         raise UserError(
             f"{run.out} holds a run with another configuration, and going on would mix the two ({'; '.join(changes)}); "
             "choose another out=, set the values back, or delete the folder"
+        )
+    saved, own = state.get("bucket_batch"), _bucket_batch(run, work.recipe.source)
+    if saved not in (None, own):
+        raise UserError(
+            f"{run.out} was run with batches of {saved} samples of one bucket, and now they would have {own}, so that others come "
+            "together; keep batch_size / accumulation as it was"
         )
     for name, part in work.parts.items():
         load_part(part, state["parts"][name])
     work.ways.load_optimizer_state(work.optimizer, work.parameters, state["optimizer"])
     average = [scattered(saved, own) for saved, own in zip(state["ema"]["average"], work.ema.average, strict=True)]
     work.ema.load_state_dict({**state["ema"], "average": average})
-    return state["step"]
+    if work.accelerator.scaler is not None and state.get("scaler"):
+        work.accelerator.scaler.load_state_dict(state["scaler"])
+    return Progress(state["step"], state.get("looked", True), state.get("skipped", 0))
+
+
+def _bucket_batch(run: RunConfig, source: Any) -> int | None:
+    """Samples that must come from one bucket together, over all processes; None where there are no buckets."""
+    return run.optimizer.batch_size // run.optimizer.accumulation if getattr(source, "bucket_of", None) is not None else None
 
 
 def _meaning(run: RunConfig) -> str:
@@ -269,6 +323,7 @@ def _meaning(run: RunConfig) -> str:
     )  # fmt: skip
     # How a step is divided changes its rounding only; fewer processes need more accumulation.
     ignored["optimizer"] = {"accumulation", "checkpointing"}
+    ignored["recipe"], ignored["data"] = {"grid_prompts", "grid_guidance"}, {"cache"}
     return run.model_dump_json(exclude=ignored)
 
 
@@ -292,14 +347,20 @@ def _publish(run: RunConfig, work: Work, command: str) -> None:
     """Save the averaged weights as the finished model, with a card that says how they came about."""
     work.recipe.eval()
     work.accelerator.wait_for_everyone()
-    with work.ema.applied(), whole_weights(work.parts):
+    with work.ema.applied():
+        work.recipe.finish()
+        _write_model(run, work, command)
+    work.accelerator.wait_for_everyone()
+
+
+def _write_model(run: RunConfig, work: Work, command: str) -> None:
+    with whole_weights(work.parts):
         if work.accelerator.is_main_process:
             partial = run.out / ".model.partial"
             shutil.rmtree(partial, ignore_errors=True)
             work.recipe.save(partial)
             checkpoint.write_json(partial / "card.json", _card(run, command))
             checkpoint.publish_folder(partial, run.out / "model")
-    work.accelerator.wait_for_everyone()
 
 
 def _card(run: RunConfig, command: str) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def main(kind: str, folder: Path, out: Path, **options) -> None:
     parts = dict(backbone=str(folder / "backbone"), native_text_encoder=str(folder / "native"))
     optimizer = dict(steps=6, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5, schedule="constant")
     run = RunConfig(
-        out=out, seed=3, log_every=1, validate_every=6, grid_every=6, checkpoint_every=100, trackers=(),
+        out=out, seed=3, log_every=1, validate_every=6, grid_every=2, checkpoint_every=100, trackers=(),
         recipe=dict(kind="branch", **parts), data=dict(kind="emoji", limit=4), optimizer=optimizer | options,
     )  # fmt: skip
     out.mkdir(exist_ok=True)

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import signal
@@ -249,6 +250,77 @@ def test_killed_runs_end_bit_identical(tmp_path, kills):
 def test_data_workers_do_not_change_the_result(tmp_path, workers):
     whole = run(tmp_path / "none")
     assert all(torch.equal(a, b) for a, b in zip(whole.values(), run(tmp_path / "some", workers=workers).values(), strict=True))
+
+
+def test_a_signal_to_the_whole_process_group_leaves_the_data_workers(tmp_path):
+    """Schedulers and launchers signal groups; a data worker that died would take the run with it before its state is saved."""
+
+    class Grouped(DroppingRecipe):
+        def forward(self, batch):
+            self.calls = getattr(self, "calls", 0) + self.training
+            if self.training and self.calls == 7:
+                os.killpg(0, signal.SIGTERM)
+                time.sleep(0.3)
+            return super().forward(batch)
+
+    child = os.fork()
+    if child == 0:
+        os.setpgrp()
+        try:
+            run(tmp_path / "cut", Grouped(), workers=2)
+        except Stopped as stopped:
+            os._exit(stopped.step)
+        finally:
+            os._exit(100)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    again, whole = run(tmp_path / "cut", DroppingRecipe()), run(tmp_path / "whole", DroppingRecipe())
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_a_look_that_a_signal_prevented_is_made_up_for(tmp_path):
+    class Signalled(LinearRecipe):
+        def forward(self, batch):
+            self.calls = getattr(self, "calls", 0) + self.training
+            if self.training and self.calls == self.stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().forward(batch)
+
+    for stop in (4, 12):
+        out = tmp_path / str(stop)
+        recipe = Signalled()
+        recipe.stop = stop
+        with pytest.raises(Stopped):
+            run(out, recipe, log_every=100)
+        run(out, log_every=100)
+        looks = [row["step"] for row in read_metrics(out) if "validation/loss" in row]
+        assert looks == [4, 8, 12]
+        assert json.loads((out / "model/card.json").read_text())["validation"]
+
+
+def test_half_a_line_of_metrics_does_not_stop_a_run(tmp_path):
+    with pytest.raises(Stop):
+        run(tmp_path, StoppingRecipe())
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "lo')
+    run(tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path) if "loss" in row] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_refused_run_leaves_its_folder(tmp_path):
+    run(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="another configuration"):
+        run(tmp_path, optimizer=dict(learning_rate=0.01), trackers=("tensorboard",))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_skipped_steps_name_keys_where_a_source_has_them(tmp_path):
+    recipe = NanRecipe({2})
+    recipe.source.key = lambda index: f"shard.tar:{index}"
+    run(tmp_path, recipe)
+    (row,) = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert all(key.startswith("shard.tar:") for key in row["examples"])
+    assert all(math.isfinite(row["loss"]) for row in read_metrics(tmp_path) if "loss" in row)
 
 
 def test_learning_rate():

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
 from .quiet import quiet
 
 
@@ -72,12 +71,6 @@ def _train(options: argparse.Namespace) -> None:
         _dry_run(run)
         return
     recipe = build_recipe(run)
-    try:
-        run.out.mkdir(parents=True, exist_ok=True)
-        if main_process:
-            (run.out / "config.yaml").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"run folder {run.out}: {error.strerror}; choose another with out=FOLDER") from None
     command = f"python train.py {options.config} {' '.join(options.overrides)}".strip()
     try:
         model = train(run, recipe, command)

@@ -71,6 +71,8 @@ class RunConfig(Strict):
                 raise ValueError("recipe.cache: prepared shards are a cache already; set cache: false")
             if isinstance(self.data, PicturesConfig) and (self.data.buckets or self.data.flip):
                 raise ValueError("recipe.cache keeps square pictures as they are; set cache: false, or leave out buckets and flip")
+        if self.recipe.kind == "contrastive" and self.optimizer.accumulation > 1:
+            raise ValueError("optimizer.accumulation: a contrastive loss compares a batch's pairs with each other; set it to 1")
         if self.recipe.kind == "contrastive" and isinstance(self.data, PicturesConfig) and self.data.buckets:
             raise ValueError("data.buckets: the picture encoder reads one size; leave them out")
         return self

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +207,9 @@ def stream(
     def collate(samples: list[Any]) -> Batch | UserError:
         return next((s for s in samples if isinstance(s, UserError)), None) or make_batch(samples, seed)
 
+    released = multiprocessing.Event()
+    # Python ends its children before it leaves; they must let it.
+    multiprocessing.util.Finalize(None, released.set, exitpriority=100)
     batches = DataLoader(
         _Positions(source, log, unreadable_limit),
         batch_sampler=keys(),  # pyright: ignore[reportArgumentType]
@@ -208,11 +217,27 @@ def stream(
         collate_fn=collate,
         # Without one of its own it would draw from the global generator whenever a run starts, also when one goes on.
         generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=partial(_outlive_signals, released),
     )
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        released.set()
+
+
+def _outlive_signals(released: Event, _: int) -> None:
+    """Schedulers signal whole jobs; who trains decides when to stop, and needs its data workers until it has let them go."""
+
+    def leave(*_: object) -> None:
+        if released.is_set():
+            os._exit(0)
+
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), leave)
 
 
 def _order(source: Source, size: int, seed: int) -> Callable[[int], list[int]]:

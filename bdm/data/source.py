@@ -78,6 +78,14 @@ class Source(Protocol):
         ...
 
 
+def example_or_reason(source: Source, index: int) -> Example | UnreadableExample:
+    """An example, or why it cannot be used."""
+    try:
+        return source[index]
+    except UnreadableExample as error:
+        return error
+
+
 def to_unit_range(pixels: Tensor) -> Tensor:
     """uint8 pixels in [0, 255] -> float32 in [-1, 1], the range an SD1.5 VAE expects."""
     return pixels.float() / 127.5 - 1.0

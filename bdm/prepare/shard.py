@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbone import encode_moments
-from ..data.source import Example, Source, UnreadableExample, to_unit_range
+from ..data.source import Example, Source, UnreadableExample, example_or_reason, to_unit_range
 from ..errors import UserError
 from ..text.native import NativeTextEncoder
 from .hashing import perceptual_hash
@@ -177,10 +177,7 @@ class _Reader(Dataset):
         self.source = source
 
     def __getitem__(self, index: int) -> tuple[int, Example | UnreadableExample]:
-        try:
-            return index, self.source[index]
-        except UnreadableExample as error:
-            return index, error
+        return index, example_or_reason(self.source, index)
 
 
 def read_examples(source: Source, indices: range, workers: int = 0) -> Iterator[tuple[int, Example | UnreadableExample]]:

@@ -58,7 +58,7 @@ class AutoencoderRecipe(Recipe):
         return labelled_grid(to_pixels(torch.cat([row for pair in rows for row in pair])), columns=8)
 
     @torch.no_grad()
-    def measure_scaling_factor(self, count: int = 512) -> None:
+    def finish(self, count: int = 512) -> None:
         """Set ``scaling_factor`` so that scaled latents have unit standard deviation, as Stable Diffusion's have."""
         batch = fixed_batch(self.source, count, self.seed)
         assert batch.pixels is not None
@@ -66,5 +66,4 @@ class AutoencoderRecipe(Recipe):
         self.vae.register_to_config(scaling_factor=round(1 / torch.cat(z).std().item(), 5))
 
     def save(self, folder: Path) -> None:
-        self.measure_scaling_factor()
         self.vae.save_pretrained(folder)

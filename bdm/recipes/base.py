@@ -77,6 +77,9 @@ class Recipe(nn.Module):
         """A picture that shows what the parts can do now."""
         return None
 
+    def finish(self) -> None:
+        """Work behind the last step that runs the trained parts; every process takes part, with the averaged weights."""
+
     def save(self, folder: Path) -> None:
         """Write the trained parts for use."""
         raise NotImplementedError

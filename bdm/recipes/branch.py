@@ -98,8 +98,10 @@ class BranchRecipe(DenoisingRecipe):
         self.bridge.detach()
         try:
             latents = pipe(
-                list(prompts), seed=seed, num_inference_steps=30, guidance_scale=self.grid_guidance, output_type="latent"
-            ).images
+                list(prompts), seed=seed, num_inference_steps=30, guidance_scale=self.grid_guidance, output_type="latent",
+                # Packing moves weights, and these belong to the optimizer and to whoever spreads them over processes.
+                share=False,
+            ).images  # fmt: skip
         finally:
             self.bridge.attach(self.unet)
         return decode_latents(self.vae, latents)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,6 +41,15 @@ def uniformity_loss(features: Tensor, captions: list[str]) -> Tensor:
     distance = torch.cdist(features, features).square()
     different = torch.tensor([[a != b for b in captions] for a in captions], device=features.device)
     return distance[different].mul(-2).exp().mean().log()
+
+
+def gather_rows(features: Tensor) -> Tensor:
+    """(P x B, D) rows of all processes from each one's (B, D), with gradients to whoever made them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return features
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(features))
 
 
 class ContrastiveRecipe(Recipe):
@@ -107,11 +117,18 @@ class ContrastiveRecipe(Recipe):
         pictures = to_unit_range(batch.pixels.to(device))
         output = self.clip(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pictures)
         hidden = output.text_model_output.last_hidden_state.mean(1)
-        contrast = contrastive_loss(output.logits_per_text, batch.captions)
-        spread = uniformity_loss(F.normalize(hidden, dim=-1), batch.captions)
+        # In training a pair's negatives are those of all processes.
+        rows = (output.text_embeds, output.image_embeds, F.normalize(hidden, dim=-1))
+        captions = batch.captions
+        if self.training:
+            rows, captions = [gather_rows(row) for row in rows], gather_object(captions)
+        texts, seen, spread_out = rows
+        similarity = self.clip.logit_scale.exp() * texts @ seen.T
+        contrast = contrastive_loss(similarity, captions)
+        spread = uniformity_loss(spread_out, captions)
         thumbnails = F.adaptive_avg_pool2d(pictures, 16).flatten(1)
         unexplained = F.mse_loss(self.readout(hidden), thumbnails) / thumbnails.var(dim=0).mean()
-        hits = (output.logits_per_text.argmax(1) == torch.arange(len(batch), device=device)).float().mean()
+        hits = (similarity.argmax(1) == torch.arange(len(similarity), device=device)).float().mean()
         terms = {"contrast": contrast, "uniformity": spread, "unexplained": unexplained}
         loss = contrast + self.uniformity * spread + self.thumbnail * unexplained
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}, "accuracy": hits}

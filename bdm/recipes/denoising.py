@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
@@ -14,7 +16,7 @@ from tqdm import tqdm
 
 from ..backbone import encode_moments, sample_latents
 from ..data.batch import Batch, fixed_batch
-from ..data.source import Example, Source, to_pixels, to_unit_range
+from ..data.source import Example, Source, UnreadableExample, example_or_reason, to_pixels, to_unit_range
 from ..errors import UserError
 from ..fingerprint import check_fingerprints, text_fingerprint, tokens_fingerprint, vae_fingerprint
 from ..grid import labelled_grid
@@ -30,24 +32,37 @@ AT_ONCE = 16
 
 
 class CachedSource:
-    """A source whose pictures were encoded once; every draw of latents from the kept moments is still fresh."""
+    """A source whose pictures were encoded once; every draw of latents from the kept moments is still fresh.
 
-    def __init__(self, source: Source, moments: Tensor) -> None:
-        self._source, self._moments = source, moments
-        self._captions = [source.caption(i) for i in range(len(source))]
+    Args:
+        source: what was encoded; whatever is asked of it beside examples it answers itself.
+        examples: its examples without their pictures, or why one cannot be used.
+        moments: (N, 2C, h, w) of the VAE posterior.
+    """
+
+    def __init__(self, source: Source, examples: Sequence[Example | UnreadableExample], moments: Tensor) -> None:
+        self._source, self._examples, self._moments = source, examples, moments
 
     def __len__(self) -> int:
-        return len(self._captions)
+        return len(self._examples)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self._captions[index], moments=self._moments[index])
+        example = self._examples[index]
+        if isinstance(example, UnreadableExample):
+            raise example
+        return replace(example, moments=self._moments[index])
 
     def caption(self, index: int) -> str:
-        return self._captions[index]
+        return self._source.caption(index)
 
     @property
     def validation(self) -> Source:
         return self._source.validation
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked for while a data worker unpickles it
+            raise AttributeError(name)
+        return getattr(self._source, name)
 
 
 class DenoisingRecipe(Recipe):
@@ -63,7 +78,7 @@ class DenoisingRecipe(Recipe):
         offset_noise: standard deviation of a further noise that is one number for each channel, so that the mean colour of a
             picture, which the schedule hardly destroys, is learned too.
         inherited: what the backbone predicts, where there is one.
-        cache: encode every picture and caption once, before the first step, and keep them in memory.
+        cache: encode every picture once, before the first step, and every caption when it is first met, and keep them in memory.
         grid_prompts: prompts of the sample grid; captions of validation examples if empty.
         grid_guidance: guidance scale of the grid.
         seed: seed of the run.
@@ -140,29 +155,42 @@ class DenoisingRecipe(Recipe):
             return
         own = range(accelerator.process_index, len(self.source), accelerator.num_processes)
         bar = tqdm(own, desc="encoding pictures", disable=not accelerator.is_main_process, mininterval=2)
-        moments = []
+        examples: list[Example | UnreadableExample] = []
+        moments: list[Tensor | None] = []
         for start in range(0, len(own), 64):
-            pixels = [self.source[i].pixels for i in own[start : start + 64]]
-            pictures = to_unit_range(torch.stack([p for p in pixels if p is not None])).to(self.vae.device)
-            moments.append(encode_moments(self.vae, pictures))
-            bar.update(len(pixels))
+            found = [example_or_reason(self.source, i) for i in own[start : start + 64]]
+            encoded = iter(self._encode_pictures([e.pixels for e in found if isinstance(e, Example) and e.pixels is not None]))
+            moments += [next(encoded) if isinstance(e, Example) else None for e in found]
+            examples += [replace(e, pixels=None) if isinstance(e, Example) else e for e in found]
+            bar.update(len(found))
         bar.close()
-        gathered = accelerator.gather(accelerator.pad_across_processes(torch.cat(moments)))
+        some = next((m for m in moments if m is not None), None)
+        if some is None:
+            raise UserError(f"none of {len(own)} pictures can be used, the first because of {examples[:1]}; look at the data")
+        rows = torch.stack([torch.zeros_like(some) if m is None else m for m in moments])
+        gathered = accelerator.gather(accelerator.pad_across_processes(rows))
         assert isinstance(gathered, Tensor)
         # Process r encoded pictures r, r + P, ...: interleave the processes' rows again.
         rows = gathered.view(accelerator.num_processes, -1, *gathered.shape[1:]).transpose(0, 1).flatten(0, 1)
-        self.source = CachedSource(self.source, rows[: len(self.source)].cpu())
+        parts = gather_object([examples])
+        ordered = [parts[i % len(parts)][i // len(parts)] for i in range(len(self.source))]
+        self.source = CachedSource(self.source, ordered, rows[: len(self.source)].cpu())
+
+    def _encode_pictures(self, pixels: list[Tensor]) -> Sequence[Tensor]:
+        if not pixels:
+            return []
+        return encode_moments(self.vae, to_unit_range(torch.stack(pixels)).to(self.vae.device)).unbind()
 
     @torch.no_grad()
     def text_features(self, captions: Sequence[Any]) -> Tensor:
         """Caption features, each caption encoded once if caching is on."""
         if not self.cache:
             return self.encode_texts(captions)
-        new = sorted(set(captions) - self._features.keys())
-        for start in range(0, len(new), 64):
-            part = new[start : start + 64]
-            self._features |= dict(zip(part, self.encode_texts(part), strict=True))
-        return torch.stack([self._features[c] for c in captions])
+        for caption in set(captions) - self._features.keys():
+            # Alone, so that its features do not depend on when it is met, and a resumed run sees the same.
+            self._features[caption] = self.encode_texts([caption])[0]
+        rows = [self._features[caption] for caption in captions]
+        return torch.stack(rows) if len({len(row) for row in rows}) == 1 else self.encode_texts(captions)
 
     def latents(self, batch: Batch) -> Tensor:
         """(B, C, h, w) fresh scaled latents of a batch's pictures."""

@@ -50,8 +50,10 @@ class JudgeRecipe(Recipe):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.pixels is not None
-        labels = row_labels([self.rows[i] for i in batch.indices])
-        verdict = self.judge(augment(to_unit_range(batch.pixels), batch.generators))
+        device = self.judge.device
+        labels = {name: label.to(device) for name, label in row_labels([self.rows[i] for i in batch.indices]).items()}
+        # Augmentations are drawn from the samples' own generators, which are the CPU's.
+        verdict = self.judge(augment(to_unit_range(batch.pixels), batch.generators).to(device))
         losses = {name: F.cross_entropy(getattr(verdict, name), label) for name, label in labels.items()}
         # The concept is by far the hardest.
         loss = losses.pop("concept") + 0.3 * torch.stack(list(losses.values())).sum()
