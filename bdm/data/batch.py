@@ -105,6 +105,8 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
     buckets = getattr(source, "bucket_of", None)
     members = range(len(source)) if buckets is None else np.flatnonzero(buckets == np.bincount(buckets).argmax())
     count = min(count, len(members))
+    if not count:
+        raise UserError("there are no validation examples; take more of the data, or keep more of them for validation")
     step = len(members) / count
     samples = []
     for i in range(count):
@@ -130,7 +132,8 @@ class _Positions(Dataset):
         self.used = self.unreadable = 0
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, int, Example] | UserError:
-        position, index = key
+        position, first = key
+        index = first
         while True:
             self.used += 1
             try:
@@ -147,7 +150,12 @@ class _Positions(Dataset):
                         f"allowed is a share of {self.limit:g} (unreadable_limit): look at "
                         f"{self.log or 'the data'}, mend it or its filters"
                     )
-            index = self._next(index)
+                index = self._next(index)
+                if index == first:
+                    return UserError(
+                        f"no example that could take another's place can be used, the last {error.key} ({error.reason}): look at "
+                        f"{self.log or 'the data'}, mend it or its filters"
+                    )
 
     def _next(self, index: int) -> int:
         buckets, last = getattr(self.source, "bucket_of", None), index
