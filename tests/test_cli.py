@@ -40,7 +40,10 @@ needs_weights = pytest.mark.skipif(not (DEFAULT_MODEL / "branch" / "config.json"
         (["train", str(ROOT / "configs/emoji/english_clip.yaml"), "recipe.text.hiden_size=8"], "nearest are hidden_size"),
         (["train", str(ROOT / "configs/emoji/chinese_clip.yaml"), "recipe.vision.patchsize=8"], "nearest are patch_size"),
         (["train", str(ROOT / "configs/emoji/autoencoder.yaml"), "recipe.model.latent_chanels=8"], "nearest are latent_channels"),
-        (["train", str(ROOT / "configs/emoji/english_clip.yaml"), "data.limit=1", "data.colours=[white]"], "no validation examples"),
+        (
+            ["train", str(ROOT / "configs/emoji/english_clip.yaml"), "data.limit=1", "data.colours=[white]"],
+            "no validation examples",
+        ),
         (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), "judge=/no/judge"], "is not a judge's folder"),
         (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), f"judge={ROOT}/assets/emoji/vae"], "is not a judge's folder"),
         (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), f"out={ROOT}/README.md/x"], "README.md is a file; choose another"),

@@ -133,7 +133,7 @@ def test_too_many_unusable_examples_end_the_run(tmp_path, workers):
 
 def test_a_run_without_a_usable_example_ends_whatever_the_limit(tmp_path):
     source = ShardSource(write_shards(tmp_path, [5, 1]), size=8, captions={"no_such_field": 1.0})
-    with pytest.raises(UserError, match=r"no example that could .*no caption in no_such_field"):
+    with pytest.raises(UserError, match=r"5 of 5 examples cannot be used, .*no caption in no_such_field"):
         next(stream(source, 0, 1, 4, seed=1, unreadable_limit=1.0))
 
 

@@ -143,17 +143,12 @@ class _Positions(Dataset):
                 if self.log is not None:
                     with open(self.log, "a", encoding="utf-8") as file:
                         file.write(json.dumps({"key": error.key, "reason": error.reason}, ensure_ascii=False) + "\n")
-                if self.unreadable > self.limit * max(self.used, self.AT_LEAST):
+                index = self._next(index)
+                if self.unreadable > self.limit * max(self.used, self.AT_LEAST) or index == first:
                     # Returned, not raised: a data worker would wrap it into a traceback.
                     return UserError(
                         f"{self.unreadable} of {self.used} examples cannot be used, the last {error.key} ({error.reason}); "
-                        f"allowed is a share of {self.limit:g} (unreadable_limit): look at "
-                        f"{self.log or 'the data'}, mend it or its filters"
-                    )
-                index = self._next(index)
-                if index == first:
-                    return UserError(
-                        f"no example that could take another's place can be used, the last {error.key} ({error.reason}): look at "
+                        f"allowed is a share of {self.limit:g} (unreadable_limit), and not all that could take its place: see "
                         f"{self.log or 'the data'}, mend it or its filters"
                     )
 
