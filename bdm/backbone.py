@@ -14,9 +14,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .errors import UserError
 from .formats.checkpoint import Parts, build_part, read_parts, read_vae
+from .formats.names import text_to_plain
 from .samplers import make_scheduler
 from .text.vocabulary import clip_tokenizer
-from .weights import read_json, resolve_folder
+from .weights import read_json, read_weights_folder, refuse_not_finite, resolve_folder
 
 
 @dataclass
@@ -65,6 +66,32 @@ def load_backbone(source: str | Path, dtype: torch.dtype | None = torch.float32,
     else:
         scheduler = make_scheduler("DPM++ 2M")
     return Backbone(tokenizer=tokenizer, scheduler=scheduler, **built)
+
+
+def load_vae(source: str | Path) -> AutoencoderKL:
+    """A VAE alone, in float32: from a file, a folder (its own or a whole model's) or a hub name.
+
+    Raises:
+        UserError: nothing is there, it holds no VAE, or it is damaged.
+    """
+    path = Path(source)
+    path = path if path.exists() else resolve_folder(source)
+    return build_part("vae", read_vae(path), path, torch.float32)
+
+
+def load_clip_text(source: str | Path) -> CLIPTextModel:
+    """The text part of a CLIP, in float32: from the folder of a text encoder or of a whole CLIP, or a hub name.
+
+    Raises:
+        UserError: nothing is there, it holds no text encoder of CLIP, or it is damaged.
+    """
+    folder = resolve_folder(source)
+    config = read_json(folder / "config.json")
+    weights = text_to_plain(read_weights_folder(folder))
+    refuse_not_finite(weights, folder)
+    # A whole CLIP's folder keeps both encoders' configurations.
+    parts = Parts({"text_encoder": weights} if weights else {}, {"text_encoder": config.get("text_config", config)})
+    return build_part("text_encoder", parts, folder, torch.float32)
 
 
 def check_backbone(unet: UNet2DConditionModel) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,18 @@ def writing_to(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); saved states are intact: make room or choose another out="
         ) from None
+
+
+def check_writable(folder: Path) -> None:
+    """See that a folder can be written, or made, without making it.
+
+    Raises:
+        UserError: names what is in the way.
+    """
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "cannot be written" if existing.is_dir() else "is a file"
+        raise UserError(f"folder {folder}: {existing} {what}; choose another with out=FOLDER")
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0) -> Path:
@@ -100,25 +112,41 @@ def state_files(folder: Path) -> list[Path]:
 def load_state(folder: Path) -> dict[str, Any] | None:
     """The newest state that is whole, or None where there is none; only tensors and plain containers are read.
 
-    A state that was damaged after it was written (its checksums do not agree) is set aside with a warning.
+    A state that was damaged after it was written (its checksums do not agree) is set aside as ``.damaged`` with a warning, so
+    that it takes the place of no good one. What a kill left half-written is removed.
 
     Raises:
-        UserError: there are states and all are damaged.
+        UserError: there are states and none can be read.
     """
-    files = state_files(folder)
-    for path in files:
+    for partial in folder.glob(".step-*.partial"):
+        with suppress(OSError):
+            partial.unlink()
+    for path in state_files(folder):
         try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is None:
+            reason = _damage(path)
+            if not reason:
                 return torch.load(path, map_location="cpu", weights_only=True)
-            reason = f"{damaged} is damaged"
-        except Exception as error:  # zipfile, pickle and torch raise many kinds for a damaged file
+            with suppress(OSError):  # another process was first, or the folder is read-only
+                os.replace(path, path.with_name(f"{path.name}.damaged"))
+        except Exception as error:  # too little memory, a disk that fails for now: says nothing against the file
             reason = type(error).__name__
         logger.warning("state %s cannot be read (%s); trying the one before it", path, reason)
-    if files:
-        raise UserError(f"none of the {len(files)} states in {folder} can be read; delete the folder to start over")
+    # Those that an earlier start set aside count, too: a run does not begin anew because it was started twice.
+    if unread := len(list(folder.glob("step-*.pt*"))):
+        raise UserError(f"none of the {unread} states in {folder} can be read; delete the folder to start over")
     return None
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a state's archive by its own checksums, or "" if it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # zipfile raises many kinds
+        return type(error).__name__
+    return f"{part} is damaged" if part else ""
 
 
 def _step_of(path: Path) -> int:

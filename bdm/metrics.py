@@ -107,10 +107,12 @@ def plot_metrics(out: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     names = dict.fromkeys(k for row in rows for k in row if k == "loss" or k.startswith("validation/"))
+    # A contrastive loss goes below zero, which a logarithm does not show.
+    positive = all(row[name] > 0 for row in rows for name in names if name in row)
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker="." if len(points) < 40 else None)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(out / "loss.png", dpi=110)

@@ -365,7 +365,7 @@ def _write_model(run: RunConfig, work: Work, command: str) -> None:
 
 def _card(run: RunConfig, command: str) -> dict[str, Any]:
     losses = [row for row in read_metrics(run.out) if "loss" in row]
-    validation = [{k: v for k, v in row.items() if k != "step"} for row in read_metrics(run.out) if "loss" not in row]
+    validation = [{k: v for k, v in row.items() if k != "step"} for row in read_metrics(run.out) if "seconds" not in row]
     return {
         "command": command,
         "seed": run.seed,

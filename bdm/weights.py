@@ -25,6 +25,9 @@ WEIGHT_FILES = (
     "diffusion_pytorch_model.bin",
 )
 
+#: Precisions by the names that configurations and options use.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 #: Endings of the files that hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from test_formats import make_controlnet
 
 from bdm.cli import main
-from bdm.cli.draw import DEFAULT_MODEL, split_numbers
+from bdm.cli.draw import DEFAULT_MODEL, default_guidance, split_numbers
 from bdm.errors import UserError
 from bdm.grid import labelled_grid, save_picture
 from bdm.picture_info import describe, picture_info
@@ -32,7 +32,22 @@ needs_weights = pytest.mark.skipif(not (DEFAULT_MODEL / "branch" / "config.json"
         (["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "data.urls=/no/data/*.tar"], "matches no shard"),
         (["train", str(ROOT / "configs/quickstart.yaml"), "trackers=[swanlab]"], "pip install swanlab"),
         (["train", str(ROOT / "configs/quickstart.yaml"), "--dry-run", "recipe.backbone=/no/model"], "/no/model"),
+        (["train", str(ROOT / "configs/emoji/backbone.yaml")], "runs/emoji/autoencoder/model: no such folder"),
+        (
+            ["train", str(ROOT / "configs/emoji/backbone.yaml"), "recipe.unet.block_out_chanels=[8]"],
+            "nearest are block_out_channels",
+        ),
+        (["train", str(ROOT / "configs/emoji/english_clip.yaml"), "recipe.text.hiden_size=8"], "nearest are hidden_size"),
+        (["train", str(ROOT / "configs/emoji/chinese_clip.yaml"), "recipe.vision.patchsize=8"], "nearest are patch_size"),
+        (["train", str(ROOT / "configs/emoji/autoencoder.yaml"), "recipe.model.latent_chanels=8"], "nearest are latent_channels"),
+        (
+            ["train", str(ROOT / "configs/emoji/english_clip.yaml"), "data.limit=1", "data.colours=[white]"],
+            "no validation examples",
+        ),
         (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), "judge=/no/judge"], "is not a judge's folder"),
+        (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), f"judge={ROOT}/assets/emoji/vae"], "is not a judge's folder"),
+        (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), f"out={ROOT}/README.md/x"], "README.md is a file; choose another"),
+        (["evaluate", str(ROOT / "configs/emoji/plugins.yaml"), f"out={ROOT}/README.md/x"], "README.md is a file; choose another"),
     ],
 )
 def test_mistakes_end_in_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -43,6 +58,13 @@ def test_mistakes_end_in_one_line_and_status_2(arguments, message, capsys, tmp_p
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_guidance_of_the_shipped_model_does_not_hang_on_how_its_path_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "link").symlink_to(DEFAULT_MODEL)
+    paths = (str(DEFAULT_MODEL), "assets/emoji", "./assets/emoji/", str(tmp_path / "link"), "assets", "owner/model")
+    assert [default_guidance(path) for path in paths] == [4.0, 4.0, 4.0, 4.0, 7.5, 7.5]
 
 
 def test_check_prints_the_resolved_configuration(capsys):

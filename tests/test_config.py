@@ -73,6 +73,10 @@ def test_slurm_script_requeues_after_pre_emption_only(tmp_path, status, requeued
         (["optimizer.batch_size=7", "optimizer.accumulation=2"], "not divisible by accumulation"),
         (["nonsense"], "not of the form key=value"),
         (["out.deeper=1"], "'out' is a value"),
+        (["data.urls=*.tar"], r"override 'data.urls=\*.tar': .* is not a whole YAML value"),
+        (["data.groups=[native"], "close its brackets"),
+        (["threads=-1"], "threads"),
+        (["optimizer.betas=[0.9, 1.0]"], "optimizer.betas.1"),
         (["recipe.cache=true", "data={kind: prepared, path: x}"], "prepared shards are a cache already"),
         (["recipe={kind: autoencoder, model: {}}", "data={kind: prepared, path: x}"], "prepared shards hold none"),
         (["recipe.cache=true", "data={kind: folder, path: x, flip: 0.5}"], "leave out buckets and flip"),
@@ -82,6 +86,17 @@ def test_slurm_script_requeues_after_pre_emption_only(tmp_path, status, requeued
 def test_bad_keys_and_combinations_are_named(overrides, message):
     with pytest.raises(UserError, match=message):
         read_config(ROOT / "configs/emoji/branch.yaml", overrides, RunConfig)
+
+
+def test_colours_of_plugins_are_the_worlds():
+    with pytest.raises(UserError, match="plugins.embedding_colour.*'purple' or 'pink'"):
+        read_config(ROOT / "configs/emoji/plugins.yaml", ["plugins.embedding_colour=mauve"], EvaluateConfig)
+
+
+def test_the_branch_from_prepared_shards_is_trained_as_the_one_from_pixels():
+    pixels, prepared = (read_config(ROOT / f"configs/emoji/{name}.yaml", [], RunConfig) for name in ("branch", "branch_prepared"))
+    assert prepared.optimizer == pixels.optimizer
+    assert prepared.recipe == pixels.recipe.model_copy(update={"cache": False}), "prepared shards are the cache"
 
 
 def test_overrides_and_missing_files(tmp_path):

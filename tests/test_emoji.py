@@ -1,7 +1,10 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
+from bdm.config.data import Colour
 from bdm.data.batch import fixed_batch, make_batch, stream
 from bdm.data.emoji import COLOUR_NAMES, COLOURS, EmojiSource, World
 from bdm.data.source import draw_indices, to_pixels, to_unit_range
@@ -55,6 +58,32 @@ def test_held_out_pairs_are_in_no_training_source(world):
     validation = EmojiSource(world, "zh").validation
     assert {(r.concept, r.colour) for r in validation.rows} == world.held_out
     assert all("背景" in r.caption for r in validation.rows)
+
+
+def test_validation_has_the_colours_and_captions_of_training(world):
+    validation = EmojiSource(world, "en", colours=("purple",), name_colours=False).validation
+    assert {(r.concept, r.colour) for r in validation.rows} == {pair for pair in world.held_out if pair[1] == "purple"}
+    assert not any("background" in r.caption for r in validation.rows)
+
+
+def test_a_limit_spreads_evenly(world):
+    for limit in (1, 3, 64, 400, 640, 1000):
+        kept = sorted({r.concept for r in EmojiSource(world, limit=limit, held_out="all").rows})
+        assert len(kept) == min(limit, 640)
+        gaps = np.diff([*kept, 640 + kept[0]])
+        assert gaps.max() - gaps.min() <= 1
+
+
+def test_colours_of_the_configuration_are_the_worlds():
+    assert get_args(Colour) == COLOUR_NAMES
+
+
+def test_no_validation_examples_are_an_error(world):
+    lacking = next(i for i in range(640) if i not in {concept for concept, _ in world.held_out})
+    source = EmojiSource(world, limit=1)
+    source.rows = [row for row in source.rows if row.concept == lacking]
+    with pytest.raises(UserError, match="no validation examples"):
+        fixed_batch(source, 4, seed=0)
 
 
 def test_pictures_have_their_background_and_are_reproducible(world):

@@ -1,8 +1,16 @@
+import json
+
+import pytest
 import torch
 
+from bdm.checkpoint import check_writable
+from bdm.config import EvaluateConfig
 from bdm.data.emoji import COLOUR_NAMES, World
-from bdm.evaluate.judge import JudgeModel, Verdict, augment
+from bdm.errors import UserError
+from bdm.evaluate import report, setup
+from bdm.evaluate.combinations import combination_trial, evaluate_combinations
 from bdm.evaluate.trials import draw, make_trials, score, sweep_trial
+from bdm.judge import JudgeModel, Verdict, augment
 
 
 def generators(count, seed=0):
@@ -62,6 +70,18 @@ def test_trials_cover_the_world_and_scores_are_shares():
     assert (result.concept, result.colour, result.both, result.openmoji) == (0.5, 0.75, 0.5, 0.25)
 
 
+def test_a_folder_of_something_else_is_no_judges(tmp_path):
+    JudgeModel(concepts=5, colours=8, width=8).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for wrong in ({"_class_name": "BranchModel"}, config | {"more": 1}, config | {"width": "8"}):
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="is not a judge's folder"):
+            JudgeModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"width": 16}))
+    with pytest.raises(UserError, match="has shape"):
+        JudgeModel.from_pretrained(tmp_path)
+
+
 def test_draw_gives_every_prompt_its_seed(pipe):
     world = World()
     trial = make_trials(world, controls=3, seed=0)[-1]
@@ -69,3 +89,118 @@ def test_draw_gives_every_prompt_its_seed(pipe):
     parts = draw(pipe, trial, steps=2, guidance=2.0, batch=2, seed=5)
     assert whole.shape == (3, 3, 64, 64)
     torch.testing.assert_close(whole, parts, atol=1e-4, rtol=1e-4)
+
+
+#: The smallest world; whether an evaluation's figures are right does not depend on its size.
+CONCEPTS = 148
+
+
+class KnowingJudge:
+    """Told what each trial asked for, it finds every third picture's concept right, every second one's colour and look."""
+
+    def __init__(self):
+        self.config = {"concepts": CONCEPTS, "colours": len(COLOUR_NAMES), "width": 8, "size": 16}
+        self.trial = None
+
+    def __call__(self, pictures):
+        numbers = torch.arange(len(pictures))
+        concepts, colours = torch.zeros_like(numbers), torch.zeros_like(numbers)
+        if self.trial is not None and len(self.trial.concepts) == len(pictures):
+            concepts = (torch.tensor(self.trial.concepts) + (numbers % 3 > 0)) % CONCEPTS
+            if self.trial.colours:
+                colours = (torch.tensor([COLOUR_NAMES.index(c) for c in self.trial.colours]) + numbers % 2) % 8
+        said = ((concepts, CONCEPTS), (colours, 8), (numbers % 2, 2), (torch.zeros_like(numbers), 2))
+        return Verdict(*(torch.nn.functional.one_hot(classes, n).float() for classes, n in said))
+
+
+@pytest.fixture
+def knowing(pipe, tmp_path, monkeypatch):
+    """A tiny model's folder, and a judge that knows which trial is drawn."""
+    judge = KnowingJudge()
+
+    def noted(pipe, trial, *arguments, **named):
+        judge.trial = trial
+        return draw(pipe, trial, *arguments, **named)
+
+    monkeypatch.setattr(report, "draw", noted)
+    monkeypatch.setattr(setup.JudgeModel, "from_pretrained", lambda _: judge)
+    pipe.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def evaluation(folder, **changes):
+    settings = dict(model=str(folder / "model"), judge="stub", out=folder / "out", steps=1, batch=64, controls=6)
+    return EvaluateConfig(**settings | dict(world=dict(concepts=CONCEPTS), guidance_sweep=(1.0, 2.0)) | changes)
+
+
+def thirds(count):
+    return len(range(0, count, 3)) / count
+
+
+def test_an_evaluation_writes_what_the_judge_said(knowing, capsys):
+    figures = report.evaluate(evaluation(knowing, shuffled_branch=str(knowing / "model/branch")))
+    world = World(CONCEPTS)
+    pairs, native = len(world.held_out), [i for i, c in enumerate(world.concepts) if c.group == "native"]
+    different = [c for c in world.concepts if c.group == "different"]
+    sixths = len(range(0, pairs, 6)) / pairs
+    expected = {
+        "chinese_top1": thirds(CONCEPTS), "native_top1": sum(i % 3 == 0 for i in native) / len(native),
+        "native_look": len(different) // 2 / len(different), "held_out_pairs": sixths, "trained_pairs": sixths,
+        "control_scale_0_top1": thirds(6), "control_shuffled_top1": thirds(6), "control_empty_top1": thirds(6),
+        "mixed_concept": thirds(6), "mixed_colour": 1 / 2, "mixed_both": 1 / 6, "guidance_1_pairs": 1 / 6, "chance": 1 / CONCEPTS,
+        "english_top1": thirds(CONCEPTS - len(native)),
+    }  # fmt: skip
+    assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-4)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert json.loads((knowing / "out/result.json").read_text()) == figures
+    text = (knowing / "out/report.md").read_text()
+    assert f"chinese_top1 {figures['chinese_top1']:.3f} (reach 0.90)" in text
+    assert f"| Chinese prompts, all concepts | {CONCEPTS} | {figures['chinese_top1']:.3f} |  |  | 0.500 |" in text
+    assert "| 2 | 0." in text, "the sweep"
+    pictures = {path.stem for path in (knowing / "out").glob("*.png")}
+    assert pictures == {trial.name for trial in make_trials(world, 6, 0)}
+    assert all(f"({name}.png)" in text for name in pictures)
+
+
+@pytest.mark.parametrize("plugins", [False, True])
+def test_a_judge_of_another_world_is_refused_by_both_evaluations(knowing, plugins):
+    names = ("checkpoint", "lora", "controlnet", "embedding", "lora_trigger")
+    files = dict.fromkeys(names, "x") | {"embedding_colour": "red"}
+    config = evaluation(knowing, world=dict(concepts=CONCEPTS + 1), plugins=files)
+    with pytest.raises(UserError, match=f"knows {CONCEPTS} concepts in 8 colours and the world has {CONCEPTS + 1} in 8"):
+        evaluate_combinations(config, config.plugins) if plugins else report.evaluate(config)
+    assert not (knowing / "out").exists()
+
+
+def test_reach_is_named():
+    assert setup.below_reach({"a": 0.5, "b": 0.9}, {"a": 0.6, "b": 0.9}) == "Below reach: a 0.500 (reach 0.60)."
+    assert setup.below_reach({"a": 0.7}, {"a": 0.6}) == "Below reach: nothing."
+
+
+def test_trigger_words_stand_in_the_english_prompt():
+    world = World(CONCEPTS)
+    config = evaluation_plugins()
+    native = combination_trial(world, [3, 5], config, ["lora", "controlnet", "embedding"], native=True)
+    english = combination_trial(world, [3, 5], config, ["lora", "controlnet", "embedding"], native=False)
+    assert native.native == [world.caption(i, None, "zh") for i in (3, 5)]
+    assert native.english == ["ink, dusk"] * 2
+    assert english.english == [f"{world.caption(i, None, 'en')}, ink, dusk" for i in (3, 5)]
+    assert (english.native, english.branch_scale, native.branch_scale) == (["", ""], 0.0, 1.0)
+
+
+def evaluation_plugins():
+    from bdm.config import PluginFilesConfig
+
+    return PluginFilesConfig(
+        checkpoint="a", lora="b", controlnet="c", embedding="folder/dusk.pt", lora_trigger="ink", embedding_colour="red"
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_none_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "a/b/c")
+    check_writable(tmp_path)
+    assert not (tmp_path / "a").exists()
+    for wrong in ("file", "file/a/b"):
+        with pytest.raises(UserError, match="file is a file; choose another with out="):
+            check_writable(tmp_path / wrong)

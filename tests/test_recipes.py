@@ -1,5 +1,7 @@
 """The recipes on tiny models: what each trains, and that it is the method's loss."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -8,6 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from bdm.data.batch import fixed_batch
 from bdm.data.emoji import EmojiSource, World
+from bdm.data.source import UnreadableExample
 from bdm.errors import UserError
 from bdm.loss import SD15_SCHEDULE
 from bdm.recipes.branch import BranchRecipe
@@ -242,3 +245,73 @@ def test_what_a_community_recipe_writes_acts_as_in_training(folders, pipe, tmp_p
     torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)  # files hold half precision
     assert (ours - before).abs().max() > 0.05
     assert recipe.sample(["a cat"] if kind != "controlnet" else [recipe.source.validation.caption(0)], 0).shape == (1, 3, 64, 64)
+
+
+def test_arguments_of_shipped_configurations_are_the_models():
+    from bdm.config import RunConfig, read_config
+    from bdm.recipes.build import check_model_arguments
+
+    folder = Path(__file__).parent.parent / "configs" / "emoji"
+    for name in ("autoencoder", "backbone", "english_clip", "chinese_clip"):
+        check_model_arguments(read_config(folder / f"{name}.yaml", [], RunConfig).recipe)
+
+
+def test_the_backbone_recipe_reads_a_vae_and_the_text_part_of_a_clip(folders, tmp_path, text_encoder):
+    """From a whole CLIP's folder, as the contrastive recipe writes it; the grid and the saved pipeline use the same parts."""
+    from transformers import CLIPConfig, CLIPModel
+
+    from bdm.backbone import load_backbone
+    from bdm.recipes.backbone import BackboneRecipe
+
+    vision = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16)
+    clip = CLIPModel(CLIPConfig(text_config=text_encoder.config.to_dict(), vision_config=vision, projection_dim=8)).eval()
+    clip.save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip/card.json").write_text("{}")
+    source = EmojiSource(World(), language="en", limit=4, size=64)
+    unet = {key: make_unet().config[key] for key in ("sample_size", "block_out_channels", "cross_attention_dim", "norm_num_groups")}
+    recipe = BackboneRecipe(source, f"{folders[0]}/vae", str(tmp_path / "clip"), unet, grid_prompts=("a cat", "a dog")).eval()
+    ids = torch.tensor([[49406, 320, 2368, 49407]])
+    expected = clip.text_model(ids).last_hidden_state
+    assert torch.equal(recipe.text_encoder(ids).last_hidden_state, expected)
+    assert torch.equal(
+        recipe.vae.state_dict()["quant_conv.weight"], load_backbone(folders[0]).vae.state_dict()["quant_conv.weight"]
+    )
+    first, alone = recipe.sample(["a cat", "a dog"], 3), recipe.sample(["a dog"], 4)
+    torch.testing.assert_close(first[1:], alone, atol=1e-4, rtol=1e-4)
+    recipe.save(tmp_path / "out")
+    assert (tmp_path / "out/text_encoder/card.json").is_file()
+    assert torch.equal(load_backbone(tmp_path / "out").text_encoder(ids).last_hidden_state, expected)
+    with pytest.raises(UserError, match="runs/emoji/vae: no such folder"):
+        BackboneRecipe(source, "runs/emoji/vae", str(tmp_path / "clip"), unet)
+    with pytest.raises(UserError, match=r"misses \d+ weights"):
+        BackboneRecipe(source, f"{folders[0]}/vae", f"{folders[0]}/vae", unet)
+
+
+class Gaps(EmojiSource):
+    """Some of its examples have no caption, some no picture."""
+
+    def caption(self, index):
+        if index % 2 == 0:
+            raise UnreadableExample(str(index), "no caption", "caption")
+        return super().caption(index)
+
+    def __getitem__(self, index):
+        if index % 3 == 1:
+            raise UnreadableExample(str(index), "damaged")
+        return super().__getitem__(index)
+
+
+def test_a_grid_leaves_out_examples_without_a_caption(folders):
+    from bdm.recipes.community import ControlNetRecipe
+    from bdm.recipes.denoising import spread_captions
+
+    gaps = Gaps(World(), language="en", limit=2, size=64)
+    plain = EmojiSource(World(), language="en", limit=2, size=64)
+    assert spread_captions(gaps, 10**6) == [plain.caption(i) for i in range(1, len(plain), 2)]
+    assert spread_captions(gaps, 1) == []
+    recipe = ControlNetRecipe(plain, backbone=folders[0], widths=(8, 16, 16, 32)).eval()
+    recipe.source = type("Held", (), {"validation": gaps})()
+    recipe.grid_size = len(gaps) // 8
+    assert recipe.grid().width > 64
+    recipe.grid_size = 1
+    assert recipe.grid() is None, "no caption, no picture"

@@ -62,7 +62,7 @@ def test_index_is_kept_and_made_anew_for_a_changed_file(tmp_path):
     assert len(index_shard(url, tmp_path / "kept")) == 4
 
 
-@pytest.mark.parametrize("sizes", [[7], [3, 5, 2, 8], [4] * 40])
+@pytest.mark.parametrize("sizes", [[7], [3, 5, 2, 8], [3, 5, 2, 8] * 12, [4] * 40])
 def test_every_pass_is_a_permutation_that_keeps_windows_together(sizes):
     total = sum(sizes)
     passes = [draw_indices(epoch * total, total, sizes, seed=5) for epoch in range(3)]
@@ -70,7 +70,13 @@ def test_every_pass_is_a_permutation_that_keeps_windows_together(sizes):
     assert passes[0] != passes[1] != passes[2]
     assert [draw_indices(p, 1, sizes, 5)[0] for p in range(2 * total)] == passes[0] + passes[1]
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
-    assert len(set(shard_of[passes[0][: sizes[0] * WINDOW]])) <= max(WINDOW, 1) + (len(set(sizes)) > 1) * len(sizes)
+    left, opened, most = dict(enumerate(sizes)), set(), 0
+    for shard in shard_of[passes[0]].tolist():
+        left[shard] -= 1
+        opened = (opened | {shard}) if left[shard] else (opened - {shard})
+        most = max(most, len(opened))
+    # Of so many shards at most some samples were read and others not; less than half of a window would hardly mix.
+    assert min(len(sizes), WINDOW) / 2 <= most <= min(len(sizes), WINDOW)
 
 
 def test_order_and_captions_do_not_depend_on_processes_or_workers(tmp_path):
@@ -123,6 +129,12 @@ def test_too_many_unusable_examples_end_the_run(tmp_path, workers):
     with pytest.raises(UserError, match=r"no caption in no_such_field.*unreadable_limit") as error:
         list(stream(source, 0, 100, 4, seed=1, workers=workers))
     assert "\n" not in str(error.value)
+
+
+def test_a_run_without_a_usable_example_ends_whatever_the_limit(tmp_path):
+    source = ShardSource(write_shards(tmp_path, [5, 1]), size=8, captions={"no_such_field": 1.0})
+    with pytest.raises(UserError, match=r"5 of 5 examples cannot be used, .*no caption in no_such_field"):
+        next(stream(source, 0, 1, 4, seed=1, unreadable_limit=1.0))
 
 
 def test_bomb_is_refused_before_it_is_decoded(tmp_path):

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+import traceback
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bdm import checkpoint
 from bdm.config import RunConfig
 from bdm.data.emoji import EmojiSource, World
 from bdm.errors import UserError
-from bdm.metrics import read_metrics
+from bdm.metrics import plot_metrics, read_metrics
 from bdm.optimizers import learning_rate
 from bdm.recipes.base import Recipe
 from bdm.training import Stopped, train
@@ -138,11 +139,43 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, caplog):
     flip_a_bit_of_a_tensor(newest)
     again = run(tmp_path / "cut")
     assert "trying the one before it" in caplog.text
+    assert newest.with_name("step-00000008.pt.damaged").exists(), "set aside, and written anew by the run"
     assert all(torch.equal(whole[k], again[k]) for k in whole)
     for path in checkpoint.state_files(tmp_path / "cut/states"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="none of the 2 states"):
-        run(tmp_path / "cut")
+    for _ in range(2):  # what the first start set aside does not make the second one begin anew
+        with pytest.raises(UserError, match="none of the 2 states"):
+            run(tmp_path / "cut")
+
+
+def test_a_damaged_state_takes_the_place_of_no_good_one(tmp_path):
+    for step in (1, 2):
+        checkpoint.save_state(tmp_path, step, {"step": step})
+    newest, older = checkpoint.state_files(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:50])
+    assert checkpoint.load_state(tmp_path) == {"step": 1}
+    checkpoint.save_state(tmp_path, 3, {"step": 3}, keep_last=2)
+    assert [path.name for path in checkpoint.state_files(tmp_path)] == ["step-00000003.pt", older.name]
+
+
+def test_a_state_that_cannot_be_read_for_now_is_left_in_place(tmp_path, monkeypatch):
+    checkpoint.save_state(tmp_path, 1, {"step": 1})
+
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.zipfile, "ZipFile", fail)
+        with pytest.raises(UserError, match="none of the 1 states"):
+            checkpoint.load_state(tmp_path)
+    assert checkpoint.load_state(tmp_path) == {"step": 1}
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    checkpoint.save_state(tmp_path, 1, {"step": 1})
+    (tmp_path / ".step-00000002.pt.partial").write_bytes(b"half")
+    assert checkpoint.load_state(tmp_path) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 
 def test_old_states_go_and_every_nth_stays(tmp_path):
@@ -224,13 +257,16 @@ def kill_until_done(out, kills, seed, **changes):
         if child == 0:
             try:
                 run(out, DroppingRecipe(), **changes)
-            finally:
-                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
         if met < kills:
             time.sleep(dice.uniform(0.02, 0.5))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         met += os.WIFSIGNALED(status)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the run ended with an error of its own"
         if (out / "model").exists():
             return met
 
@@ -321,6 +357,27 @@ def test_skipped_steps_name_keys_where_a_source_has_them(tmp_path):
     (row,) = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert all(key.startswith("shard.tar:") for key in row["examples"])
     assert all(math.isfinite(row["loss"]) for row in read_metrics(tmp_path) if "loss" in row)
+
+
+@pytest.mark.parametrize(("first", "then"), [(0, 2), (2, 0)])
+def test_a_resume_may_change_the_number_of_data_workers(tmp_path, first, then):
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(tmp_path / "cut", StoppingRecipe(), workers=first)
+    again = run(tmp_path / "cut", workers=then)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.parametrize(("losses", "scale"), [((2.0, 0.5), "log"), ((2.0, -0.5), "linear")])
+def test_losses_below_zero_are_shown(tmp_path, monkeypatch, losses, scale):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    rows = [json.dumps({"step": step, "loss": loss}) for step, loss in enumerate(losses)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    plot_metrics(tmp_path)
+    (axes,) = drawn[0].axes
+    assert axes.get_yscale() == scale
+    assert axes.lines[0].get_ydata().tolist() == list(losses)
 
 
 def test_learning_rate():

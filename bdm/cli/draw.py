@@ -98,7 +98,7 @@ def _infer(options: argparse.Namespace) -> None:
     control_images = _attach_plugins(pipe, options)
     guidance = options.guidance
     if guidance is None:
-        guidance = 4.0 if Path(options.model) == DEFAULT_MODEL else 7.5
+        guidance = default_guidance(options.model)
     pictures = pipe(
         options.prompt, options.negative, prompt_en=options.prompt_en, negative_prompt_en=options.negative_en,
         seed=options.seed, num_inference_steps=options.steps, guidance_scale=guidance, num_images_per_prompt=options.count,
@@ -115,6 +115,11 @@ def _infer(options: argparse.Namespace) -> None:
         picture = picture.resize((picture.width * options.enlarge, picture.height * options.enlarge), 0)
         save_picture(picture, path, **picture_info(facts, path.suffix))
         print(path)
+
+
+def default_guidance(model: str) -> float:
+    """Guidance scale of the shipped model, however its path is written, or Stable Diffusion's usual one."""
+    return 4.0 if Path(model).resolve() == DEFAULT_MODEL else 7.5
 
 
 def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | None:

@@ -43,21 +43,18 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    import torch
-
     from ..convert import convert
+    from ..weights import DTYPES
 
     quiet()
-    dtypes = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-    print(convert(options.source, options.out, options.layout, dtypes[options.dtype]))
+    print(convert(options.source, options.out, options.layout, DTYPES.get(options.dtype)))
 
 
 def _assemble(options: argparse.Namespace) -> None:
-    import torch
-
     from ..assemble import assemble
+    from ..weights import DTYPES
 
     quiet()
-    dtype = torch.float16 if options.fp16 else torch.float32
+    dtype = DTYPES["fp16" if options.fp16 else "fp32"]
     assemble(options.backbone, options.branch, options.native_text_encoder, options.out, dtype, not options.no_vocabularies)
     print(options.out)

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from .reading import Fraction, PositiveInt, Strict
 
+#: The backgrounds of the emoji world (the keys of ``bdm.data.emoji.COLOURS``).
+Colour = Literal["white", "red", "orange", "yellow", "green", "blue", "purple", "pink"]
+
 
 class WorldConfig(Strict):
     """Which emoji take part (see ``bdm.data.emoji.World``)."""
@@ -28,7 +31,7 @@ class EmojiConfig(Strict):
     groups: tuple[Literal["native", "different", "shared"], ...] = ("native", "different", "shared")
     looks: tuple[Literal["twemoji", "openmoji"], ...] | None = None
     treatments: tuple[Literal["plain", "grey"], ...] = ("plain",)
-    colours: tuple[Literal["white", "red", "orange", "yellow", "green", "blue", "purple", "pink"], ...] | None = None
+    colours: tuple[Colour, ...] | None = None
     name_colours: bool = True
     limit: Annotated[int, Field(ge=0)] = 0
     held_out: Literal["without", "only", "all"] = "without"

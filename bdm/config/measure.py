@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .data import WorldConfig
+from .data import Colour, WorldConfig
 from .reading import PositiveInt, Strict
 
 
@@ -19,7 +19,7 @@ class PluginFilesConfig(Strict):
     controlnet: str
     embedding: str
     lora_trigger: str
-    embedding_colour: str
+    embedding_colour: Colour
 
 
 class EvaluateConfig(Strict):

@@ -36,7 +36,13 @@ def _set(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise UserError(f"override {override!r}: {parent!r} is a value, not a group of keys")
-    tree[last] = yaml.safe_load(text)
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(
+            f"override {override!r}: {text!r} is not a whole YAML value; close its brackets, or quote a text that begins with a "
+            f"""sign: '{path}="..."'"""
+        ) from None
 
 
 def read_config(path: str | Path, overrides: Sequence[str], schema: type[Config]) -> Config:

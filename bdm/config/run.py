@@ -11,6 +11,8 @@ from .data import DataConfig, PicturesConfig, RawConfig
 from .reading import Fraction, PositiveInt, Strict
 from .recipe import DenoisingConfig, RecipeConfig
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Strict):
     """The optimizer, its schedule and the averaged weights. ``batch_size`` is global: over all processes and accumulation."""
@@ -23,7 +25,7 @@ class OptimizerConfig(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Fraction = 0.999
     accumulation: PositiveInt = 1
@@ -48,7 +50,7 @@ class RunConfig(Strict):
     data: DataConfig
     optimizer: OptimizerConfig
     seed: int = 0
-    threads: int | None = None
+    threads: PositiveInt | None = None
     workers: Annotated[int, Field(ge=0)] = 0
     trackers: tuple[Literal["tensorboard", "swanlab", "wandb"], ...] = ("tensorboard",)
     log_every: PositiveInt = 20

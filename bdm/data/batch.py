@@ -111,6 +111,8 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
     buckets = getattr(source, "bucket_of", None)
     members = range(len(source)) if buckets is None else np.flatnonzero(buckets == np.bincount(buckets).argmax())
     count = min(count, len(members))
+    if not count:
+        raise UserError("there are no validation examples; take more of the data, or keep more of them for validation")
     step = len(members) / count
     samples = []
     for i in range(count):
@@ -136,7 +138,8 @@ class _Positions(Dataset):
         self.used = self.unreadable = 0
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, int, Example] | UserError:
-        position, index = key
+        position, first = key
+        index = first
         while True:
             self.used += 1
             try:
@@ -146,14 +149,14 @@ class _Positions(Dataset):
                 if self.log is not None:
                     with open(self.log, "a", encoding="utf-8") as file:
                         file.write(json.dumps({"key": error.key, "reason": error.reason}, ensure_ascii=False) + "\n")
-                if self.unreadable > self.limit * max(self.used, self.AT_LEAST):
+                index = self._next(index)
+                if self.unreadable > self.limit * max(self.used, self.AT_LEAST) or index == first:
                     # Returned, not raised: a data worker would wrap it into a traceback.
                     return UserError(
                         f"{self.unreadable} of {self.used} examples cannot be used, the last {error.key} ({error.reason}); "
-                        f"allowed is a share of {self.limit:g} (unreadable_limit): look at "
+                        f"allowed is a share of {self.limit:g} (unreadable_limit), and not all that could take its place: see "
                         f"{self.log or 'the data'}, mend it or its filters"
                     )
-            index = self._next(index)
 
     def _next(self, index: int) -> int:
         buckets, last = getattr(self.source, "bucket_of", None), index

@@ -215,7 +215,7 @@ class EmojiSource:
         treatments: every picture comes once in each.
         colours: only these backgrounds; None takes all.
         name_colours: captions may name the background.
-        limit: keep the first ``limit`` concepts of those chosen, evenly spread; 0 keeps all.
+        limit: keep so many of the chosen concepts, evenly spread; 0 keeps all.
         held_out: leave out the pairs held out of training, take only them, or take all.
     """
 
@@ -241,12 +241,15 @@ class EmojiSource:
             groups=groups,
             looks=looks,
             treatments=treatments,
+            colours=colours,
+            name_colours=name_colours,
             limit=limit,
         )
         self.world, self.language, self.size, self.looks = world, language, size, looks
         chosen = [i for i, concept in enumerate(world.concepts) if concept.group in groups]
         if limit:
-            chosen = chosen[:: max(1, len(chosen) // limit)][:limit]
+            kept = min(limit, len(chosen))
+            chosen = [chosen[i * len(chosen) // kept] for i in range(kept)]
         self.rows = [
             Row(i, colour, variant, look, treatment, world.caption(i, colour if variant and name_colours else None, language))
             for i in chosen

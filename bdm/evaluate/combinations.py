@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from itertools import product
@@ -14,16 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from ..checkpoint import write_json
 from ..config import EvaluateConfig, PluginFilesConfig
 from ..controlnet import canny_edges
 from ..data.emoji import COLOUR_NAMES, LOOKS, TREATMENTS, World, compose, load_drawing
 from ..data.source import to_pixels
 from ..grid import labelled_grid, save_picture
-from ..pipeline import BridgePipeline
-from .judge import JudgeModel
+from ..judge import JudgeModel
+from .setup import below_reach, open_evaluation, write_result
+from .trials import Trial, draw
 
 #: The four plug-ins, in the order they are attached.
 NAMES = ("checkpoint", "lora", "controlnet", "embedding")
@@ -41,34 +39,29 @@ def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) ->
     Returns:
         What is printed: the worst ratios and the 16 rows.
     """
-    torch.set_flush_denormal(True)
-    world = World(config.world.concepts, config.world.seed)
-    judge = JudgeModel.from_pretrained(config.judge)
-    pipe = BridgePipeline.from_pretrained(config.model)
-    pipe.set_progress_bar_config(disable=True)
+    opened = open_evaluation(config)
+    world, judge = opened.world, opened.judge
     shared = [i for i, concept in enumerate(world.concepts) if concept.group == "shared"]
     concepts = sorted(random.Random(config.seed).sample(shared, min(config.controls, len(shared))))
     edges = [edge_picture(world, i, judge.config["size"], config.seed) for i in concepts]
-    config.out.mkdir(parents=True, exist_ok=True)
 
     rows: dict[tuple[bool, ...], Figures] = {}
     shown: dict[tuple[bool, ...], Tensor] = {}
     english: dict[tuple[bool, ...], Figures] = {}
     combinations = sorted(product((False, True), repeat=len(NAMES)), key=sum)
-    for on in tqdm(combinations, desc="combinations"):
+    for on in combinations:
         chosen = [name for name, wanted in zip(NAMES, on, strict=True) if wanted]
-        pictures = draw(pipe, config, plugins, world, concepts, edges, chosen, native=True)
+        trials = {native: combination_trial(world, concepts, plugins, chosen, native) for native in (True, False)}
+        pictures = draw_with(opened.pipe, config, plugins, trials[True], edges, chosen)
         rows[on], shown[on] = measure(judge, pictures, concepts, edges, plugins), pictures
         if sum(on) in (0, 1, len(NAMES)):
-            pictures = draw(pipe, config, plugins, world, concepts, edges, chosen, native=False)
+            pictures = draw_with(opened.pipe, config, plugins, trials[False], edges, chosen)
             english[on] = measure(judge, pictures, concepts, edges, plugins)
     result = ratios(rows, english)
     result["rows"] = [_row(on, rows[on]) for on in combinations]
     result["english"] = [_row(on, english[on]) for on in english]
-    write_json(config.out / "result.json", result)
     save_picture(_grid(world, concepts, shown), config.out / "grid.png")
-    (config.out / "report.md").write_text(_report(config, result), encoding="utf-8")
-    print(json.dumps(result))
+    write_result(config.out, result, _report(config, result))
     return result
 
 
@@ -78,30 +71,29 @@ def edge_picture(world: World, concept: int, size: int, seed: int) -> Image.Imag
     return canny_edges(compose(drawing, "white", size, random.Random(f"{seed}/{concept}")))
 
 
-def draw(
-    pipe: Any, config: EvaluateConfig, plugins: PluginFilesConfig, world: World, concepts: Sequence[int],
-    edges: Sequence[Image.Image], chosen: Sequence[str], native: bool,
-) -> Tensor:  # fmt: skip
-    """Pictures (N, 3, H, W) in [-1, 1] with the chosen plug-ins: native prompts, or English ones without the branch."""
+def combination_trial(
+    world: World, concepts: Sequence[int], plugins: PluginFilesConfig, chosen: Sequence[str], native: bool
+) -> Trial:
+    """Concepts with the trigger words of the chosen plug-ins: native prompts, or English ones without the branch."""
     trigger = Path(plugins.embedding).stem
     words = [word for name, word in (("lora", plugins.lora_trigger), ("embedding", trigger)) if name in chosen]
-    pictures = []
+    names = [world.caption(i, None, "zh" if native else "en") for i in concepts]
+    english = [", ".join([*([] if native else [name]), *words]) for name in names]
+    title = f"{' + '.join(chosen) or 'none'}, {'Chinese' if native else 'English'}"
+    return Trial(title, title, names if native else [""] * len(names), english, [*concepts], branch_scale=float(native))
+
+
+def draw_with(
+    pipe: Any, config: EvaluateConfig, plugins: PluginFilesConfig, trial: Trial, edges: Sequence[Image.Image], chosen: Sequence[str]
+) -> Tensor:
+    """Pictures (N, 3, H, W) in [-1, 1] of a trial, with the chosen plug-ins attached for the time of it."""
     try:
         for name in chosen:
             pipe.plugins.attach(getattr(plugins, name), name if name != "embedding" else None)
-        for start in range(0, len(concepts), config.batch):
-            part = concepts[start : start + config.batch]
-            names = [world.caption(i, None, "zh" if native else "en") for i in part]
-            images = pipe(
-                names if native else [""] * len(part), branch_scale=1.0 if native else 0.0, seed=config.seed + start,
-                prompt_en=[", ".join([*([] if native else [name]), *words]) for name in names],
-                control_images=list(edges[start : start + config.batch]) if "controlnet" in chosen else None,
-                num_inference_steps=config.steps, guidance_scale=config.guidance, output_type="pt",
-            ).images  # fmt: skip
-            pictures.append(images * 2 - 1)
+        control_images = edges if "controlnet" in chosen else None
+        return draw(pipe, trial, config.steps, config.guidance, config.batch, config.seed, control_images)
     finally:
         pipe.plugins.clear()
-    return torch.cat(pictures)
 
 
 @torch.no_grad()
@@ -179,14 +171,14 @@ def _grid(world: World, concepts: Sequence[int], shown: dict[tuple[bool, ...], T
 
 
 def _report(config: EvaluateConfig, result: dict[str, Any]) -> str:
-    short = [f"{key} {result[key]:.3f} (reach {reach:.2f})" for key, reach in REACH.items() if result[key] < reach]
     lines = [
         "# Combinations of plug-ins",
         "",
-        f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps, guidance {config.guidance}, "
-        f"seed {config.seed}. Content: top-1 of the concept. Checkpoint: OpenMoji look. LoRA: grey drawing. ControlNet: F1 of the "
-        "given (mirrored) edges and the picture's. Embedding: its background.",
-        f"Below reach: {', '.join(short) or 'nothing'}.",
+        f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps of "
+        f"{config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}. "
+        "Content: top-1 of the concept. Checkpoint: OpenMoji look. LoRA: grey drawing. ControlNet: F1 of the given (mirrored) "
+        "edges and the picture's. Embedding: its background.",
+        below_reach(result, REACH),
         "",
         "![rows concepts, columns plug-ins](grid.png)",
     ]

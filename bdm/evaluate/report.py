@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,14 @@ import torch
 from torch import Tensor
 
 from ..branch import BranchModel
-from ..checkpoint import write_json
 from ..config import EvaluateConfig
 from ..data.batch import fixed_batch
 from ..data.emoji import LOOKS, TREATMENTS, EmojiSource, World
 from ..data.source import to_pixels, to_unit_range
-from ..errors import UserError
 from ..grid import labelled_grid, save_picture
-from ..pipeline import BridgePipeline
+from ..judge import JudgeModel, augment
 from ..recipes.judge import row_labels
-from ..samplers import make_scheduler
-from .judge import JudgeModel, augment
+from .setup import below_reach, open_evaluation, write_result
 from .trials import Score, Trial, draw, make_trials, score, sweep_trial
 
 #: Figures below these are named in the report.
@@ -36,22 +32,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Returns:
         The figures, as printed.
     """
-    torch.set_flush_denormal(True)
-    world = World(config.world.concepts, config.world.seed)
-    judge = JudgeModel.from_pretrained(config.judge)
-    if judge.config["concepts"] != len(world.concepts):
-        raise UserError(
-            f"the judge in {config.judge} knows {judge.config['concepts']} concepts and the world has {len(world.concepts)}; "
-            "train a judge for this world with configs/emoji/judge.yaml"
-        )
-    pipe = BridgePipeline.from_pretrained(config.model)
-    pipe.set_progress_bar_config(disable=True)
-    if config.sampler:
-        pipe.scheduler = make_scheduler(config.sampler, pipe.scheduler.config["prediction_type"])
+    opened = open_evaluation(config)
+    world, judge, pipe = opened.world, opened.judge, opened.pipe
     branches = {"own": pipe.branch}
     if config.shuffled_branch:
         branches["shuffled"] = BranchModel.from_pretrained(config.shuffled_branch, torch_dtype=torch.float32).eval()
-    config.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = judge_accuracy(judge, world, pipe.vae)
     rows: list[tuple[Trial, Score]] = []
     sweep = {
@@ -73,9 +58,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures["chance"] = 1 / len(world.concepts)
     figures |= {f"guidance_{guidance:g}_pairs": result.both for guidance, result in sweep.items()}
     figures = {key: round(value, 4) for key, value in figures.items()}
-    write_json(config.out / "result.json", figures)
-    (config.out / "report.md").write_text(_report(config, figures, rows, sweep), encoding="utf-8")
-    print(json.dumps(figures))
+    write_result(config.out, figures, _report(config, figures, rows, sweep))
     return figures
 
 
@@ -141,13 +124,12 @@ def trial_grid(trial: Trial, result: Score, pictures: Tensor, count: int = 40) -
 
 
 def _report(config: EvaluateConfig, figures: dict[str, float], rows: list[tuple[Trial, Score]], sweep: dict[float, Score]) -> str:
-    short = [f"{key} {figures[key]:.3f} (reach {reach:.2f})" for key, reach in REACH.items() if figures[key] < reach]
     lines = [
         "# Evaluation",
         "",
         f"Model `{config.model}`, judge `{config.judge}`, {config.steps} steps of {config.sampler or 'the default sampler'}, "
         f"guidance {config.guidance}, seed {config.seed}.",
-        f"Chance is {figures['chance']:.4f}. Below reach: {', '.join(short) or 'nothing'}.",
+        f"Chance is {figures['chance']:.4f}. {below_reach(figures, REACH)}",
         "",
         "| trial | prompts | concept | background | both | OpenMoji look |",
         "| --- | --- | --- | --- | --- | --- |",

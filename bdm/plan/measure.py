@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..recipes.base import Recipe
 from ..recipes.build import build_recipe, build_source
 from ..recipes.denoising import DenoisingRecipe
+from ..weights import DTYPES
 from .outline import outline_models
 from .shadow import ShadowDevice
 
@@ -159,7 +160,7 @@ def measure_recipe(recipe: Recipe, run: RunConfig, batch: int, processes: int = 
         moments, features, encoding = _encode(recipe, pixels, shadow)
         given = _batch(pixels, moments if _cached(recipe) else None, batch, shadow)
         shadow.reset_peak()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.optimizer.mixed_precision)
+        dtype = DTYPES.get(run.optimizer.mixed_precision)
         with _labelled(owners, shadow):
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 loss = recipe(given)["loss"]

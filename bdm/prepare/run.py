@@ -15,16 +15,16 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm import tqdm
 
+from ..backbone import load_vae
 from ..checkpoint import write_json
 from ..config import PrepareConfig
 from ..data.prepared import DUPLICATES, FORMAT, MANIFEST
 from ..data.source import Source
 from ..errors import UserError
 from ..fingerprint import text_fingerprint, tokens_fingerprint, vae_fingerprint
-from ..formats.checkpoint import build_part, read_vae
 from ..recipes.build import build_buckets, build_source
 from ..text.native import NativeTextEncoder
-from ..weights import resolve_folder
+from ..weights import DTYPES
 from .report import disk_cost, finish_folder
 from .score import CaptionScorer
 from .shard import Encoders, ShardSettings, prepare_shard
@@ -71,9 +71,7 @@ class Job:
     def encoders(self) -> Encoders:
         """The models on their device."""
         config = self.config
-        path = Path(config.vae)
-        path = path if path.exists() else resolve_folder(config.vae)
-        vae = build_part("vae", read_vae(path), path, torch.float32)
+        vae = load_vae(config.vae)
         native = NativeTextEncoder.from_pretrained(config.native_text_encoder) if config.native_text_encoder else None
         scorer = CaptionScorer(config.scorer, config.scorer_mask) if config.scorer else None
         for model in (vae, native, scorer):
@@ -81,8 +79,7 @@ class Job:
                 model.to(self.device)
         # As in training.
         vae.to(memory_format=torch.channels_last)
-        autocast = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
-        return Encoders(vae, native, scorer, autocast)
+        return Encoders(vae, native, scorer, DTYPES.get(config.mixed_precision))
 
     def tasks(self) -> list[Task]:
         """All shards of the job: ``samples_per_shard`` neighbours of the raw data each."""

@@ -12,10 +12,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from ..backbone import decode_latents
+from ..backbone import load_clip_text, load_vae
 from ..data.source import Source
 from ..loss import SD15_SCHEDULE
 from .denoising import DenoisingRecipe
+from .stock import draw_stock, stock_pipeline
 
 
 class BackboneRecipe(DenoisingRecipe):
@@ -40,10 +41,9 @@ class BackboneRecipe(DenoisingRecipe):
         from ..text.vocabulary import clip_tokenizer
 
         folders = {name: Path(part) for name, part in (("vae", vae), ("text_encoder", text_encoder)) if isinstance(part, str)}
-        super().__init__(source, AutoencoderKL.from_pretrained(vae) if isinstance(vae, str) else vae, seed=seed, **rest)
+        super().__init__(source, load_vae(vae) if isinstance(vae, str) else vae, seed=seed, **rest)
         self.check_cache(vae)
-        given = isinstance(text_encoder, CLIPTextModel)
-        self.text_encoder = text_encoder if given else CLIPTextModel.from_pretrained(text_encoder)
+        self.text_encoder = load_clip_text(text_encoder) if isinstance(text_encoder, str) else text_encoder
         self.tokenizer = clip_tokenizer()
         self._cards = {name: folder / "card.json" for name, folder in folders.items()}
         torch.manual_seed(seed)
@@ -65,25 +65,14 @@ class BackboneRecipe(DenoisingRecipe):
 
     def pipeline(self) -> Any:
         """A stock diffusers pipeline of the parts."""
-        from diffusers import DDIMScheduler, StableDiffusionPipeline
+        from diffusers import DDIMScheduler
 
         schedule: dict[str, Any] = {**SD15_SCHEDULE, "prediction_type": self.schedule.prediction}
-        scheduler = DDIMScheduler(**schedule)
-        parts: dict[str, Any] = {"scheduler": scheduler, "safety_checker": None, "feature_extractor": None}
-        pipe = StableDiffusionPipeline(
-            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
-            requires_safety_checker=False, **parts,
-        )  # fmt: skip
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+        return stock_pipeline(self.vae, self.text_encoder, self.tokenizer, self.unet, DDIMScheduler(**schedule))
 
     def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
-        latents = self.pipeline()(
-            prompt_embeds=self.encode_texts(prompts), negative_prompt_embeds=self.encode_texts([""] * len(prompts)),
-            generator=torch.Generator().manual_seed(seed), num_inference_steps=30, guidance_scale=self.grid_guidance,
-            output_type="latent",
-        ).images  # fmt: skip
-        return decode_latents(self.vae, latents)
+        positive, negative = self.encode_texts(prompts), self.encode_texts([""] * len(prompts))
+        return draw_stock(self.pipeline(), positive, negative, self.grid_guidance, seed)
 
     def save(self, folder: Path) -> None:
         self.pipeline().save_pretrained(folder)

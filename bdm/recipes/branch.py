@@ -16,6 +16,7 @@ from ..bridge import Bridge, NativeCondition
 from ..data.batch import Batch
 from ..data.source import Source
 from ..text.native import NativeTextEncoder
+from ..weights import DTYPES
 from .denoising import DenoisingRecipe
 
 
@@ -58,7 +59,7 @@ class BranchRecipe(DenoisingRecipe):
             self.branch = BranchModel.from_pretrained(branch, torch_dtype=torch.float32)
         self.bridge = Bridge(self.branch, share=False).attach(self.unet)
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[frozen_dtype]
+        dtype = DTYPES[frozen_dtype]
         empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)
         self.register_buffer("empty_english", empty, persistent=False)
         self.empty_english: Tensor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..backbone import Backbone, decode_latents, load_backbone
+from ..backbone import Backbone, load_backbone
 from ..controlnet import canny_edges, control_tensor
 from ..data.batch import Batch
-from ..data.source import Source
+from ..data.source import Source, UnreadableExample
+from ..errors import UserError
 from ..formats.checkpoint import CONFIG_KEY, write_checkpoint
 from ..formats.names import flat, text_to_plain
 from ..text.english import encode_english, trigger_tokens
 from .denoising import DenoisingRecipe
+from .stock import draw_stock, stock_pipeline
 
 
 class CommunityRecipe(DenoisingRecipe):
@@ -61,21 +64,13 @@ class CommunityRecipe(DenoisingRecipe):
         return self.unet(x_t, t, text).sample
 
     def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
-        from diffusers import StableDiffusionPipeline
+        return self._draw(prompts, seed)
 
-        none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-        pipe: Any = StableDiffusionPipeline(
-            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet, scheduler=self.scheduler,
-            requires_safety_checker=False, **none,
-        )  # fmt: skip
-        pipe.set_progress_bar_config(disable=True)
-        latents = pipe(
-            prompt_embeds=self.encode_texts([self._captioned(p) for p in prompts]),
-            negative_prompt_embeds=self.encode_texts([""] * len(prompts)),
-            generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
-            num_inference_steps=20, guidance_scale=self.grid_guidance, output_type="latent",
-        ).images  # fmt: skip
-        return decode_latents(self.vae, latents)
+    def _draw(self, prompts: Sequence[str], seed: int, controlnet: Any = None, **inputs: Any) -> Tensor:
+        pipe = stock_pipeline(self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler, controlnet)
+        positive = self.encode_texts([self._captioned(prompt) for prompt in prompts])
+        negative = self.encode_texts([""] * len(prompts))
+        return draw_stock(pipe, positive, negative, self.grid_guidance, seed, **inputs)
 
 
 class CheckpointRecipe(CommunityRecipe):
@@ -217,29 +212,29 @@ class ControlNetRecipe(CommunityRecipe):
         return self.unet(x_t, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
 
     def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
-        from diffusers import StableDiffusionControlNetPipeline
-
         held_out = self.source.validation
-        chosen = {held_out.caption(i): i for i in range(len(held_out))}
+        chosen = {}
+        for i in range(len(held_out)):
+            with suppress(UnreadableExample):
+                chosen[held_out.caption(i)] = i
         # A prompt of one's own gets the edges of some validation picture.
-        pixels = [held_out[chosen.get(p, i % len(held_out))].pixels for i, p in enumerate(prompts)]
-        pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels if p is not None]
-        none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-        pipe: Any = StableDiffusionControlNetPipeline(
-            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet, scheduler=self.scheduler,
-            controlnet=self.controlnet, requires_safety_checker=False, **none,
-        )  # fmt: skip
-        pipe.set_progress_bar_config(disable=True)
-        latents = pipe(
-            prompt_embeds=self.encode_texts(list(prompts)), negative_prompt_embeds=self.encode_texts([""] * len(prompts)),
-            image=edge_tensor(pictures), num_inference_steps=20, guidance_scale=self.grid_guidance, output_type="latent",
-            generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
-        ).images  # fmt: skip
-        return decode_latents(self.vae, latents)
+        pixels = [_usable_picture(held_out, chosen.get(prompt, i)) for i, prompt in enumerate(prompts)]
+        pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
+        return self._draw(prompts, seed, self.controlnet, image=edge_tensor(pictures))
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder; ``bdm convert --layout original`` makes a single file of it."""
         self.controlnet.save_pretrained(folder)
+
+
+def _usable_picture(source: Source, index: int) -> Tensor:
+    """(3, H, W) uint8 of example ``index``, or of the next one that can be used."""
+    for i in range(len(source)):
+        with suppress(UnreadableExample):
+            pixels = source[(index + i) % len(source)].pixels
+            assert pixels is not None
+            return pixels
+    raise UserError(f"none of {len(source)} validation pictures can be used; look at the data or its filters")
 
 
 def edge_tensor(pictures: Sequence[Image.Image]) -> Tensor:

@@ -98,7 +98,7 @@ class ContrastiveRecipe(Recipe):
         config: Any = Config(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=scale)
         self.uniformity, self.thumbnail = uniformity, thumbnail
         #: Reads 16x16 thumbnails off the mean hidden state; used in training only.
-        self.readout = nn.Linear(text["hidden_size"], 3 * 16 * 16)
+        self.readout = nn.Linear(config.text_config.hidden_size, 3 * 16 * 16)
         self.clip: Any = Model(config)
 
     def parts(self) -> dict[str, nn.Module]:

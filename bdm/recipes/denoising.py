@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -232,8 +233,17 @@ class DenoisingRecipe(Recipe):
         return figures
 
     @torch.no_grad()
-    def grid(self) -> Image.Image:
-        held_out = self.source.validation
-        step = len(held_out) // self.grid_size + 1
-        prompts = [*self.grid_prompts[: self.grid_size]] or [held_out.caption(i) for i in range(0, len(held_out), step)]
+    def grid(self) -> Image.Image | None:
+        prompts = [*self.grid_prompts[: self.grid_size]] or spread_captions(self.source.validation, self.grid_size)
+        if not prompts:
+            return None
         return labelled_grid(to_pixels(self.sample(prompts, self.seed).cpu()), prompts, columns=8, scale=3)
+
+
+def spread_captions(source: Source, count: int) -> list[str]:
+    """At most ``count`` captions of evenly spread examples; those without one are left out, as in ``fixed_batch``."""
+    captions = []
+    for i in range(0, len(source), len(source) // count + 1):
+        with suppress(UnreadableExample):
+            captions.append(source.caption(i))
+    return captions

@@ -13,7 +13,7 @@ from ..data.batch import Batch, fixed_batch
 from ..data.emoji import COLOUR_NAMES, LOOKS, TREATMENTS, EmojiSource, Row
 from ..data.source import to_unit_range
 from ..errors import UserError
-from ..evaluate.judge import JudgeModel, augment
+from ..judge import JudgeModel, augment
 from .base import Recipe
 
 

@@ -14,8 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
-from ..weights import read_tensors
+from .errors import UserError
+from .formats.checkpoint import check_names
+from .weights import read_json, read_tensors
+
+#: What a judge's folder says of it.
+SIZES = ("concepts", "colours", "width", "size")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class JudgeModel(nn.Module):
 
     def __init__(self, concepts: int, colours: int, width: int = 32, size: int = 32) -> None:
         super().__init__()
-        self.config = {"concepts": concepts, "colours": colours, "width": width, "size": size}
+        self.config = dict(zip(SIZES, (concepts, colours, width, size), strict=True))
         channels = [3, width, 2 * width, 4 * width]
         layers: list[nn.Module] = []
         for inner, outer in zip(channels, channels[1:], strict=False):
@@ -83,8 +87,16 @@ class JudgeModel(nn.Module):
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise UserError(f"{folder} is not a judge's folder (no config.json); train one with configs/emoji/judge.yaml")
-        judge = cls(**json.loads(path.read_text(encoding="utf-8")))
-        judge.load_state_dict(read_tensors(Path(folder) / "model.safetensors"))  # copied into float32
+        config = read_json(path)
+        if set(config) != set(SIZES) or not all(isinstance(value, int) and value > 0 for value in config.values()):
+            raise UserError(
+                f"{folder} is not a judge's folder (its config.json is not that of {', '.join(SIZES)}); "
+                "train one with configs/emoji/judge.yaml"
+            )
+        judge = cls(**config)
+        weights = read_tensors(Path(folder) / "model.safetensors")
+        check_names(judge.state_dict(), weights, folder)
+        judge.load_state_dict(weights)  # copied into float32
         return judge.eval()
 
 

@@ -1,0 +1,67 @@
+"""What both evaluations share: the checks and models they begin with, and how their results are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import check_writable, write_json
+from ..config import EvaluateConfig
+from ..data.emoji import COLOUR_NAMES, World
+from ..errors import UserError
+from ..judge import JudgeModel
+from ..pipeline import BridgePipeline
+from ..samplers import make_scheduler
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, on which concepts, and who judges."""
+
+    world: World
+    judge: JudgeModel
+    pipe: Any
+
+
+def open_evaluation(config: EvaluateConfig) -> Evaluation:
+    """Load what an evaluation works with, the cheap checks first, and make its folder.
+
+    Raises:
+        UserError: an unknown sampler, a folder that cannot be written, a judge of another world, or no model.
+    """
+    torch.set_flush_denormal(True)
+    if config.sampler:
+        make_scheduler(config.sampler)  # an unknown name is refused before anything heavy
+    check_writable(config.out)
+    world = World(config.world.concepts, config.world.seed)
+    judge = JudgeModel.from_pretrained(config.judge)
+    known, wanted = (judge.config["concepts"], judge.config["colours"]), (len(world.concepts), len(COLOUR_NAMES))
+    if known != wanted:
+        raise UserError(
+            f"the judge in {config.judge} knows {known[0]} concepts in {known[1]} colours and the world has {wanted[0]} in "
+            f"{wanted[1]}; train a judge for this world with configs/emoji/judge.yaml"
+        )
+    pipe = BridgePipeline.from_pretrained(config.model)
+    pipe.set_progress_bar_config(disable=True)
+    if config.sampler:
+        pipe.scheduler = make_scheduler(config.sampler, pipe.scheduler.config["prediction_type"])
+    config.out.mkdir(parents=True, exist_ok=True)
+    return Evaluation(world, judge, pipe)
+
+
+def below_reach(figures: Mapping[str, Any], reach: Mapping[str, float]) -> str:
+    """A sentence that names the figures below what they should reach."""
+    short = [f"{key} {figures[key]:.3f} (reach {least:.2f})" for key, least in reach.items() if figures[key] < least]
+    return f"Below reach: {', '.join(short) or 'nothing'}."
+
+
+def write_result(out: Path, result: dict[str, Any], report: str) -> None:
+    """Write ``result.json`` and ``report.md`` and print the result in one line."""
+    write_json(out / "result.json", result)
+    (out / "report.md").write_text(report, encoding="utf-8")
+    print(json.dumps(result))
