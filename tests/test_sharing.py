@@ -52,16 +52,17 @@ def test_with_plugins(pipe, tmp_path):
 @torch.no_grad()
 def test_kept_projections_follow_weights_and_features():
     """Of memory that is used again, of features changed in place, of features that are others."""
-    layer, features = torch.nn.Linear(4, 3, bias=False), torch.randn(1, 2, 4)
+    layer, features = torch.nn.Linear(64, 64, bias=False), torch.randn(1, 2, 64)
     registry = HookRegistry.check_if_exists_or_initialize(layer)
     registry.register_hook(KeptProjection(), "kept")
 
     def check():
         torch.testing.assert_close(layer(features), torch.nn.functional.linear(features, layer.weight))
 
-    for _ in range(20):
-        layer.weight.data = torch.empty(0)
-        layer.weight.data = torch.randn(3, 4)
+    for swaps in (1, 2, 3) * 7:
+        for _ in range(swaps):
+            layer.weight.data = torch.empty(0)
+            layer.weight.data = torch.randn(64, 64)
         check()
     assert layer(features) is layer(features)
     features.mul_(2)
@@ -74,7 +75,7 @@ def test_kept_projections_follow_weights_and_features():
     check()
     for _ in range(20):
         del features
-        features = torch.randn(1, 2, 4)
+        features = torch.randn(1, 2, 64)
         check()
 
 
