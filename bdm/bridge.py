@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,43 @@ def check_window(start: float, end: float, what: str) -> None:
     """
     if not 0.0 <= start <= end <= 1.0:
         raise UserError(f"{what} window {start} to {end}: both must lie in [0, 1], start before end")
+
+
+def check_fit(side: Any, unet: Any, keys: Sequence[str], what: str) -> None:
+    """Refuse a side network that is not built as its UNet's encoder is.
+
+    Args:
+        side: the branch or a ControlNet.
+        unet: the backbone's.
+        keys: settings that must be equal; one number stands for as many as there are blocks.
+        what: what the side network is called in the message.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    blocks = len(unet.config["block_out_channels"])
+    for key in keys:
+        ours, theirs = side.config[key], unet.config[key]
+        each = [(value,) * blocks if isinstance(value, int) else tuple(value) for value in (ours, theirs)]
+        if each[0] != each[1]:
+            raise UserError(f"the {what}'s {key} {ours} does not fit the backbone's {theirs}; use a {what} made for this backbone")
+
+
+def add_residuals(kwargs: dict[str, Any], down: Sequence[Tensor], middle: Tensor, dtype: torch.dtype) -> None:
+    """Put a side network's residuals among the arguments of a UNet's forward pass, added to those of others.
+
+    Args:
+        kwargs: the arguments.
+        down: one tensor for each skip connection, of its shape.
+        middle: of the middle block's shape.
+        dtype: what the UNet computes in.
+    """
+    given_down, given_middle = kwargs.get("down_block_additional_residuals"), kwargs.get("mid_block_additional_residual")
+    if given_down is not None and given_middle is not None:
+        down = [ours + theirs for ours, theirs in zip(down, given_down, strict=True)]
+        middle = middle + given_middle
+    kwargs["down_block_additional_residuals"] = tuple(residual.to(dtype) for residual in down)
+    kwargs["mid_block_additional_residual"] = middle.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -138,14 +175,7 @@ class Bridge(ModelHook):
             UserError: not an SD1.5 UNet, or blocks of other sizes than the branch's.
         """
         check_backbone(unet)
-        for key in ("block_out_channels", "layers_per_block"):
-            theirs, ours = unet.config[key], self.branch.config[key]
-            theirs = (theirs,) * len(unet.config["block_out_channels"]) if isinstance(theirs, int) else tuple(theirs)
-            ours = (ours,) * len(theirs) if isinstance(ours, int) else tuple(ours)
-            if theirs != ours:
-                raise UserError(
-                    f"the branch's {key} {ours} do not fit the backbone's {theirs}; use a branch made for this backbone"
-                )
+        check_fit(self.branch, unet, ("block_out_channels", "layers_per_block"), "branch")
 
     def detach(self) -> None:
         """Take the hook off; the UNet's outputs are bit for bit what they were before."""
@@ -221,10 +251,5 @@ class Bridge(ModelHook):
         down, middle = self.branch(
             sample.to(dtype), timestep, features.to(sample.device, dtype), condition.scale, return_dict=False
         )
-        given_down, given_middle = kwargs.get("down_block_additional_residuals"), kwargs.get("mid_block_additional_residual")
-        if given_down is not None and given_middle is not None:
-            down = [ours + theirs for ours, theirs in zip(down, given_down, strict=True)]
-            middle = middle + given_middle
-        kwargs["down_block_additional_residuals"] = tuple(d.to(sample.dtype) for d in down)
-        kwargs["mid_block_additional_residual"] = middle.to(sample.dtype)
+        add_residuals(kwargs, down, middle, sample.dtype)
         return args, kwargs

@@ -14,7 +14,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from PIL import Image
 from torch import Tensor, nn
 
-from .bridge import in_window
+from .bridge import add_residuals, check_fit, in_window
 from .errors import UserError
 from .extras import import_extra
 
@@ -65,11 +65,10 @@ def control_tensor(pictures: Image.Image | Sequence[Image.Image] | Tensor) -> Te
     """Condition pictures as (n, 3, H, W) in [0, 1].
 
     Raises:
-        UserError: modes other than RGB and grey, or pictures of different sizes.
+        UserError: modes other than RGB and grey, pictures of different sizes, or a tensor of other values.
     """
     if isinstance(pictures, Tensor):
-        if pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise UserError(f"control pictures have shape {tuple(pictures.shape)}; give (n, 3, height, width) in [0, 1]")
+        _check_control_tensor(pictures)
         return pictures
     pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
     if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
@@ -81,6 +80,16 @@ def control_tensor(pictures: Image.Image | Sequence[Image.Image] | Tensor) -> Te
             raise UserError(f"control pictures of different sizes, {pictures[0].size} and {picture.size}; give one size")
     arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) / 255 for picture in pictures]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def _check_control_tensor(pictures: Tensor) -> None:
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.numel():
+        raise UserError(f"control pictures have shape {tuple(pictures.shape)}; give (n, 3, height, width) in [0, 1]")
+    if not pictures.is_floating_point():
+        raise UserError(f"control pictures are {pictures.dtype}; give floating-point values in [0, 1], such as pictures / 255")
+    least, most = pictures.min().item(), pictures.max().item()
+    if not (least >= 0 and most <= 1):  # NaN is neither
+        raise UserError(f"control pictures hold values from {least:g} to {most:g}; give values in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -123,13 +132,27 @@ class ControlNetHook(ModelHook):
         Raises:
             UserError: the ControlNet's blocks or text width are not the UNet's.
         """
-        for key in ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels"):
-            ours, theirs = self.controlnet.config[key], unet.config[key]
-            if (tuple(ours) if isinstance(ours, list | tuple) else ours) != (
-                tuple(theirs) if isinstance(theirs, list | tuple) else theirs
-            ):
-                raise UserError(f"the ControlNet's {key} {ours} does not fit the backbone's {theirs}; use one made for this base")
+        keys = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
+        check_fit(self.controlnet, unet, keys, "ControlNet")
         HookRegistry.check_if_exists_or_initialize(unet).register_hook(self, name)
+
+    def check_size(self, pictures: Tensor, height: int, width: int) -> None:
+        """Refuse control pictures of another size than what is drawn.
+
+        Args:
+            pictures: (k, 3, H, W).
+            height: of the latents.
+            width: of the latents.
+
+        Raises:
+            UserError: names both sizes.
+        """
+        factor = 2 ** (len(self.controlnet.config["conditioning_embedding_out_channels"]) - 1)
+        if pictures.shape[-2:] != (height * factor, width * factor):
+            raise UserError(
+                f"the control picture is {pictures.shape[-1]}x{pictures.shape[-2]}, the picture to draw is "
+                f"{width * factor}x{height * factor}; resize one of them"
+            )
 
     @contextmanager
     def condition(self, condition: ControlCondition) -> Iterator[None]:
@@ -156,22 +179,12 @@ class ControlNetHook(ModelHook):
             sample, timestep, encoder_hidden_states=text, controlnet_cond=self._pictures(condition, sample),
             conditioning_scale=self.scale, return_dict=False,
         )  # fmt: skip
-        given_down, given_middle = kwargs.get("down_block_additional_residuals"), kwargs.get("mid_block_additional_residual")
-        if given_down is not None and given_middle is not None:
-            down = [theirs + ours for ours, theirs in zip(down, given_down, strict=True)]
-            middle = given_middle + middle
-        kwargs["down_block_additional_residuals"], kwargs["mid_block_additional_residual"] = tuple(down), middle
+        add_residuals(kwargs, down, middle, sample.dtype)
         return args, kwargs
 
     def _pictures(self, condition: ControlCondition, sample: Tensor) -> Tensor:
         """The condition pictures, one for each sample of the UNet's batch (guidance parts are stacked)."""
-        factor = 2 ** (len(self.controlnet.config["conditioning_embedding_out_channels"]) - 1)
-        height, width = condition.pictures.shape[-2:]
-        if (height, width) != (sample.shape[-2] * factor, sample.shape[-1] * factor):
-            raise UserError(
-                f"the control picture is {width}x{height}, the picture to draw is "
-                f"{sample.shape[-1] * factor}x{sample.shape[-2] * factor}; resize one of them"
-            )
+        self.check_size(condition.pictures, sample.shape[-2], sample.shape[-1])
         pictures = condition.pictures.to(sample.device, sample.dtype)
         if len(pictures) == 1:
             return pictures.expand(len(sample), -1, -1, -1)

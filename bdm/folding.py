@@ -17,6 +17,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .sharing import Snapshot
+
 HOOK_NAME = "bdm.folding"
 #: Smaller layers (in operations of the plain convolution) gain less than the four calls cost.
 LEAST_FLOPS = 5e9
@@ -59,7 +61,7 @@ class FoldedUpsampling(ModelHook):
 
     def __init__(self) -> None:
         super().__init__()
-        self._folded: tuple[tuple[int, int], list[Tensor]] | None = None
+        self._folded: tuple[Snapshot, list[Tensor]] | None = None
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The folded result, or the module's own."""
@@ -70,10 +72,8 @@ class FoldedUpsampling(ModelHook):
             plain: Any = self.fn_ref.original_forward
             return plain(*args, **kwargs)
         weight: Any = convolution.weight  # pyright: ignore[reportOptionalMemberAccess]
-        # Not every change of a weight counts up its version: plug-ins give it other memory.
-        key = (weight.data_ptr(), weight._version)
-        if self._folded is None or self._folded[0] != key:
-            self._folded = (key, fold_weight(weight))
+        if self._folded is None or not self._folded[0].holds([weight]):
+            self._folded = (Snapshot([weight]), fold_weight(weight))
         return enlarge_and_convolve(x, self._folded[1], convolution.bias)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _fits(self, module: Any, convolution: Any, x: Tensor) -> bool:

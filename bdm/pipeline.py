@@ -151,13 +151,9 @@ class BridgeMixin:
             positive, negative, branch_scale, branch_start, branch_end,
             steps=lambda: self._num_timesteps, images_per_prompt=num_images_per_prompt,
         )  # fmt: skip
-        size = {}
-        if height is not None or width is not None:
-            # diffusers takes its default for both where only one is given.
-            default = self.unet.config["sample_size"] * self.vae_scale_factor
-            size = {"height": height or default, "width": width or default}
+        size, latents = self._sizes(height, width, stock)
         plugged = self.plugins.during_call(
-            control_images, plugin_strength, lambda: self._num_timesteps, num_images_per_prompt
+            control_images, plugin_strength, lambda: self._num_timesteps, num_images_per_prompt, latents
         )  # fmt: skip
         with plugged:
             # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
@@ -173,6 +169,20 @@ class BridgeMixin:
                     )  # fmt: skip
             finally:
                 bridge.detach()
+
+    def _sizes(
+        self, height: int | None, width: int | None, stock: Mapping[str, Any]
+    ) -> tuple[dict[str, int], tuple[int, int] | None]:
+        """What the stock pipeline is told of the pictures' size, and height and width of the latents where that tells them."""
+        given, latents = height is not None or width is not None, stock.get("latents")
+        if not given and (latents is not None or "image" in stock):  # they have a size of their own
+            return {}, None
+        sides = self.unet.config["sample_size"]
+        rows, columns = (sides, sides) if isinstance(sides, int) else sides
+        # diffusers takes its default for both where only one is given.
+        size = {"height": height or rows * self.vae_scale_factor, "width": width or columns * self.vae_scale_factor}
+        known = (size["height"] // self.vae_scale_factor, size["width"] // self.vae_scale_factor)
+        return size if given else {}, known if latents is None else None
 
     @property
     def plugins(self) -> Plugins:

@@ -9,7 +9,7 @@ cross-attentions depend on the text alone and are kept from step to step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -94,13 +94,33 @@ class DistinctRows(ModelHook):
         return output if self.plan.rows is None else _each(self.plan.spread, output)
 
 
+class Snapshot:
+    """Tells whether tensors still have the memory they had, with nothing written to it since.
+
+    Not every change of a weight counts up its version: plug-ins give it other memory. So the memory is held here, and no other
+    weight can come to lie at its address.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._memory = [t.untyped_storage() for t in tensors]
+        self._state = self._read(tensors)
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the tensors, unchanged."""
+        return self._read(tensors) == self._state
+
+    @staticmethod
+    def _read(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+        return [(t.data_ptr(), t._version, t.shape, t.stride()) for t in tensors]
+
+
 class KeptProjection(ModelHook):
     """Keeps a key or value projection for as long as it is given the very same text features."""
 
     def __init__(self) -> None:
         super().__init__()
         self._given: Tensor | None = None
-        self._state: list[tuple[int, int]] = []
+        self._snapshot: Snapshot | None = None
         self._kept: Tensor | None = None
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -112,9 +132,8 @@ class KeptProjection(ModelHook):
             return project(*args, **kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return project(*args, **kwargs)
-        state = [(t.data_ptr(), t._version) for t in tensors]
-        if self._given is not features or self._state != state:
-            self._given, self._state = features, state
+        if self._given is not features or self._snapshot is None or not self._snapshot.holds(tensors):
+            self._given, self._snapshot = features, Snapshot(tensors)
             self._kept = project(*args, **kwargs)
         return self._kept
 

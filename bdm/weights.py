@@ -111,19 +111,33 @@ def resolve_folder(source: str | Path, subfolder: str | None = None, files: list
     return path / subfolder if subfolder else path
 
 
-def read_weights_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the weight file in a folder, sharded or not."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a folder's weights are read from: the preferred whole one, else its shards; none if it holds none."""
     for name in WEIGHT_FILES:
         if (folder / name).exists():
-            return read_tensors(folder / name)
-    index = sorted(folder.glob("*.safetensors.index.json"))
-    if index:
-        shards = sorted(folder.glob(index[0].name.split(".")[0] + "-*.safetensors"))
-        named = set(read_json(index[0]).get("weight_map", {}).values())
-        if missing := sorted(named - {shard.name for shard in shards}):
+            return [folder / name]
+    index = _shard_index(folder)
+    return sorted(folder.glob(index.name.split(".")[0] + "-*.safetensors")) if index else []
+
+
+def _shard_index(folder: Path) -> Path | None:
+    return min(folder.glob("*.safetensors.index.json"), default=None)
+
+
+def read_weights_folder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the weight file in a folder, sharded or not.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    files, index = weight_files(folder), _shard_index(folder)
+    if index and not (files and files[0].name in WEIGHT_FILES):
+        named = set(read_json(index).get("weight_map", {}).values())
+        if missing := sorted(named - {shard.name for shard in files}):
             raise UserError(f"{folder} lacks {len(missing)} of the {len(named)} files that its index names, such as {missing[0]}")
-        return {key: tensor for shard in shards for key, tensor in read_tensors(shard).items()}
-    raise UserError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
+    if not files:
+        raise UserError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
+    return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -241,6 +255,12 @@ def _flatten(content: Mapping[Any, Any], prefix: str, tensors: dict[str, Tensor]
             metadata[name] = str(value)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether weights hold neither NaN nor infinity."""
+    # A sum is finite if all its terms are (in double precision no weights add up beyond the range), and costs no memory.
+    return not tensor.is_floating_point() or bool(torch.isfinite(torch.sum(tensor, dtype=torch.float64)))
+
+
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Refuse weights that are NaN or infinite.
 
@@ -248,6 +268,5 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None
         UserError: names the first one.
     """
     for name, tensor in tensors.items():
-        # A sum is finite if all its terms are (in double precision no weights add up beyond the range), and costs no memory.
-        if tensor.is_floating_point() and not torch.isfinite(torch.sum(tensor, dtype=torch.float64)):
+        if not is_finite(tensor):
             raise UserError(f"{source}: {name} holds NaN or infinite values; the file is damaged, get it again")

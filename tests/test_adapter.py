@@ -145,9 +145,37 @@ def test_old_text_encoder_processors():
 
 def test_alpha_patterns_of_diffusers(tmp_path):
     tensors = {f"unet.{LINEAR}.lora_A.weight": torch.randn(4, 6), f"unet.{LINEAR}.lora_B.weight": torch.randn(5, 4)}
-    noted = {"unet.r": 8, "unet.lora_alpha": 8, "unet.rank_pattern": {"to_k": 4}, "unet.alpha_pattern": {"attn2.to_k": 2}}
+    patterns = {"^attn2.to_k": 1, r"attn2\.to_k": 2, "to_k": 6}  # the first that fits counts
+    noted = {"unet.r": 8, "unet.lora_alpha": 8, "unet.rank_pattern": {"to_k": 4}, "unet.alpha_pattern": patterns}
     change = change_of(tensors, tmp_path, [LINEAR, CONVOLUTION], {"lora_adapter_metadata": json.dumps(noted)})[LINEAR]
     expected = tensors[f"unet.{LINEAR}.lora_B.weight"] @ tensors[f"unet.{LINEAR}.lora_A.weight"] / 2
+    torch.testing.assert_close(change.weight(torch.zeros(5, 6)), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unet.lora_alpha": float("nan")}, "note nan for unet.lora_alpha"),
+        ({"lora_alpha": 10**400}, "note 1000"),
+        ({"lora_alpha": 1, "alpha_pattern": {"to_k": float("inf")}}, "note inf"),
+        ({"lora_alpha": 1, "alpha_pattern": {"(x+x+)+y": 1}}, "by the expression"),
+    ],
+)
+def test_damaged_settings_of_peft(tmp_path, settings, message):
+    tensors = {f"unet.{LINEAR}.lora_A.weight": torch.randn(4, 6), f"unet.{LINEAR}.lora_B.weight": torch.randn(5, 4)}
+    with pytest.raises(UserError, match=message):
+        change_of(tensors, tmp_path, [LINEAR, CONVOLUTION], {"lora_adapter_metadata": json.dumps(settings)})
+
+
+def test_alpha_patterns_of_a_text_encoder(tmp_path):
+    """Older transformers put text_model before every name; files noted then still count."""
+    name = "encoder.layers.0.mlp.fc1"
+    key = f"text_encoder.text_model.{name}.lora"
+    noted = {"text_encoder.lora_alpha": 8, "text_encoder.alpha_pattern": {f"text_model.{name}": 2}}
+    factors = {f"{key}_A.weight": torch.randn(4, 6), f"{key}_B.weight": torch.randn(5, 4)}
+    save_file(factors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(noted)})
+    change = split_adapter(read_weights(tmp_path / "a.safetensors"), {"text_encoder": [name]})["text_encoder"][name]
+    expected = factors[f"{key}_B.weight"] @ factors[f"{key}_A.weight"] / 2
     torch.testing.assert_close(change.weight(torch.zeros(5, 6)), expected)
 
 
@@ -196,7 +224,21 @@ def test_peft_layers_are_equalled(tmp_path):
         "rslora": peft.LoraConfig(r=4, lora_alpha=2, use_rslora=True, target_modules=["0", "2"], init_lora_weights=False),
         "dora": peft.LoraConfig(r=4, lora_alpha=4, use_dora=True, target_modules=["0", "2"], init_lora_weights=False),
         "ia3": peft.IA3Config(target_modules=["0", "2"], feedforward_modules=["2"], init_ia3_weights=False),
-    }
+        "loha": peft.LoHaConfig(r=8, alpha=4, target_modules=["0", "2"], init_weights=False),
+        "lokr": peft.LoKrConfig(r=2, alpha=1, target_modules=["0", "2"], init_weights=False),
+        "lokr both": peft.LoKrConfig(r=1, alpha=3, decompose_both=True, target_modules=["0", "2"], init_weights=False),
+        "lokr whole": peft.LoKrConfig(r=64, alpha=16, target_modules=["0", "2"], init_weights=False),
+        "lora patterns": peft.LoraConfig(
+            r=4, lora_alpha=2, rank_pattern={"2": 3}, alpha_pattern={"2": 5, "^2": 9}, target_modules=["0", "2"],
+            init_lora_weights=False,
+        ),
+        "loha patterns": peft.LoHaConfig(
+            r=4, alpha=2, rank_pattern={"2": 3}, alpha_pattern={"2": 5}, target_modules=["0", "2"], init_weights=False
+        ),
+        "lokr patterns": peft.LoKrConfig(
+            r=64, alpha=16, rank_pattern={"2": 32}, alpha_pattern={"2": 5}, target_modules=["0", "2"], init_weights=False
+        ),
+    }  # fmt: skip
     x = torch.randn(3, 12)
     for name, config in configs.items():
         base = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 6))
@@ -216,12 +258,33 @@ def test_peft_layers_are_equalled(tmp_path):
             layer.weight.data += change.weight(layer.weight.data)
             if change.reaches_bias:
                 layer.bias.data += change.bias(layer.bias.data)
-        torch.testing.assert_close(plain(x), adapted(x).detach(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(plain(x), adapted(x).detach(), atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+@pytest.mark.parametrize("effective", [False, True])
+def test_peft_convolutions_are_equalled(tmp_path, kind, effective):
+    import peft
+
+    torch.manual_seed(1)
+    plain = nn.Conv2d(8, 8, 3, padding=1)
+    base = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))
+    base[0].load_state_dict(plain.state_dict())
+    config = {"loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[kind](
+        r=1, alpha=3, target_modules=["0"], init_weights=False, use_effective_conv2d=effective
+    )
+    adapted = peft.get_peft_model(base, config)
+    adapted.save_pretrained(tmp_path)
+    change = _bare(read_weights(tmp_path / "adapter_model.safetensors"))["0"]
+    assert {"t1", "k2_t"} & change.factors.keys() or not effective
+    plain.weight.data += change.weight(plain.weight.data)
+    x = torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(plain(x), adapted(x).detach(), atol=1e-5, rtol=1e-4)
 
 
 def _bare(file):
     """Changes of a file over a plain network, which has no UNet's names: through the text encoder's table."""
-    renamed = {key.replace("base_model.model.", "text_encoder."): tensor for key, tensor in file.tensors.items()}
+    renamed = {key.replace("base_model.model.", "base_model.model.text_model."): tensor for key, tensor in file.tensors.items()}
     return split_adapter(type(file)(file.path, renamed, file.metadata), {"text_encoder": ["0", "2"]})["text_encoder"]
 
 

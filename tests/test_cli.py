@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEXT_DIM
+from conftest import TEXT_DIM, make_text_encoder, make_unet, make_vae
 from PIL import Image
 from safetensors.torch import save_file
-from test_formats import make_controlnet
+from test_formats import make_controlnet, write_original
 
 from bdm.cli import main
 from bdm.cli.draw import DEFAULT_MODEL, default_guidance, split_numbers
@@ -179,9 +179,41 @@ def test_infer_with_plugins_and_their_names_in_the_picture(model, capsys, monkey
     assert f'Lora hashes: "ink: {named["adapter"]["hash"]}"' in after.text["parameters"]
 
 
+def test_checkpoint_and_vae_from_the_command_line(model, monkeypatch):
+    """A whole checkpoint given as --vae brings its VAE and nothing else."""
+    monkeypatch.chdir(model)
+    other = type("Other", (), {"unet": make_unet(), "vae": make_vae(), "text_encoder": make_text_encoder()})()
+    write_original(other, "style.safetensors")
+    save_file({"emb_params": torch.randn(1, TEXT_DIM)}, "ink.pt")
+
+    def drawn(*arguments):
+        out = ["--model", "model", "--steps", "2", "--out", "a.png", "--prompt-en", "ink"]
+        assert main(["infer", "龙", *out, *arguments]) == 0
+        picture = Image.open("a.png")
+        return picture.tobytes(), {p["kind"]: p["name"] for p in json.loads(picture.text["bdm"]).get("plugins", [])}
+
+    plain, _ = drawn()
+    whole, attached = drawn("--checkpoint", "style.safetensors")
+    assert attached == {"checkpoint": "style"}
+    vae, attached = drawn("--vae", "style.safetensors")
+    assert attached == {"vae": "style"}
+    assert len({plain, whole, vae}) == 3
+    both, attached = drawn("--vae", "style.safetensors", "--checkpoint", "style.safetensors")
+    assert attached == {"checkpoint": "style", "vae": "style-2"}
+    assert both == whole
+    # The LoRA gives way: an embedding's name is the word it is called by.
+    _, attached = drawn("--lora", "ink.safetensors", "--embedding", "ink.pt")
+    assert attached == {"embedding": "ink", "adapter": "ink-2"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--lora", "edges"], "allowed here: adapter for SD1.5"),
+        (["--embedding", "ink.safetensors"], "allowed here: embedding"),
+        (["--vae", "ink.safetensors"], "allowed here: vae or checkpoint"),
+        (["--checkpoint", "ink.safetensors"], "allowed here: checkpoint"),
+        (["--controlnet", "ink.safetensors", "--control-image", "photo.png"], "allowed here: controlnet"),
         (["--lora", "calm.safetensors:1:1:1"], "no such folder"),
         (["--lora", "none.safetensors"], "no such file"),
         (["--checkpoint", "photo.png"], "damaged or not a torch file"),

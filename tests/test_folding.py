@@ -64,6 +64,21 @@ def test_changed_weights_count():
         check()
 
 
+@torch.no_grad()
+def test_memory_that_is_used_again_is_not_taken_for_the_old_weight():
+    """Freed memory is what the allocator gives out next, often at the very address."""
+    layer, x = Upsample2D(16, use_conv=True), torch.randn(1, 16, 4, 4)
+    with folded_upsampling(layer):
+        for swaps in (1, 2, 3) * 7:
+            for _ in range(swaps):
+                layer.conv.weight.data = torch.empty(0)
+                layer.conv.weight.data = torch.randn(16, 16, 3, 3)
+            plain = torch.nn.functional.conv2d(
+                x.repeat_interleave(2, 2).repeat_interleave(2, 3), layer.conv.weight, layer.conv.bias, padding=1
+            )
+            torch.testing.assert_close(layer(x), plain, rtol=0, atol=1e-3)
+
+
 def test_where_it_is_not_exact_the_layer_runs_as_it_is():
     x = torch.randn(1, 4, 4, 4)
     with torch.no_grad():

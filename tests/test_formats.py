@@ -26,7 +26,7 @@ from bdm.formats.checkpoint import (
     vae_config,
     write_checkpoint,
 )
-from bdm.formats.identify import describe_file, file_hashes, identify, identify_source, require
+from bdm.formats.identify import describe_file, file_hashes, identify, identify_source, require, source_hash
 from bdm.weights import read_weights_folder
 
 
@@ -335,6 +335,43 @@ def test_description_reads_no_values_and_hashes_as_a1111_does(tmp_path):
     assert facts["model hash"] == hashlib.sha256(content).hexdigest()[:10]
     assert facts["data hash"] == hashlib.sha256(content[start:]).hexdigest()[:12]
     assert file_hashes(path)["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("ending", "value", "form", "ranks"),
+    [
+        ("lora_magnitude_vector", torch.ones(320), "DoRA", None), ("dora_scale", torch.ones(320, 1), "DoRA", None),
+        ("lokr_w1_b", torch.zeros(3, 8), None, "3"), ("lokr_w2_b", torch.zeros(4, 8), None, "4"),
+        ("lokr_w1_a", torch.zeros(8, 3), "LoKr", None),
+    ],
+)  # fmt: skip
+def test_description_of_an_adapter(tmp_path, ending, value, form, ranks):
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_file({f"{module}.{ending}": value, f"{module}.alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors")
+    facts = describe_file(tmp_path / "a.safetensors")
+    assert facts["kind"] == "adapter"
+    assert facts["form"] == (form or "")
+    assert facts.get("ranks") == ranks
+
+
+def test_hash_of_a_folder_is_that_of_the_weights_that_are_read(tmp_path):
+    """Sharded or whole; a folder's other files make no difference."""
+    hashes = set()
+    for value in (0.0, 1.0):
+        folder = tmp_path / str(value)
+        (folder / "unet").mkdir(parents=True)
+        names = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        for i, name in enumerate(names):
+            save_file({f"w{i}": torch.full((2,), value + i)}, folder / "unet" / name)
+        index = json.dumps({"weight_map": {"w0": names[0], "w1": names[1]}})
+        (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
+        hashes.add(source_hash(folder))
+        (folder / "unet" / "notes.safetensors").write_bytes(b"x")
+        hashes.add(source_hash(folder))
+    assert len(hashes) == 2
+    save_file({"w0": torch.zeros(2)}, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert source_hash(folder) not in hashes, "a whole file is preferred to shards"
+    assert read_weights_folder(folder / "unet").keys() == {"w0"}
 
 
 @pytest.mark.parametrize("layout", ["diffusers file", "original file", "folder"])

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry
 from test_formats import make_controlnet
 from torch.utils.flop_counter import FlopCounterMode
 
 from bdm.bridge import Bridge, NativeCondition
-from bdm.sharing import RowPlan
+from bdm.sharing import KeptProjection, RowPlan
 
 CALLS = {
     "empty English": {},
@@ -46,6 +47,36 @@ def test_with_plugins(pipe, tmp_path):
     shared, flops = draw(pipe, True, **control)
     torch.testing.assert_close(shared, plain, atol=1e-4, rtol=1e-4)
     assert flops < 0.9 * all_flops
+
+
+@torch.no_grad()
+def test_kept_projections_follow_weights_and_features():
+    """Of memory that is used again, of features changed in place, of features that are others."""
+    layer, features = torch.nn.Linear(64, 64, bias=False), torch.randn(1, 2, 64)
+    registry = HookRegistry.check_if_exists_or_initialize(layer)
+    registry.register_hook(KeptProjection(), "kept")
+
+    def check():
+        torch.testing.assert_close(layer(features), torch.nn.functional.linear(features, layer.weight))
+
+    for swaps in (1, 2, 3) * 7:
+        for _ in range(swaps):
+            layer.weight.data = torch.empty(0)
+            layer.weight.data = torch.randn(64, 64)
+        check()
+    assert layer(features) is layer(features)
+    features.mul_(2)
+    check()
+    features = features[:, :1]
+    check()
+    layer.weight.data = layer.weight.data.repeat(2, 1)
+    check()
+    layer.weight.data = layer.weight.data[::2]
+    check()
+    for _ in range(20):
+        del features
+        features = torch.randn(1, 2, 64)
+        check()
 
 
 def test_encoder_sees_distinct_rows_only(pipe):

@@ -58,7 +58,7 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     )
     plugins = parser.add_argument_group("plug-ins on the backbone (files from the English community)")
     plugins.add_argument("--checkpoint", metavar="FILE", help="SD1.5 checkpoint: single file or diffusers folder")
-    plugins.add_argument("--vae", metavar="FILE", help="another VAE")
+    plugins.add_argument("--vae", metavar="FILE", help="another VAE: its own file or folder, or a checkpoint, whose VAE is taken")
     plugins.add_argument(
         "--lora", metavar="FILE[:weight[:text-encoder weight]]", action="append", default=[], help="LoRA or relative; repeatable"
     )
@@ -130,20 +130,23 @@ def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | 
         raise UserError(
             f"{len(options.controlnet)} --controlnet and {len(options.control_image)} --control-image; give one image for each"
         )
-    for source in (options.checkpoint, options.vae):
+    # An embedding's name is its trigger word, so it has the first choice.
+    for source in options.embedding:
+        pipe.plugins.attach(source, kind="embedding")
+    for kind, source in (("checkpoint", options.checkpoint), ("vae", options.vae)):
         if source:
-            pipe.plugins.attach(source, _free_name(pipe, source))
+            pipe.plugins.attach(source, _free_name(pipe, source), kind=kind)
     for text in options.lora:
         source, numbers = split_numbers(text, "--lora", (0, 1, 2))
-        pipe.plugins.attach(source, _free_name(pipe, source), **dict(zip(("strength", "text_strength"), numbers, strict=False)))
-    for source in options.embedding:
-        pipe.plugins.attach(source)
+        settings = dict(zip(("strength", "text_strength"), numbers, strict=False))
+        pipe.plugins.attach(source, _free_name(pipe, source), kind="adapter", **settings)
     pictures = {}
     for i, (source, text) in enumerate(zip(options.controlnet, options.control_image, strict=True)):
         image, numbers = split_numbers(text, "--control-image", (0, 1, 3))
         picture = annotate(open_picture(image), options.annotator)
         settings = dict(zip(("strength", "start", "end"), numbers, strict=False))
-        pictures[pipe.plugins.attach(source, f"controlnet-{i}", **settings).name] = picture
+        name = _free_name(pipe, f"controlnet-{i}")
+        pictures[pipe.plugins.attach(source, name, kind="controlnet", **settings).name] = picture
     triggers = [plugin.name for plugin in pipe.plugins if plugin.kind == "embedding"]
     if triggers and not (options.prompt_en or options.negative_en):
         logging.warning("embeddings act through the English prompt; --prompt-en or --negative-en must name %s", ", ".join(triggers))

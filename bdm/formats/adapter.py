@@ -12,14 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..weights import WeightFile, read_json
+from ..weights import WeightFile
 from .names import UNetBuild, flat
+from .peft_settings import PeftSettings
 
 #: Endings of keys and what they are called here. kohya/LyCORIS, peft and diffusers name the same factors differently.
 _FACTORS = {
@@ -128,19 +128,26 @@ class Change:
             return weight * f["gain"].reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
         if "down" in f:
             _require(f["up"].shape[0] == weight.shape[0] and _inputs(f) == weight[0].numel(), "outputs or inputs")
-            product, rank = _low_rank(f), f["down"].shape[0]
+            product, rank = _low_rank(f), _rank(f)
         elif "w1_a" in f:
             outputs = {f[name].shape[1 if "t1" in f else 0] for name in ("w1_a", "w2_a")}
             _require(outputs == {weight.shape[0]}, "outputs")
-            product, rank = _hadamard(f), f["w1_b"].shape[0]
+            product, rank = _hadamard(f), _rank(f)
         else:
             # Without a factorised half, alpha has no rank to be divided by and LyCORIS ignores it.
-            product, rank = _kronecker(f, weight), next((f[k].shape[0] for k in ("k1_b", "k2_b") if k in f), None)
+            product, rank = _kronecker(f, weight), _rank(f)
         if "alpha" in f and rank:
             product = product * (f["alpha"].item() / rank)
         elif self.scale is not None:
             product = product * self.scale
         return product.reshape(weight.shape) * (f["scalar"].item() if "scalar" in f else 1.0)
+
+
+def _rank(factors: Mapping[str, Tensor]) -> int | None:
+    """The rank of a low-rank product; None where no matrix is factorised."""
+    return next(
+        (factors[name].shape[0] for name in ("down", "w1_b", "k1_b", "k2_b") if name in factors and factors[name].ndim), None
+    )
 
 
 def _require(fits: bool, what: str) -> None:
@@ -236,7 +243,7 @@ def split_adapter(file: WeightFile, modules: Mapping[str, Iterable[str]]) -> dic
     return {
         # Factors are small and are used again whenever a strength changes: not as views of a file that may be rewritten.
         part: {
-            name: Change({key: t.clone() for key, t in factors.items()}, settings.scale(part, name, factors))
+            name: Change({key: t.clone() for key, t in factors.items()}, settings.scale(part, name, _rank(factors)))
             for name, factors in changes.items()
         }
         for part, changes in found.items()
@@ -275,51 +282,6 @@ def _place(module: str, lookup: Mapping[str, Mapping[str, str]]) -> tuple[str, s
             if name.startswith(prefix) and name[len(prefix) :] in table:
                 return part, table[name[len(prefix) :]]
     return None
-
-
-@dataclass(frozen=True)
-class PeftSettings:
-    """What peft and diffusers keep of an adapter beside its factors: alpha, by part and by module."""
-
-    values: dict[str, Any]
-
-    @staticmethod
-    def of(file: WeightFile) -> PeftSettings:
-        """The settings in the header (diffusers) or in ``adapter_config.json`` beside the file (peft); empty if there are none.
-
-        Raises:
-            UserError: they are damaged.
-        """
-        noted = file.metadata.get("lora_adapter_metadata")
-        if noted is not None:
-            try:
-                values = json.loads(noted)
-            except ValueError:
-                values = None
-            if not isinstance(values, dict):
-                raise UserError(f"{file.path}: the adapter's settings in its header are damaged; save it again")
-            return PeftSettings(values)
-        beside = file.path.with_name("adapter_config.json")
-        peft_keys = any(".lora_A." in key for key in file.tensors)
-        return PeftSettings(read_json(beside) if peft_keys and beside.is_file() else {})
-
-    def scale(self, part: str, module: str, factors: Mapping[str, Tensor]) -> float | None:
-        """alpha / rank (alpha / sqrt(rank) for rsLoRA) of a module, or None where nothing is noted."""
-        down = factors.get("down")
-        if down is None or not down.ndim:
-            return None
-        for prefix in (f"{part}.", ""):
-            alpha = self.values.get(f"{prefix}lora_alpha")
-            patterns = self.values.get(f"{prefix}alpha_pattern") or {}
-            if not isinstance(alpha, int | float) or not isinstance(patterns, dict):
-                continue
-            # peft matches the end of a module's name.
-            for pattern, value in patterns.items():
-                if isinstance(value, int | float) and (module == pattern or module.endswith(f".{pattern}")):
-                    alpha = value
-            rank = down.shape[0]
-            return alpha / (rank**0.5 if self.values.get(f"{prefix}use_rslora") else rank) if rank else None
-        return None
 
 
 def adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:

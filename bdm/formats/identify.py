@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import UserError
-from ..weights import WEIGHT_FILES, WeightFile, read_json, read_weights
+from ..weights import WeightFile, read_json, read_weights, weight_files
 from .adapter import adapter_metadata, split_key
 
 Kind = Literal["checkpoint", "unet", "vae", "text encoder", "controlnet", "branch", "adapter", "embedding", "unknown"]
@@ -192,11 +192,12 @@ def file_hashes(path: Path) -> dict[str, str]:
 
 
 def source_hash(source: Path) -> str:
-    """The first ten digits of a file's SHA-256; of a folder's weight files together."""
+    """The first ten digits of a file's SHA-256; of a folder's weight files together (those that are read)."""
     if source.is_file():
         return file_hashes(source)["model hash"]
     together = hashlib.sha256()
-    for path in sorted(p for p in source.rglob("*") if p.name in WEIGHT_FILES):
+    folders = [source, *(path for path in source.rglob("*") if path.is_dir())]
+    for path in sorted(path for folder in folders for path in weight_files(folder)):
         together.update(file_hashes(path)["sha256"].encode())
     return together.hexdigest()[:10]
 
@@ -228,9 +229,9 @@ def _adapter_facts(file: WeightFile) -> dict[str, str]:
         factor = split_key(key)[1]
         if factor in forms:
             found.add(forms[factor])
-        if factor == "magnitude":
+        if factor in ("magnitude", "row_magnitude"):
             found.add("DoRA")
-        if factor in ("down", "w1_b", "k2_b") and tensor.ndim:
+        if factor in ("down", "w1_b", "k1_b", "k2_b") and tensor.ndim:
             ranks.add(tensor.shape[0])
     ranks_text = ", ".join(map(str, sorted(ranks)))
     facts = {"form": ", ".join(sorted(found))} | ({"ranks": ranks_text} if ranks else {})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import re
 from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from ..bridge import check_window
 from ..controlnet import ControlNetHook
 from ..errors import UserError
 from ..formats.adapter import split_adapter
-from ..formats.checkpoint import check_names, load_controlnet, named_like, read_parts, read_vae
+from ..formats.checkpoint import Parts, check_names, load_controlnet, named_like, read_parts, read_vae
 from ..formats.embedding import embedding_vectors
 from ..formats.identify import Kind
 from ..text.english import trigger_tokens
@@ -24,6 +26,8 @@ from ..weights import read_weights, refuse_not_finite
 from .layers import Layer, LayeredWeights, Place
 
 _HOOK = "bdm.controlnet."
+#: Who has asked for a module. Two that put layers on it would each take the other's for the base.
+_HOSTS: WeakKeyDictionary[nn.Module, WeakSet[PluginHost]] = WeakKeyDictionary()
 
 
 class PluginHost:
@@ -52,7 +56,11 @@ class PluginHost:
         }  # fmt: skip
 
     def detach(self, kind: Kind, name: str) -> None:
-        """Undo what a plug-in does."""
+        """Undo what a plug-in does.
+
+        Raises:
+            UserError: its module was exchanged or is offloaded; nothing has changed then.
+        """
         if kind == "controlnet":
             self._registry().remove_hook(_HOOK + name, recurse=False)
             del self.controlnets[name]
@@ -62,7 +70,12 @@ class PluginHost:
             self._rebuild_tokenizer()
 
     def set_adapter_strength(self, name: str, strength: float, text_strength: float | None) -> dict[str, float]:
-        """Change an adapter's strengths; returns them by part."""
+        """Change an adapter's strengths; returns them by part.
+
+        Raises:
+            UserError: a strength is no finite number, or makes a weight overflow; the adapter's module was exchanged or is
+                offloaded. Nothing has changed then.
+        """
         strengths = _strengths(strength, text_strength)
         self._weights.put(name, Layer(changes=self._weights.layers[name].changes, strength=strengths))
         return strengths
@@ -71,11 +84,21 @@ class PluginHost:
         module = getattr(self._host, part, None)
         if module is None:
             raise UserError(f"the pipeline has no {part.replace('_', ' ')} that this plug-in could change")
-        if self._modules.setdefault(part, module) is not module:
-            if self._weights.layers or self.controlnets:
-                raise UserError(f"the pipeline's {part} was exchanged while plug-ins were attached; detach them first")
-            self._modules[part] = module
+        known = self._modules.get(part)
+        if known is not None and known is not module and self.changes(known):
+            raise UserError(
+                f"the pipeline's {part} was exchanged while plug-ins were on it; put the old one back, detach, then exchange"
+            )
+        refuse_shared(module, self, part)
+        self._modules[part] = module
+        _HOSTS.setdefault(module, WeakSet()).add(self)
         return module
+
+    def changes(self, module: nn.Module) -> bool:
+        """Whether an attached plug-in is on this module."""
+        parts = {part for layer in self._weights.layers.values() for part, _ in layer.places()}
+        parts |= {"unet"} if self.controlnets else set()
+        return any(self._modules.get(part) is module for part in parts)
 
     def _registry(self) -> Any:
         from diffusers.hooks import HookRegistry
@@ -84,6 +107,7 @@ class PluginHost:
 
     def _attach_checkpoint(self, path: Path, name: str) -> None:
         parts = read_parts(path)
+        self._check_scaling(parts, path)
         layer = Layer()
         for part, weights in parts.weights.items():
             if getattr(self._host, part, None) is not None:
@@ -92,11 +116,18 @@ class PluginHost:
 
     def _attach_vae(self, path: Path, name: str) -> None:
         parts = read_vae(path)
-        vae: Any = self._part("vae")
-        theirs, ours = parts.configs.get("vae", {}).get("scaling_factor"), vae.config["scaling_factor"]
-        if theirs is not None and theirs != ours:
+        layer = Layer(replaced=self._replacement("vae", parts.weights["vae"], path))
+        self._check_scaling(parts, path)
+        self._weights.put(name, layer)
+
+    def _check_scaling(self, parts: Parts, path: Path) -> None:
+        """Refuse a VAE whose latents have another scale: the UNet would read them wrongly."""
+        vae = getattr(self._host, "vae", None)
+        theirs = parts.configs.get("vae", {}).get("scaling_factor")
+        if vae is None or theirs is None or "vae" not in parts.weights:
+            return
+        if theirs != (ours := vae.config["scaling_factor"]):
             raise UserError(f"{path} scales latents by {theirs} and this pipeline by {ours}; use a VAE of the same model family")
-        self._weights.put(name, Layer(replaced=self._replacement("vae", parts.weights["vae"], path)))
 
     def _replacement(self, part: str, weights: Mapping[str, Tensor], path: Path) -> dict[Place, Tensor]:
         own = self._weights.base(part)
@@ -134,6 +165,8 @@ class PluginHost:
         if unet.device.type == "meta":
             raise UserError("the UNet is offloaded; attach ControlNets before sequential offload is enabled")
         hook = ControlNetHook(load_controlnet(path, unet.dtype).to(unet.device), finite(strength), start, end)
+        if (registry := self._registry()).get_hook(_HOOK + name) is not None:  # of a pipeline that is gone
+            registry.remove_hook(_HOOK + name, recurse=False)
         hook.attach(unet, _HOOK + name)
         self.controlnets[name] = hook
         return {"scale": strength, "start": start, "end": end}
@@ -180,6 +213,41 @@ class PluginHost:
         self._host.tokenizer = tokenizer
         if not triggers:
             self._tokenizer = None
+
+
+def refuse_shared(module: nn.Module, host: PluginHost, part: str) -> None:
+    """Refuse a module that plug-ins of another host are on.
+
+    Raises:
+        UserError: they must be detached first.
+    """
+
+    def taken() -> bool:
+        return any(other is not host and other.changes(module) for other in _HOSTS.get(module, ()))
+
+    if taken():
+        gc.collect()  # a pipeline that nobody holds any more stays until then
+    if taken():
+        raise UserError(
+            f"another pipeline that shares this {part.replace('_', ' ')} has plug-ins on it; attach there, or detach those first"
+        )
+
+
+def holders(kind: Kind | None, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+    """The kinds of file that a plug-in can come from.
+
+    Args:
+        kind: the plug-in's; None where any will do.
+        kinds: all that there are.
+
+    Raises:
+        UserError: no plug-in is of that kind.
+    """
+    if kind is None:
+        return kinds
+    if kind not in kinds:
+        raise UserError(f"there are no plug-ins of kind {kind!r}; allowed: {', '.join(kinds)}")
+    return ("vae", "checkpoint") if kind == "vae" else (kind,)
 
 
 def _strengths(strength: float, text_strength: float | None) -> dict[str, float]:

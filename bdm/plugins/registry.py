@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..controlnet import ControlCondition, ControlNetHook, control_tensor
 from ..errors import UserError
 from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from ..weights import WEIGHT_SUFFIXES, resolve_folder
-from .kinds import PluginHost, finite
+from .kinds import PluginHost, finite, holders
 
 
 @dataclass
@@ -26,20 +25,16 @@ class Plugin:
         name: unique within a pipeline.
         kind: its role.
         source: the file or folder it came from.
+        hash: what A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's. Taken when it was
+            attached, because the file may be replaced or deleted later.
         strength: what ``set_strength`` set; None where strength has no meaning.
     """
 
     name: str
     kind: Kind
     source: Path
+    hash: str
     strength: dict[str, float] | None = None
-
-    @cached_property
-    def hash(self) -> str:
-        """What A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's."""
-        if self.kind == "adapter" and self.source.suffix == ".safetensors":
-            return file_hashes(self.source)["data hash"]
-        return source_hash(self.source)
 
     def __str__(self) -> str:
         strength = "" if self.strength is None else " " + ", ".join(f"{part} {value:g}" for part, value in self.strength.items())
@@ -76,12 +71,14 @@ class Plugins:
     def __repr__(self) -> str:
         return "\n".join(map(str, self)) or "no plug-ins"
 
-    def attach(self, source: str | Path, name: str | None = None, **settings: Any) -> Plugin:
+    def attach(self, source: str | Path, name: str | None = None, *, kind: Kind | None = None, **settings: Any) -> Plugin:
         """Attach a file or folder; what it is, it says itself.
 
         Args:
             source: a checkpoint, VAE, adapter, ControlNet or embedding: file, diffusers folder or hub name.
             name: how it is called from now on; the file's stem by default. An embedding's name is its trigger word.
+            kind: what it must be ("checkpoint", "vae", "adapter", "controlnet", "embedding"). As "vae" a checkpoint gives its VAE
+                alone.
             settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder; ControlNets:
                 ``strength``, ``start``, ``end`` (share of the steps).
 
@@ -102,21 +99,29 @@ class Plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)
         attach = self._host.kinds
-        require(found, tuple(attach), path)
+        require(found, holders(kind, tuple(attach)), path)
+        kind = kind or found.kind
+        shown = shown_hash(path, kind)
         try:
-            strength = attach[found.kind](path, name, **settings)
+            strength = attach[kind](path, name, **settings)
         except TypeError as error:
             if "unexpected keyword" not in str(error):
                 raise
-            raise UserError(f"{path}: a {found.kind} takes no setting {str(error).rpartition(' ')[2]}") from None
-        self._plugins[name] = Plugin(name, found.kind, path, strength)
+            raise UserError(f"{path}: a {kind} takes no setting {str(error).rpartition(' ')[2]}") from None
+        self._plugins[name] = Plugin(name, kind, path, shown, strength)
         return self._plugins[name]
 
     def set_strength(self, name: str, strength: float, text_strength: float | None = None) -> None:
         """Change the strength of an adapter or a ControlNet; nothing is read again.
 
+        Args:
+            name: of the plug-in.
+            strength: any finite number; 0 is without effect, 1 what the file was made for.
+            text_strength: of an adapter's text-encoder part; ``strength`` if it is left out, whatever it was before.
+
         Raises:
-            UserError: no such plug-in, or one whose strength has no meaning.
+            UserError: no such plug-in, one whose strength has no meaning, a strength that is no finite number or makes a weight
+                overflow; nothing has changed then.
         """
         plugin = self[name]
         if plugin.kind == "adapter":
@@ -130,7 +135,11 @@ class Plugins:
             )
 
     def detach(self, name: str) -> None:
-        """Take a plug-in off; without any, every output is bit for bit what it was at first."""
+        """Take a plug-in off; without any, every output is bit for bit what it was at first.
+
+        Raises:
+            UserError: no such plug-in; its module was exchanged or is offloaded, so that it stays.
+        """
         self._host.detach(self[name].kind, name)
         del self._plugins[name]
 
@@ -146,6 +155,7 @@ class Plugins:
         strength: Mapping[str, float | tuple[float, float]] | None = None,
         steps: Callable[[], int] = lambda: 1,
         images_per_prompt: int = 1,
+        latents: tuple[int, int] | None = None,
     ) -> Iterator[None]:
         """Hand the condition pictures to the ControlNets and set strengths for one call of the pipeline.
 
@@ -154,11 +164,15 @@ class Plugins:
             strength: by plug-in name; a pair gives UNet and text encoder apart.
             steps: gives the pipeline's number of steps.
             images_per_prompt: pictures for each prompt.
+            latents: their height and width where they are known; else the first step finds pictures of another size.
 
         Raises:
-            UserError: a ControlNet without a picture, a picture without a ControlNet.
+            UserError: a ControlNet without a picture, a picture without a ControlNet or of another size, a strength that is none.
         """
         pictures = self._pictures(control_images)
+        for name, hook in self._controlnets.items():
+            if latents is not None:
+                hook.check_size(pictures[name], *latents)
         with ExitStack() as stack:
             for name, value in (strength or {}).items():
                 before = self[name].strength or {}
@@ -194,3 +208,9 @@ class Plugins:
             )
             raise UserError(f"{what}; attached ControlNets: {', '.join(names) or 'none'}")
         return {name: control_tensor(pictures) for name, pictures in given.items()}
+
+
+def shown_hash(source: Path, kind: Kind) -> str:
+    """The hash by which others know a plug-in's file (see ``Plugin``)."""
+    hashes = file_hashes(source) if kind == "adapter" else {}
+    return hashes.get("data hash") or source_hash(source)

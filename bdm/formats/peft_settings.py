@@ -1,0 +1,86 @@
+"""The settings that peft and diffusers keep beside an adapter's factors, in the header or in a file of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..weights import WeightFile, read_json
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """What peft and diffusers keep of an adapter beside its factors: alpha, by part and by module.
+
+    Attributes:
+        path: of the adapter.
+        values: settings by name; diffusers puts the part before the name.
+    """
+
+    path: Path
+    values: dict[str, Any]
+
+    @staticmethod
+    def of(file: WeightFile) -> PeftSettings:
+        """The settings in the header (diffusers) or in ``adapter_config.json`` beside the file (peft); empty if there are none.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        noted = file.metadata.get("lora_adapter_metadata")
+        if noted is not None:
+            try:
+                values = json.loads(noted)
+            except ValueError:
+                values = None
+            if not isinstance(values, dict):
+                raise UserError(f"{file.path}: the adapter's settings in its header are damaged; save it again")
+            return PeftSettings(file.path, values)
+        beside = file.path.with_name("adapter_config.json")
+        peft_keys = any(".lora_A." in key or key.startswith("base_model.model.") for key in file.tensors)
+        return PeftSettings(file.path, read_json(beside) if peft_keys and beside.is_file() else {})
+
+    def scale(self, part: str, module: str, rank: int | None) -> float | None:
+        """alpha / rank (alpha / sqrt(rank) for rsLoRA) of a module, or None where nothing is noted.
+
+        Args:
+            part: "unet" or "text_encoder".
+            module: its name, as diffusers has it.
+            rank: of its factors; None if none of them is factorised.
+
+        Raises:
+            UserError: damaged settings.
+        """
+        for prefix in (f"{part}.", ""):
+            alpha = self._noted(module, f"{prefix}alpha_pattern", f"{prefix}lora_alpha", f"{prefix}alpha")
+            # peft divides by the rank that was asked for, even where it was too large for a LoKr to be factorised.
+            divisor = rank or self._noted(module, f"{prefix}rank_pattern", f"{prefix}r")
+            if alpha is not None and divisor and divisor > 0:
+                return alpha / (divisor**0.5 if self.values.get(f"{prefix}use_rslora") else divisor)
+        return None
+
+    def _noted(self, module: str, pattern_key: str, *keys: str) -> float | None:
+        """The number noted for a module: that of the first pattern that fits its name, as in peft, else that of all modules."""
+        value = next((self.values[key] for key in keys if key in self.values), None)
+        patterns = self.values.get(pattern_key)
+        if isinstance(patterns, dict):
+            value = next((v for pattern, v in patterns.items() if self._fits(module, pattern)), value)
+        if not isinstance(value, int | float):
+            return None
+        if not abs(value) < 1e9:  # JSON knows NaN, and whole numbers of any length
+            raise UserError(
+                f"{self.path}: the adapter's settings note {str(value)[:20]} for {keys[0]}; they are damaged, save it again"
+            )
+        return float(value)
+
+    def _fits(self, module: str, pattern: str) -> bool:
+        """Whether a module's name ends in a pattern (or, with ^ before it, is the pattern)."""
+        name = pattern.removeprefix("^").replace("\\.", ".")
+        if not re.fullmatch(r"[\w.\-]+", name):  # some expressions take forever to match
+            raise UserError(f"{self.path}: the settings name modules by the expression {pattern[:60]!r}; give whole names instead")
+        name = name.removeprefix("text_model.")  # as from the names of modules here
+        return module == name or (pattern[0] != "^" and module.endswith(f".{name}"))
