@@ -183,7 +183,7 @@ def test_incomplete_checkpoints_are_not_copied(pipe, tmp_path, source, key, dama
         table = to_original(UNetBuild.of(weights).unet())
         original = {f"model.diffusion_model.{k}": v for k, v in rename(weights, table).items()}
         save_file(original, path, {CONFIG_KEY: json.dumps({"unet": config})})
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=rf"{key}|unknown names"):
         convert(path, tmp_path / "out.safetensors", "original")
     assert not list(tmp_path.glob("*out*"))
 
