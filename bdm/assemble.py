@@ -9,7 +9,7 @@ import torch
 
 from .backbone import load_backbone
 from .branch import BranchModel
-from .checkpoint import publish_folder
+from .checkpoint import publish_folder, refuse_occupied
 from .pipeline import BridgePipeline
 from .samplers import make_scheduler
 from .text.native import NativeTextEncoder
@@ -26,10 +26,15 @@ def assemble(
         backbone: folder or hub name of the SD1.5 model.
         branch: folder of the branch.
         native_text_encoder: folder, hub name or cn_clip file of the native text encoder.
-        out: the new folder; one that is there is replaced once the new one is whole.
+        out: the new folder; a ``BridgePipeline``'s that is there is replaced once the new one is whole.
         dtype: dtype of the stored weights.
         vocabularies: store the tokenizers' vocabularies; CLIP's and Chinese CLIP's are found in pip packages without.
+
+    Raises:
+        UserError: a part cannot be read, or ``out`` holds something else; nothing is written then.
     """
+    out = out.resolve()
+    refuse_occupied(out, replaces="BridgePipeline")
     stock = load_backbone(backbone, dtype)
     pipe = BridgePipeline(
         stock.vae, stock.text_encoder, stock.tokenizer, stock.unet,

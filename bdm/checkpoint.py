@@ -163,8 +163,28 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_occupied(folder: Path, replaces: str | None = None) -> None:
+    """Refuse a folder for output that holds files of someone else's.
+
+    Args:
+        folder: where a new folder is to be published.
+        replaces: pipeline class whose folders may be replaced; None for none.
+
+    Raises:
+        UserError: it is a file, or a folder that holds anything else.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the name of a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    index = folder / "model_index.json"
+    if replaces is None or not index.is_file() or f'"{replaces}"' not in index.read_text(encoding="utf-8", errors="replace"):
+        allowed = f" or one that holds a {replaces}" if replaces else ""
+        raise UserError(f"{folder} is a folder with files in it, which stay as they are; give a new or empty folder{allowed}")
+
+
 def publish_folder(partial: Path, final: Path) -> None:
-    """Move a finished folder into place, replacing the one that is there."""
+    """Move a finished folder into place, replacing the one that is there (see ``refuse_occupied``)."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():

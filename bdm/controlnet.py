@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .bridge import add_residuals, check_fit, in_window
-from .errors import UserError
+from .errors import UserError, first_line
 from .extras import import_extra
 
 
@@ -57,8 +57,8 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.copy()
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a picture that can be opened ({error}); give a PNG or JPEG") from None
+    except Exception as error:  # damaged files make PIL raise SyntaxError, ValueError, struct.error and others
+        raise UserError(f"{path} is not a picture that can be opened ({first_line(error)}); give a PNG or JPEG") from None
 
 
 def control_tensor(pictures: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:

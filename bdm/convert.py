@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .backbone import load_backbone
 from .branch import BranchModel
-from .checkpoint import publish_folder, write_json
-from .errors import UserError
-from .formats.adapter import Change, split_adapter
+from .checkpoint import publish_folder, refuse_occupied, write_json
+from .errors import UserError, first_line
+from .formats.adapter import KOHYA_ENDINGS, Change, split_adapter
 from .formats.checkpoint import (
     CONFIG_KEY,
     Parts,
     build_part,
+    check_parts,
     load_controlnet,
     read_parts,
     read_vae,
-    text_config,
-    unet_config,
-    vae_config,
     write_checkpoint,
 )
+from .formats.configs import differs
 from .formats.embedding import embedding_vectors
 from .formats.identify import identify_source, require
 from .formats.names import controlnet_to_original, flat, vae_to_original
@@ -47,8 +47,8 @@ def convert(source: Path, out: Path, layout: str, dtype: torch.dtype | None = No
 
     Args:
         source: file or diffusers folder of any kind that ``LAYOUTS`` names.
-        out: a ``.safetensors`` file, or a folder where the layout is one of folders (diffusers, BDM; not for adapters and
-            embeddings).
+        out: a ``.safetensors`` file, or a new or empty folder where the layout is one of folders (diffusers, BDM; not for
+            adapters and embeddings).
         layout: see ``LAYOUTS``.
         dtype: of the written weights; None keeps the file's.
         modules: names of the modules that an adapter may change, by part ("unet", "text_encoder"); SD1.5's by default.
@@ -57,7 +57,8 @@ def convert(source: Path, out: Path, layout: str, dtype: torch.dtype | None = No
         ``out``.
 
     Raises:
-        UserError: an unknown kind, a layout it does not have, or a damaged file; nothing is written then.
+        UserError: an unknown kind, a layout it does not have, a damaged or incomplete file, or a place that cannot be written
+            to; nothing has changed then.
     """
     found = identify_source(source)
     require(found, tuple(LAYOUTS), source)  # pyright: ignore[reportArgumentType]
@@ -70,19 +71,21 @@ def convert(source: Path, out: Path, layout: str, dtype: torch.dtype | None = No
         raise UserError(f"{out}: the {layout} layout is a folder; give a name without an ending")
     if out.is_dir() and not folder:
         raise UserError(f"{out} is a folder; give the name of a file")
-    if out.is_file() and folder:
-        raise UserError(f"{out} is a file; give the name of a folder")
-    partial = out.with_name(f".{out.name}.partial")
+    place = out.resolve()  # "." has no name
+    if folder:
+        refuse_occupied(place)
+    partial = place.with_name(f".{place.name}.partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         _write(found.kind, source, partial, layout, folder, dtype, modules)
         if folder:
-            publish_folder(partial, out)
+            publish_folder(partial, place)
         else:
-            os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror or error}); choose another place") from None
+            os.replace(partial, place)
+    except (OSError, SafetensorError) as error:  # safetensors hands on a full disk as an error of its own
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{out} cannot be written ({reason}); choose another place") from None
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -119,25 +122,19 @@ def _save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
 
 def _checkpoint_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     parts = read_parts(source)
+    check_parts(parts, source)
     return write_checkpoint(parts.weights), _noted(parts)
 
 
 def _noted(parts: Parts) -> dict[str, str]:
     """Header texts with the configurations of parts that differ from what their weights tell; SD1.5's do not."""
-    infer = {"unet": unet_config, "vae": vae_config, "text_encoder": text_config}
-    kept = {name: c for name, c in parts.configs.items() if not _same_settings(c, infer[name](parts.weights[name]))}
+    kept = {name: config for name, config in parts.configs.items() if differs(name, config, parts.weights[name])}
     return {CONFIG_KEY: json.dumps(kept)} if kept else {}
-
-
-def _same_settings(config: Mapping[str, Any], inferred: Mapping[str, Any]) -> bool:
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else value
-
-    return all(plain(config.get(key, value)) == plain(value) for key, value in inferred.items())
 
 
 def _vae_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     parts = read_vae(source)
+    check_parts(parts, source)
     return vae_to_original(parts.weights["vae"]), _noted(parts)
 
 
@@ -165,17 +162,27 @@ def _adapter(source: Path, layout: str, modules: Any) -> tuple[dict[str, Tensor]
     tensors: dict[str, Tensor] = {}
     for part, changes in split_adapter(file, modules or _sd15_modules()).items():
         for module, change in changes.items():
+            _refuse_incomplete(source, module, change.factors)
             tensors |= (_kohya_keys if layout == "kohya" else _diffusers_keys)(source, part, module, change)
     kept = {key: text for key, text in file.metadata.items() if key.startswith(("ss_", "modelspec."))}
     return tensors, kept
 
 
-_KOHYA = {
-    "up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight", "magnitude": "dora_scale", "bias": "diff_b",
-    "w1_a": "hada_w1_a", "w1_b": "hada_w1_b", "w2_a": "hada_w2_a", "w2_b": "hada_w2_b", "t1": "hada_t1", "t2": "hada_t2",
-    "k1": "lokr_w1", "k1_a": "lokr_w1_a", "k1_b": "lokr_w1_b", "k2": "lokr_w2", "k2_a": "lokr_w2_a", "k2_b": "lokr_w2_b",
-    "k2_t": "lokr_t2", "gain": "weight", "factor": "ia3_l",
-}  # fmt: skip
+#: Factors that are nothing without each other.
+_PAIRS = (("up", "down"), ("w1_a", "w1_b"), ("w2_a", "w2_b"), ("k1_a", "k1_b"), ("k2_a", "k2_b"))
+
+
+def _refuse_incomplete(source: Path, module: str, factors: Mapping[str, Tensor]) -> None:
+    wanted = [name for pair in _PAIRS if factors.keys() & set(pair) for name in pair]
+    if "row_magnitude" in factors:  # peft's DoRA, which is always on top of a low-rank product
+        wanted += ["up", "down"]
+    for name in wanted:
+        if name not in factors:
+            raise UserError(f"{source}: {module} has no {name} factor; the file is incomplete, get it again")
+        if factors[name].ndim < 2:
+            raise UserError(f"{source}: the {name} factor of {module} is no matrix; the file is damaged, get it again")
+    if "alpha" in factors and factors["alpha"].numel() != 1:
+        raise UserError(f"{source}: the alpha of {module} is no number; the file is damaged, get it again")
 
 
 def _kohya_keys(source: Path, part: str, module: str, change: Change) -> dict[str, Tensor]:
@@ -184,29 +191,35 @@ def _kohya_keys(source: Path, part: str, module: str, change: Change) -> dict[st
     if "row_magnitude" in factors:
         rows = factors.pop("row_magnitude").flatten()
         factors["magnitude"] = rows.reshape(-1, *[1] * (factors["down"].ndim - 1))
-    keys = {f"{prefix}.{_KOHYA.get(name, name)}": tensor for name, tensor in factors.items()}
-    if "alpha" not in change.factors and "down" in change.factors:
-        rank = change.factors["down"].shape[0]
-        keys[f"{prefix}.alpha"] = torch.tensor(float(rank * (1.0 if change.scale is None else change.scale)))
-    return keys
+    if "factor" in factors:
+        factors |= _lycoris_gain(source, part, module, factors.pop("factor"))
+    if "alpha" not in factors and "down" in factors:
+        factors["alpha"] = torch.tensor(change.multiplier * factors["down"].shape[0])
+    return {f"{prefix}.{KOHYA_ENDINGS[name]}": tensor for name, tensor in factors.items()}
+
+
+def _lycoris_gain(source: Path, part: str, module: str, factor: Tensor) -> dict[str, Tensor]:
+    """(IA)3 of peft, where 1 is neutral, as LyCORIS keeps it: 0 is neutral, and a number says whether inputs are scaled."""
+    if factor.ndim != 2 or 1 not in factor.shape:
+        raise UserError(f"{source}: {module} holds an (IA)3 factor of shape {tuple(factor.shape)}, which LyCORIS has no names for")
+    on_input = factor.shape[0] == 1
+    if not on_input and not (part == "unet" and module.endswith(("to_q", "to_k", "to_v"))):
+        # The others have a bias, and peft scales whole outputs.
+        raise UserError(f"{source}: {module}'s outputs are scaled with their bias, for which LyCORIS has no names; keep this file")
+    return {"gain": factor.flatten() - 1, "on_input": torch.tensor(int(on_input))}
 
 
 def _diffusers_keys(source: Path, part: str, module: str, change: Change) -> dict[str, Tensor]:
     factors = change.factors
     other = sorted(factors.keys() - {"up", "down", "alpha", "magnitude", "row_magnitude"})
-    if absent := sorted({"up", "down"} - factors.keys()) if not other else []:
-        raise UserError(f"{source}: {module} has no {absent[0]} factor; the file is incomplete, get it again")
-    if "magnitude" in factors and factors["magnitude"].shape[0] != factors["up"].shape[0]:
+    if not other and "up" not in factors:
+        other = ["no low-rank product"]
+    if "magnitude" in factors and "up" in factors and factors["magnitude"].shape[:1] != factors["up"].shape[:1]:
         other = ["a magnitude over inputs"]
     if other:
         raise UserError(f"{source}: {module} holds {', '.join(other)}, for which diffusers has no names; keep the kohya layout")
     prefix = f"unet.{module}" if part == "unet" else f"text_encoder.text_model.{module}"
-    scale = (
-        factors["alpha"].item() / factors["down"].shape[0]
-        if "alpha" in factors
-        else (1.0 if change.scale is None else change.scale)
-    )
-    up = (factors["up"].float() * scale).to(factors["up"].dtype)
+    up = (factors["up"].float() * change.multiplier).to(factors["up"].dtype)
     keys = {f"{prefix}.lora_A.weight": factors["down"], f"{prefix}.lora_B.weight": up}
     for name in ("magnitude", "row_magnitude"):
         if name in factors:

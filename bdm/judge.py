@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import UserError
-from .formats.checkpoint import check_names
+from .formats.checkpoint import check_weights
 from .weights import read_json, read_tensors
 
 #: What a judge's folder says of it.
@@ -95,7 +95,7 @@ class JudgeModel(nn.Module):
             )
         judge = cls(**config)
         weights = read_tensors(Path(folder) / "model.safetensors")
-        check_names(judge.state_dict(), weights, folder)
+        check_weights(judge.state_dict(), weights, folder)
         judge.load_state_dict(weights)  # copied into float32
         return judge.eval()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 #: Names of whole-model weight files, preferred first.
 WEIGHT_FILES = (
@@ -30,6 +30,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: Endings of the files that hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+#: More entries, or a longer name, than any model's file holds: nested mappings that a pickle names many times over would
+#: otherwise be walked for ever.
+_MOST_ENTRIES, _LONGEST_NAME = 100_000, 500
+#: Values that are summed at once (see ``refuse_not_finite``).
+_PIECE = 1 << 20
 
 #: What torch itself writes before a pickle: a zip archive, or (before 1.6) a pickle at once.
 _ZIP = b"PK\x03\x04"
@@ -76,7 +82,9 @@ class WeightFile:
     Attributes:
         path: where it lies.
         tensors: by name; names inside nested mappings are joined by dots. On the meta device if only the header was read,
-            otherwise views of the mapped file, which take memory as they are used.
+            otherwise views of the mapped file, which take memory as they are used. The file must stay as it is while they are
+            in use: written over in place it changes them, and cut short it ends the process. Replacing it by renaming another
+            is safe.
         metadata: the safetensors header's texts, or the plain values in a pickle.
     """
 
@@ -92,6 +100,9 @@ def resolve_folder(source: str | Path, subfolder: str | None = None, files: list
         source: folder or hub name.
         subfolder: folder inside it.
         files: patterns of the files that are wanted of a hub's model, such as ``["*.json"]``; all if None.
+
+    Raises:
+        UserError: a file, a folder that is not there, or a name that the hub does not give.
     """
     path = Path(source)
     if not path.is_dir():
@@ -128,11 +139,14 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
     """The tensors of the weight file in a folder, sharded or not.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: no weight file, a missing shard, or what ``read_weights`` refuses.
     """
     files, index = weight_files(folder), _shard_index(folder)
     if index and not (files and files[0].name in WEIGHT_FILES):
-        named = set(read_json(index).get("weight_map", {}).values())
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise UserError(f"{index} names no files of weights (weight_map); get the folder again")
+        named = set(listed.values())
         if missing := sorted(named - {shard.name for shard in files}):
             raise UserError(f"{folder} lacks {len(missing)} of the {len(named)} files that its index names, such as {missing[0]}")
     if not files:
@@ -147,11 +161,28 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: missing, not JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({str(error)[:100]}); get the folder again") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}); get the folder again") from None
+    return json_object(text, path)
+
+
+def json_object(text: str, what: object) -> dict[str, Any]:
+    """A JSON object out of a file or a header.
+
+    Args:
+        text: JSON.
+        what: for messages.
+
+    Raises:
+        UserError: not JSON, nested too deep, or not an object.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} cannot be read as JSON ({first_line(error)}); get it again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a JSON {type(content).__name__}, not an object; get the folder again")
+        raise UserError(f"{what} holds a JSON {type(content).__name__}, not an object; get it again")
     return content
 
 
@@ -169,7 +200,8 @@ def read_weights(path: str | Path, header_only: bool = False) -> WeightFile:
         header_only: read names, shapes and texts, but no values.
 
     Raises:
-        UserError: missing, truncated or malformed file; a pickle that names anything but tensors.
+        UserError: missing, truncated or malformed file; a pickle that names anything but tensors, or holds sparse, quantised or
+            complex ones.
     """
     path = Path(path)
     if not path.is_file():
@@ -190,18 +222,18 @@ def _read_safetensors(path: Path, header_only: bool) -> WeightFile:
         # Opening checks that header and file agree; the values stay on disk until they are asked for.
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            if not header_only:
-                return WeightFile(path, {key: file.get_tensor(key) for key in file.keys()}, metadata)  # noqa: SIM118
-        with open(path, "rb") as raw:
-            header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
-        header.pop("__metadata__", None)
-        shapes = {
-            key: torch.empty(entry["shape"], dtype=_SAFETENSORS_DTYPES.get(entry["dtype"], torch.uint8), device="meta")
-            for key, entry in header.items()
-        }
+            tensors = {} if header_only else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if header_only:
+            with open(path, "rb") as raw:
+                header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
+            header.pop("__metadata__", None)
+            tensors = {
+                key: torch.empty(entry["shape"], dtype=_SAFETENSORS_DTYPES.get(entry["dtype"], torch.uint8), device="meta")
+                for key, entry in header.items()
+            }
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); download or save it again") from None
-    return WeightFile(path, shapes, metadata)
+    return WeightFile(path, {key: _plain(tensor, key, path, header_only) for key, tensor in tensors.items()}, metadata)
 
 
 def _read_pickle(path: Path, header_only: bool, archive: bool) -> WeightFile:
@@ -224,7 +256,13 @@ def _read_pickle(path: Path, header_only: bool, archive: bool) -> WeightFile:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     if isinstance(content, Mapping):
-        _flatten(content, "", tensors, metadata)
+        for count, (name, value) in enumerate(_entries(content)):
+            if count >= _MOST_ENTRIES or len(name) > _LONGEST_NAME:
+                raise UserError(f"{path} holds more entries or longer names than a model has; it is damaged or made to harm")
+            if isinstance(value, Tensor):
+                tensors[name] = _plain(value, name, path, header_only)
+            elif isinstance(value, str | int | float | bool):
+                metadata[name] = str(value)
     if not tensors:
         raise UserError(f"{path} holds {type(content).__name__} that is not a mapping of names to tensors; give a weight file")
     largest = 2 * path.stat().st_size
@@ -241,24 +279,38 @@ def _check_archive(path: Path) -> None:
             raise UserError(f"{path} is a compressed archive, which torch never writes; unpack it or download it again")
 
 
-def _flatten(content: Mapping[Any, Any], prefix: str, tensors: dict[str, Tensor], metadata: dict[str, str], depth: int = 0) -> None:
+def _entries(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """All entries under their whole names, mappings before what they hold; keys that are no text name no weights."""
     for key, value in content.items():
+        if not isinstance(key, str):
+            continue
         name = f"{prefix}{key}"
         if isinstance(value, _Inert):
             value = getattr(value, "state", None)
             value = value.get("_parameters", value) if isinstance(value, Mapping) else value
-        if isinstance(value, Tensor):
-            tensors[name] = value.detach()
-        elif isinstance(value, Mapping) and depth < 3:
-            _flatten(value, f"{name}.", tensors, metadata, depth + 1)
-        elif isinstance(value, str | int | float | bool):
-            metadata[name] = str(value)
+        yield name, value
+        if isinstance(value, Mapping) and depth < 3:
+            yield from _entries(value, f"{name}.", depth + 1)
+
+
+def _plain(tensor: Tensor, name: str, path: Path, header_only: bool) -> Tensor:
+    """A tensor without its history, refused unless its values lie one beside the other."""
+    odd = {
+        "sparse": tensor.layout != torch.strided, "quantised": tensor.is_quantized, "complex": tensor.is_complex(),
+        "empty (meta)": tensor.is_meta and not header_only,
+    }  # fmt: skip
+    if kinds := [kind for kind, so in odd.items() if so]:
+        raise UserError(f"{path}: {name} is a {kinds[0]} tensor; give a file of plain weights")
+    return tensor.detach()
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether weights hold neither NaN nor infinity."""
-    # A sum is finite if all its terms are (in double precision no weights add up beyond the range), and costs no memory.
-    return not tensor.is_floating_point() or bool(torch.isfinite(torch.sum(tensor, dtype=torch.float64)))
+    if not tensor.is_floating_point():
+        return True
+    # A sum is finite if all its terms are: in double precision no weights add up beyond the range. In pieces, because the CPU
+    # first makes a double-precision copy of what it sums: four times a half-precision tensor.
+    return all(bool(torch.isfinite(torch.sum(piece, dtype=torch.float64))) for piece in tensor.flatten().split(_PIECE))
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:

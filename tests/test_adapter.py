@@ -133,9 +133,31 @@ def test_every_spelling_finds_its_module(tmp_path, key):
         {"w1_a": (9, 2), "w1_b": (2, 7), "w2_a": (9, 2), "w2_b": (2, 7)}, {"k1": (2, 7), "k2": (4, 1)}, {"up": (6, 2)},
     ],
 )  # fmt: skip
-def test_factors_are_checked_before_they_are_multiplied(factors):
+def test_factors_that_do_not_fit_are_named(factors):
     with pytest.raises(UserError, match="do not fit"):
         Change({name: torch.zeros(shape) for name, shape in factors.items()}).weight(torch.zeros(6, 7))
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"up": (6, 1), "down": (1, 10**8)},
+        {"up": (6, 1), "mid": (1, 1, 10**4, 10**4), "down": (1, 7)},
+        {"w1_a": (6, 1), "w1_b": (1, 10**8), "w2_a": (6, 1), "w2_b": (1, 7)},
+        {"w1_a": (6, 1), "w1_b": (1, 7), "w2_a": (6, 1), "w2_b": (1, 10**8)},
+        {"w1_a": (1, 6), "w1_b": (1, 7), "w1_t": (1, 1, 10**4, 10**4), "w2_a": (1, 6), "w2_b": (1, 7), "w2_t": (1, 1, 1, 1)},
+        {"k1": (2, 10**6), "k2": (3, 10**6)},
+        {"k1_a": (2, 1), "k1_b": (1, 10**8), "k2": (3, 7)},
+        {"k1": (2, 1), "k2_a": (3, 1), "k2_b": (1, 10**8)},
+        {"k1": (2, 1), "k2_a": (1, 3), "k2_b": (1, 7), "k2_t": (1, 1, 10**4, 10**4)},
+        {"w1_a": (2, 6), "w1_b": (10**6, 7), "w1_t": (2, 10**6, 1, 1), "w2_a": (2, 6), "w2_b": (2, 7), "w2_t": (2, 2, 1, 1)},
+    ],
+)
+def test_sizes_are_checked_before_anything_is_multiplied(factors):
+    """Small files whose products would take gigabytes; the factors are on a device that holds none, so no product is made."""
+    wanted = {name: torch.empty(shape, device="meta") for name, shape in factors.items()}
+    with pytest.raises(UserError, match=r"\(other (outputs or inputs|rank)\)"):
+        Change(wanted).weight(torch.empty(6, 7, device="meta"))
 
 
 def test_old_text_encoder_processors():

@@ -32,10 +32,23 @@ def test_assembled_parts_draw_the_same_without_their_vocabularies(pipe, parts):
     assemble(str(parts / "backbone"), str(parts / "branch"), str(parts / "native"), out, vocabularies=False)
     assert not list(out.rglob("tokenizer.json"))
     assert (out / "branch/card.json").exists()
+    (out / "branch/old.txt").write_text("of the pipeline before")
+    assemble(str(parts / "backbone"), str(parts / "branch"), str(parts / "native"), out, vocabularies=False)
+    assert not (out / "branch/old.txt").exists(), "our own folder is replaced as a whole"
     loaded = BridgePipeline.from_pretrained(out)
     options = dict(seed=1, num_inference_steps=2, output_type="latent", prompt_en="best (quality:1.2)")
     loaded.scheduler = pipe.scheduler
     assert torch.equal(loaded("红灯笼", **options).images, pipe("红灯笼", **options).images)
+
+
+@pytest.mark.parametrize("index", [None, {"_class_name": "StableDiffusionPipeline"}])
+def test_folders_of_something_else_are_not_replaced(tmp_path, index):
+    (tmp_path / "thesis.txt").write_text("three years")
+    if index:
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="files in it, which stay"):
+        assemble("backbone", "branch", "native", tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "three years"
 
 
 @pytest.mark.parametrize("damage", ["remove", "truncate", "config"])

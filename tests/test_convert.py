@@ -1,11 +1,13 @@
 """Conversions are round trips, and what comes out loads elsewhere."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import TEXT_DIM, make_unet
 from diffusers import StableDiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from test_formats import make_controlnet, same, write_original
 
@@ -13,10 +15,12 @@ from bdm.branch import BranchModel
 from bdm.convert import convert
 from bdm.errors import UserError
 from bdm.formats.adapter import split_adapter
-from bdm.formats.checkpoint import load_controlnet, read_parts
+from bdm.formats.checkpoint import CONFIG_KEY, load_controlnet, read_parts
+from bdm.formats.names import UNetBuild, rename, to_original
 from bdm.weights import read_tensors, read_weights
 
 KEY = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
 def test_checkpoint_round_trip(pipe, tmp_path):
@@ -128,3 +132,122 @@ def test_impossible_conversions_write_nothing(pipe, tmp_path, out, layout, messa
     with pytest.raises(UserError, match=message):
         convert(tmp_path / "a.safetensors", tmp_path / "out" / out, layout)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["mine", "."])
+def test_folders_with_other_files_stay_as_they_are(branch, tmp_path, monkeypatch, out):
+    branch.save_pretrained(tmp_path / "branch")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("three years")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="files in it, which stay"):
+        convert(tmp_path / "branch", Path(out), "BDM")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["branch", "mine"]
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "three years"
+
+
+def test_an_empty_folder_is_filled(branch, tmp_path):
+    branch.save_pretrained(tmp_path / "branch")
+    (tmp_path / "new").mkdir()
+    convert(tmp_path / "branch", tmp_path / "new", "BDM")
+    same(BranchModel.from_pretrained(tmp_path / "new").state_dict(), branch.state_dict())
+
+
+def test_pruned_file_whose_header_says_more_than_it_holds(pipe, tmp_path):
+    tensors, metadata = write_original(pipe, tmp_path / "whole.safetensors")
+    noted = json.loads(metadata[CONFIG_KEY]) | {"watermark": {"size": 3}}
+    pruned = {key: tensor.contiguous() for key, tensor in tensors.items() if not key.startswith("first_stage_model.")}
+    save_file(pruned, tmp_path / "pruned.safetensors", {CONFIG_KEY: json.dumps(noted)})
+    convert(tmp_path / "pruned.safetensors", tmp_path / "out.safetensors", "original")
+    same(read_tensors(tmp_path / "out.safetensors"), pruned)
+    assert json.loads(read_weights(tmp_path / "out.safetensors").metadata[CONFIG_KEY]).keys() == {"unet", "text_encoder"}
+
+
+@pytest.mark.parametrize("source", ["file", "folder"])
+@pytest.mark.parametrize("key", ["conv_in.weight", "mid_block.resnets.0.conv1.bias"])
+@pytest.mark.parametrize("damage", ["missing", "shape"])
+def test_incomplete_checkpoints_are_not_copied(pipe, tmp_path, source, key, damage):
+    weights = dict(pipe.unet.state_dict())
+    if damage == "missing":
+        del weights[key]
+    else:
+        weights[key] = weights[key][:3].clone()
+    config = json.loads(pipe.unet.to_json_string())
+    if source == "folder":
+        path = tmp_path / "model"
+        pipe.unet.save_pretrained(path / "unet")
+        (path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+        save_file(weights, path / "unet" / "diffusion_pytorch_model.safetensors")
+    else:
+        path = tmp_path / "model.safetensors"
+        table = to_original(UNetBuild.of(weights).unet())
+        original = {f"model.diffusion_model.{k}": v for k, v in rename(weights, table).items()}
+        save_file(original, path, {CONFIG_KEY: json.dumps({"unet": config})})
+    with pytest.raises(UserError, match=rf"{key}|unknown names"):
+        convert(path, tmp_path / "out.safetensors", "original")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def save_adapter(path, factors):
+    """An adapter's file: its factors, by their endings, on one module."""
+    save_file({f"lora_unet_{KEY}.{ending}": tensor for ending, tensor in factors.items()}, path)
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"lora_down.weight": (4, 768)},
+        {"lora_up.weight": (320, 4)},
+        {"lora_magnitude_vector": (320,), "alpha": ()},
+        {"lora_down.weight": (), "lora_up.weight": (320, 4)},
+        {"lora_down.weight": (4, 768), "lora_up.weight": (320, 4), "alpha": (2,)},
+        {"hada_w1_a": (320, 4), "hada_w1_b": (4, 768), "hada_w2_a": (320, 4)},
+    ],
+)
+def test_incomplete_adapters_are_not_copied(tmp_path, layout, factors):
+    save_adapter(tmp_path / "a.safetensors", {ending: torch.ones(shape) for ending, shape in factors.items()})
+    with pytest.raises(UserError, match=r"incomplete|damaged|no names"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", layout)
+    assert not list(tmp_path.glob("*b.safetensors*"))
+
+
+@pytest.mark.parametrize("on_input", [True, False])
+def test_ia3_of_peft_becomes_lycoris_own(tmp_path, on_input):
+    """LyCORIS' own module, given the converted weights, computes what peft's factor means."""
+    from lycoris.modules.ia3 import IA3Module
+
+    factor = 1 + 0.3 * torch.randn((1, 768) if on_input else (320, 1))
+    save_file({f"unet.{MODULE}.ia3_l": factor}, tmp_path / "peft.safetensors")
+    convert(tmp_path / "peft.safetensors", tmp_path / "kohya.safetensors", "kohya")
+    written = read_tensors(tmp_path / "kohya.safetensors")
+    assert written.keys() == {f"lora_unet_{KEY}.weight", f"lora_unet_{KEY}.on_input"}
+    layer = torch.nn.Linear(768, 320, bias=False)
+    module = IA3Module(f"lora_unet_{KEY}", layer, train_on_input=bool(written[f"lora_unet_{KEY}.on_input"]))
+    module.weight.data.copy_(written[f"lora_unet_{KEY}.weight"])
+    torch.testing.assert_close(module.get_merged_weight()[0], layer.weight * factor)
+    changes = [
+        split_adapter(read_weights(tmp_path / f"{name}.safetensors"), {"unet": [MODULE, "down_blocks.0.resnets.0.conv1"]})
+        for name in ("peft", "kohya")
+    ]
+    ours, theirs = (change["unet"][MODULE].weight(layer.weight.detach()) for change in changes)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_ia3_that_scales_a_bias_has_no_kohya_form(tmp_path):
+    save_file({f"unet.{MODULE.replace('to_k', 'to_out.0')}.ia3_l": torch.ones(320, 1)}, tmp_path / "peft.safetensors")
+    with pytest.raises(UserError, match="with their bias"):
+        convert(tmp_path / "peft.safetensors", tmp_path / "kohya.safetensors", "kohya")
+
+
+def test_a_disk_that_is_full_is_named(branch, tmp_path, monkeypatch):
+    """safetensors hands an error of the operating system on as one of its own."""
+    torch.save({"string_to_param": {"*": torch.ones(1, TEXT_DIM)}}, tmp_path / "calm.pt")
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("bdm.convert.save_file", full)
+    with pytest.raises(UserError, match="cannot be written .*No space left"):
+        convert(tmp_path / "calm.pt", tmp_path / "b.safetensors", "A1111")
+    assert [path.name for path in tmp_path.iterdir()] == ["calm.pt"]

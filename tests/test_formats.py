@@ -11,6 +11,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bdm.backbone import load_backbone
@@ -21,13 +22,11 @@ from bdm.formats.checkpoint import (
     load_controlnet,
     read_parts,
     read_vae,
-    text_config,
-    unet_config,
-    vae_config,
     write_checkpoint,
 )
+from bdm.formats.configs import text_config, unet_config, vae_config
 from bdm.formats.identify import describe_file, file_hashes, identify, identify_source, require, source_hash
-from bdm.weights import read_weights_folder
+from bdm.weights import read_weights, read_weights_folder
 
 
 def same(ours, theirs):
@@ -305,6 +304,27 @@ def test_foreign_files_are_named(tmp_path, weights, text):
         require(identify_source(tmp_path / "a.safetensors"), ("checkpoint", "adapter", "vae"), "a.safetensors")
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q.lokr_w1",
+        "lora_unet_middle_block_1_transformer_blocks_9_ff_net_2.weight",
+        "unet.mid_block.attentions.0.transformer_blocks.3.attn1.to_q.lora_A.weight",
+    ],
+)
+def test_adapters_of_sdxl_are_named_without_its_text_width(tmp_path, key):
+    tensors = {key: torch.zeros(4, 4), key.replace("_1_attn1", "_0_attn1").replace(".3.", ".0."): torch.zeros(4, 4)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="made for SDXL"):
+        require(identify_source(tmp_path / "a.safetensors"), ("adapter",), "a.safetensors")
+
+
+def test_adapters_of_sd15_are_not_taken_for_sdxl():
+    modules = [name.removesuffix(".weight") for name in make_unet().state_dict() if name.endswith(".weight")]
+    keys = [f"lora_unet_{name.replace('.', '_')}.lora_down.weight" for name in modules]
+    assert identify({key: torch.zeros(4, 4) for key in keys if "attn2" not in key}).base == ""
+
+
 def test_embedding_whose_token_has_a_dot():
     assert identify({"<style-v1.5>": torch.zeros(768)}).kind == "embedding"
 
@@ -317,7 +337,31 @@ def test_block_numbers_that_lie(key):
         )
 
 
-def test_description_reads_no_values_and_hashes_as_a1111_does(tmp_path):
+def test_description_loads_no_values(tmp_path, monkeypatch):
+    class HeaderOnly:
+        """An opened file that gives no tensors."""
+
+        def __init__(self, *arguments, **options):
+            self.file = safe_open(*arguments, **options)
+
+        def __enter__(self):
+            self.metadata = self.file.__enter__().metadata
+            return self
+
+        def __exit__(self, *error):
+            self.file.__exit__(*error)
+
+    path = tmp_path / "calm.safetensors"
+    save_file({"emb_params": torch.zeros(2, 768)}, path)
+    monkeypatch.setattr("bdm.weights.safe_open", HeaderOnly)
+    assert describe_file(path)["vectors"] == "2"
+    with pytest.raises(AttributeError):
+        read_weights(path)
+    torch.save({"emb_params": torch.zeros(2, 768)}, tmp_path / "a.pt")
+    assert read_weights(tmp_path / "a.pt", header_only=True).tensors["emb_params"].is_meta
+
+
+def test_description_hashes_as_a1111_does(tmp_path):
     import hashlib
 
     weights = {

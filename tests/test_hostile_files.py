@@ -1,6 +1,7 @@
 """Files made to harm: nothing is executed, nothing hangs, and one error names the file."""
 
 import io
+import json
 import os
 import pickle
 import random
@@ -10,11 +11,17 @@ import zipfile
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from test_formats import make_controlnet
 
+from bdm.bench.memory import peak_memory
+from bdm.controlnet import open_picture
 from bdm.errors import UserError
-from bdm.formats.identify import describe_file
-from bdm.weights import read_weights
+from bdm.formats.checkpoint import CONFIG_KEY, Parts, empty_part, load_controlnet, read_parts
+from bdm.formats.identify import describe_file, identify_source
+from bdm.formats.names import unet_to_original
+from bdm.weights import json_object, read_weights, read_weights_folder, refuse_not_finite
 
 
 class Call:
@@ -162,23 +169,174 @@ def test_mutated_files_are_read_or_refused(tmp_path, number):
     (tmp_path / "seeds").mkdir()
     dice = random.Random(number)
     originals = seeds(tmp_path / "seeds")
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read = refused = 0
-    for _ in range(750):
-        suffix, content = dice.choice(originals)
-        path = tmp_path / f"m{suffix}"
-        path.write_bytes(mutate(content, dice))
-        try:
-            describe_file(path)
-            file = read_weights(path)
-            assert sum(t.numel() * t.element_size() for t in file.tensors.values()) <= 2 * path.stat().st_size
-            io.StringIO().write(str({k: float(t.double().sum()) for k, t in file.tensors.items() if t.numel()}))
-            read += 1
-        except UserError as error:
-            refused += path.name in str(error)
-        path.unlink()
+
+    def fuzz():
+        nonlocal read, refused
+        for _ in range(750):
+            suffix, content = dice.choice(originals)
+            path = tmp_path / f"m{suffix}"
+            path.write_bytes(mutate(content, dice))
+            try:
+                describe_file(path)
+                file = read_weights(path)
+                assert sum(t.numel() * t.element_size() for t in file.tensors.values()) <= 2 * path.stat().st_size
+                io.StringIO().write(str({k: float(t.double().sum()) for k, t in file.tensors.items() if t.numel()}))
+                read += 1
+            except UserError as error:
+                refused += path.name in str(error)
+            path.unlink()
+
+    before = peak_memory(lambda: None)  # what is resident now: the process's peak may be an earlier test's
+    assert peak_memory(fuzz) - before < 200 << 20, "allocator slack, not sizes that files claim"
     assert min(read, refused) > 20
     assert read + refused == 750
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB: allocator slack, not file-sized claims
+
+
+def test_mappings_that_hold_each_other_many_times_end(tmp_path):
+    """A few thousand references in a pickle that would be walked 1000^4 times."""
+    inner = {"a": torch.zeros(1)}
+    for _ in range(4):
+        inner = {str(i): inner for i in range(1000)}
+    torch.save({"state_dict": inner}, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 100_000
+    with pytest.raises(UserError, match="more entries"):
+        read_weights(tmp_path / "a.pt")
+
+
+def test_names_that_grow_by_nesting_are_refused(tmp_path):
+    torch.save({"x" * 10**6: {str(i): 0 for i in range(1000)}, "a": torch.zeros(1)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="longer names"):
+        read_weights(tmp_path / "a.pt")
+
+
+def test_keys_that_are_no_names_are_passed_over(tmp_path):
+    content = {"a": torch.ones(1), 5: torch.ones(1), ("b", 1): 2, "steps": 7}
+    torch.save(content, tmp_path / "a.pt")
+    file = read_weights(tmp_path / "a.pt")
+    assert (list(file.tensors), file.metadata) == (["a"], {"steps": "7"})
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates some of these kinds
+@pytest.mark.parametrize("kind", ["sparse", "compressed sparse", "complex", "meta", "quantised"])
+def test_tensors_that_are_no_plain_weights(tmp_path, kind):
+    make = {
+        "sparse": lambda: torch.eye(3).to_sparse(), "compressed sparse": lambda: torch.eye(3).to_sparse_csr(),
+        "complex": lambda: torch.ones(3, dtype=torch.complex64), "meta": lambda: torch.empty(3, device="meta"),
+        "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    }[kind]  # fmt: skip
+    torch.save({"a": make()}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=rf"a\.pt.*{kind.rpartition(' ')[2]}"):
+        read_weights(tmp_path / "a.pt")
+
+
+def test_weights_are_checked_without_a_copy_of_them():
+    weights = torch.ones(32 << 20, dtype=torch.float16)
+    before = peak_memory(lambda: None)
+    assert peak_memory(lambda: refuse_not_finite({"a": weights}, "x")) - before < weights.nbytes
+    weights[-1] = float("inf")
+    with pytest.raises(UserError, match="a holds NaN"):
+        refuse_not_finite({"a": weights}, "x")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[1]", "{", "\ud800"])
+def test_texts_that_are_no_json_object(tmp_path, text):
+    with pytest.raises(UserError, match=r"note.*(cannot be read as JSON|not an object)"):
+        json_object(text, "note")
+
+
+def test_facts_beside_weights_that_cannot_be(tmp_path):
+    key = "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"
+    for tags in ('{"a": {"b": Infinity}}', '{"a":' * 100_000, "[]", '{"a": 1}'):
+        save_file({key: torch.randn(2, 8)}, tmp_path / "a.safetensors", {"ss_tag_frequency": tags})
+        assert "noted trigger words" not in describe_file(tmp_path / "a.safetensors")
+
+
+def test_folders_whose_json_holds_other_kinds(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": []}')
+    assert identify_source(tmp_path).kind == "unknown"
+    for files in ("[]", '{"a": 1}', "null"):
+        (tmp_path / "model.safetensors.index.json").write_text(f'{{"weight_map": {files}}}')
+        with pytest.raises(UserError, match="weight_map"):
+            read_weights_folder(tmp_path)
+
+
+def test_pictures_damaged_in_the_middle(tmp_path):
+    path = tmp_path / "a.png"
+    Image.effect_noise((400, 400), 90).save(path)
+    content = path.read_bytes()
+    assert content.count(b"IDAT") > 1
+    place = content.rindex(b"IDAT")
+    path.write_bytes(content[:place] + b"\x00\x01\x02\x03" + content[place + 4 :])
+    with pytest.raises(UserError, match=r"a\.png is not a picture"):
+        open_picture(path)
+
+
+@pytest.fixture
+def network(unet):
+    """A tiny ControlNet's weights and configuration."""
+    controlnet = make_controlnet(unet)
+    return {key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}, json.loads(controlnet.to_json_string())
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"layers_per_block": 10**6}, {"layers_per_block": "x"}, {"transformer_layers_per_block": 10**6},
+        {"block_out_channels": [16] * 10**4}, {"conditioning_embedding_out_channels": [8] * 10**5}, {"norm_num_groups": 0},
+        {"act_fn": []},
+    ],
+)  # fmt: skip
+def test_configurations_that_ask_for_more_than_the_weights(tmp_path, network, lie):
+    weights, config = network
+    path = tmp_path / "a.safetensors"
+    save_file(weights, path, {CONFIG_KEY: json.dumps({"controlnet": config})})
+    load_controlnet(path)
+    save_file(weights, path, {CONFIG_KEY: json.dumps({"controlnet": config | lie})})
+    with pytest.raises(UserError, match=r"a\.safetensors"):
+        load_controlnet(path)
+
+
+def text_weights(width, layer="0", positions=77):
+    return {
+        "embeddings.token_embedding.weight": torch.zeros(10, width),
+        "embeddings.position_embedding.weight": torch.zeros(positions, width),
+        f"encoder.layers.{layer}.mlp.fc1.weight": torch.zeros(4, width), "encoder.layers.0.mlp.fc1.weight": torch.zeros(4, width),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("weights", "config"),
+    [
+        (text_weights(200), {}),  # not a multiple of its 3 heads
+        (text_weights(64, layer="900000"), {}),
+        (text_weights(64), {"num_hidden_layers": 10**6}),
+        (text_weights(64), {"max_position_embeddings": 10**10}),
+        (text_weights(64), {"hidden_act": "no such"}),
+        ({}, {"hidden_size": 64}),
+    ],
+)
+def test_text_encoders_that_cannot_be_built(weights, config):
+    with pytest.raises(UserError, match=r"a\.ckpt: its text_encoder is no"):
+        empty_part("text_encoder", Parts({"text_encoder": weights}, {"text_encoder": config}), "a.ckpt")
+
+
+def test_of_a_text_encoders_configuration_only_sizes_count():
+    """A file must not choose the code that runs: transformers fetches attention kernels by name."""
+    config = {"attn_implementation": "someone/kernel", "_attn_implementation": "someone/kernel", "hidden_size": 64}
+    model = empty_part("text_encoder", Parts({"text_encoder": text_weights(64)}, {"text_encoder": config}), "a.ckpt")
+    assert "someone" not in str(model.config)
+
+
+@pytest.mark.parametrize(
+    "lie", [{"layers_per_block": 10**6}, {"block_out_channels": 5}, {"transformer_layers_per_block": 10**6}, {"norm_num_groups": 7}]
+)
+def test_averaged_weights_with_a_configuration_that_lies(unet, tmp_path, lie):
+    weights = {f"model_ema.diffusion_model{k.replace('.', '')}": v for k, v in unet_to_original(unet.state_dict()).items()}
+    config = json.loads(unet.to_json_string())
+    path = tmp_path / "a.safetensors"
+    save_file(weights, path, {CONFIG_KEY: json.dumps({"unet": config})})
+    assert read_parts(path).weights["unet"].keys() == unet.state_dict().keys()
+    save_file(weights, path, {CONFIG_KEY: json.dumps({"unet": config | lie})})
+    with pytest.raises(UserError, match=r"a\.safetensors: its averaged unet"):
+        read_parts(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..weights import WeightFile
 from .names import UNetBuild, flat
 from .peft_settings import PeftSettings
@@ -30,13 +30,15 @@ _FACTORS = {
     "alpha": "alpha",
     "dora_scale": "magnitude", "lora_magnitude_vector": "row_magnitude", "lora_magnitude_vector.weight": "row_magnitude",
     "lora_magnitude_vector.default.weight": "row_magnitude",
-    "hada_w1_a": "w1_a", "hada_w1_b": "w1_b", "hada_w2_a": "w2_a", "hada_w2_b": "w2_b", "hada_t1": "t1", "hada_t2": "t2",
+    "hada_w1_a": "w1_a", "hada_w1_b": "w1_b", "hada_w2_a": "w2_a", "hada_w2_b": "w2_b", "hada_t1": "w1_t", "hada_t2": "w2_t",
     "lokr_w1": "k1", "lokr_w1_a": "k1_a", "lokr_w1_b": "k1_b",
     "lokr_w2": "k2", "lokr_w2_a": "k2_a", "lokr_w2_b": "k2_b", "lokr_t2": "k2_t",
     "weight": "gain", "on_input": "on_input", "ia3_l": "factor",
     "diff": "diff", "diff_b": "bias", "w_norm": "diff", "b_norm": "bias",
     "scalar": "scalar",
 }  # fmt: skip
+#: The endings that kohya and LyCORIS write: of each factor, the first.
+KOHYA_ENDINGS = {ours: theirs for theirs, ours in reversed(_FACTORS.items())}
 _ENDINGS = re.compile(
     r"^(?P<module>.+?)[._](?P<factor>" + "|".join(map(re.escape, sorted(_FACTORS, key=len, reverse=True))) + r")$"
 )
@@ -90,7 +92,7 @@ class Change:
         except (RuntimeError, IndexError, ValueError) as error:
             shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in self.factors.items() if t.ndim)
             raise UserError(
-                f"factors {shapes} do not fit a weight of shape {tuple(weight.shape)} ({_first_line(error)}); "
+                f"factors {shapes} do not fit a weight of shape {tuple(weight.shape)} ({first_line(error)}); "
                 "the adapter was made for another base model"
             ) from None
 
@@ -127,20 +129,26 @@ class Change:
             axis = 1 if on_input else 0
             return weight * f["gain"].reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
         if "down" in f:
-            _require(f["up"].shape[0] == weight.shape[0] and _inputs(f) == weight[0].numel(), "outputs or inputs")
-            product, rank = _low_rank(f), _rank(f)
+            _require((f["up"].shape[0], _inputs(f)) == _size(weight), "outputs or inputs")
+            product = _low_rank(f)
         elif "w1_a" in f:
-            outputs = {f[name].shape[1 if "t1" in f else 0] for name in ("w1_a", "w2_a")}
-            _require(outputs == {weight.shape[0]}, "outputs")
-            product, rank = _hadamard(f), _rank(f)
+            _require(_half_size(f, "w1") == _half_size(f, "w2") == _size(weight), "outputs or inputs")
+            product = _half(f, "w1") * _half(f, "w2")
         else:
-            # Without a factorised half, alpha has no rank to be divided by and LyCORIS ignores it.
-            product, rank = _kronecker(f, weight), _rank(f)
-        if "alpha" in f and rank:
-            product = product * (f["alpha"].item() / rank)
-        elif self.scale is not None:
-            product = product * self.scale
-        return product.reshape(weight.shape) * (f["scalar"].item() if "scalar" in f else 1.0)
+            product = _kronecker(f, weight)
+        return product.reshape(weight.shape) * (self.multiplier * (f["scalar"].item() if "scalar" in f else 1.0))
+
+    @property
+    def rank(self) -> int | None:
+        """What alpha is divided by; None without a factorised half, where LyCORIS ignores alpha."""
+        return _rank(self.factors)
+
+    @property
+    def multiplier(self) -> float:
+        """Factor of the product: alpha / rank, or what the file states elsewhere; else 1."""
+        if "alpha" in self.factors and self.rank:
+            return self.factors["alpha"].item() / self.rank
+        return 1.0 if self.scale is None else self.scale
 
 
 def _rank(factors: Mapping[str, Tensor]) -> int | None:
@@ -156,6 +164,11 @@ def _require(fits: bool, what: str) -> None:
         raise ValueError(f"other {what}")
 
 
+def _size(matrix: Tensor) -> tuple[int, int]:
+    """Outputs and inputs, counting a convolution's window as inputs."""
+    return matrix.shape[0], matrix.flatten(1).shape[1]
+
+
 def _inputs(f: Mapping[str, Tensor]) -> int:
     """Inputs of a low-rank product, counting a convolution's window."""
     return f["down"].flatten(1).shape[1] * (f["mid"][0, 0].numel() if "mid" in f else 1)
@@ -163,34 +176,42 @@ def _inputs(f: Mapping[str, Tensor]) -> int:
 
 def _low_rank(f: Mapping[str, Tensor]) -> Tensor:
     """up @ down; with a middle factor the Tucker form of a convolution."""
-    up, down = f["up"], f["down"]
-    if "mid" in f:
-        return torch.einsum("om,mn...,ni->oi...", up.flatten(1), f["mid"], down.flatten(1))
-    return up.flatten(1) @ down.flatten(1)
+    up, down = f["up"].flatten(1), f["down"].flatten(1)
+    return _tucker(f["mid"], up.T, down) if "mid" in f else up @ down
 
 
-def _hadamard(f: Mapping[str, Tensor]) -> Tensor:
-    """The elementwise product of two low-rank matrices, or of two Tucker forms."""
-    if "t1" in f:
-        return torch.einsum("mn...,mo,ni->oi...", f["t1"], f["w1_a"], f["w1_b"]) * torch.einsum(
-            "mn...,mo,ni->oi...", f["t2"], f["w2_a"], f["w2_b"]
-        )
-    return (f["w1_a"] @ f["w1_b"]) * (f["w2_a"] @ f["w2_b"])
+def _half(f: Mapping[str, Tensor], name: str) -> Tensor:
+    """One of the two matrices of LoHa (w1, w2) and LoKr (k1, k2): as it is, as a product, or as a Tucker form."""
+    if name in f:
+        return f[name]
+    a, b = f[f"{name}_a"], f[f"{name}_b"]
+    return _tucker(f[f"{name}_t"], a, b) if f"{name}_t" in f else a @ b.flatten(1)
+
+
+def _half_size(f: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    """The size that ``_half`` will have."""
+    if name in f:
+        return _size(f[name])
+    a, b = f[f"{name}_a"], f[f"{name}_b"]
+    if f"{name}_t" in f:
+        return a.shape[1], b.shape[1] * f[f"{name}_t"][0, 0].numel()
+    return a.shape[0], b.flatten(1).shape[1]
+
+
+def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """(m, n, ...), (m, out), (n, in) -> (out, in, ...)."""
+    # What lies between the two products is (out, n, ...): a rank beyond all use would make it larger than the file.
+    _require(core.shape[1] <= max(1024, 4 * up.shape[1], 4 * down.shape[1]), "rank")
+    return torch.einsum("mn...,mo,ni->oi...", core, up, down)
 
 
 def _kronecker(f: Mapping[str, Tensor], weight: Tensor) -> Tensor:
     """The Kronecker product of two matrices, either of which may be a product itself."""
-    outputs = [f[name].shape[0] if name in f else f[f"{name}_a"].shape[1 if f"{name}_t" in f else 0] for name in ("k1", "k2")]
-    _require(outputs[0] * outputs[1] == weight.shape[0], "outputs")
-    left = f["k1"] if "k1" in f else f["k1_a"] @ f["k1_b"]
-    if "k2" in f:
-        right = f["k2"]
-    elif "k2_t" in f:
-        right = torch.einsum("mn...,mo,ni->oi...", f["k2_t"], f["k2_a"], f["k2_b"])
-    else:
-        right = f["k2_a"] @ f["k2_b"].flatten(1)
-        if weight.ndim == 4:
-            right = right.reshape(*right.shape[:1], -1, *weight.shape[2:])
+    (out_1, in_1), (out_2, in_2) = _half_size(f, "k1"), _half_size(f, "k2")
+    _require((out_1 * out_2, in_1 * in_2) == _size(weight), "outputs or inputs")
+    left, right = _half(f, "k1"), _half(f, "k2")
+    if right.ndim == 2 and weight.ndim == 4:
+        right = right.reshape(*right.shape[:1], -1, *weight.shape[2:])
     return torch.kron(left.reshape(*left.shape, *[1] * (right.ndim - left.ndim)), right)
 
 
@@ -297,10 +318,6 @@ def adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
                 for tag, count in folder.items():
                     counts[tag.strip()] = counts.get(tag.strip(), 0) + int(count)
             words = ", ".join(sorted(counts, key=lambda tag: -counts[tag])[:5])
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
             words = ""
     return facts | ({"trigger words": words} if words else {})
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:100] if str(error) else type(error).__name__

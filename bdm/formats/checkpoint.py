@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..weights import WeightFile, read_json, read_weights, read_weights_folder, refuse_not_finite
+from ..errors import UserError, first_line
+from ..weights import WeightFile, json_object, read_json, read_weights, read_weights_folder, refuse_not_finite
+from .configs import ONE_TRANSFORMER, check_counts, part_config
 from .identify import identify_source, require
 from .names import (
-    UNetBuild,
     controlnet_to_diffusers,
     text_to_plain,
     text_to_prefixed,
@@ -29,18 +30,6 @@ from .names import (
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
 #: Key of the safetensors header under which the parts' configurations are kept; the original layout has no place for them.
 CONFIG_KEY = "bdm.config"
-
-#: Settings that SD1.5 does not share with the defaults of its classes and that no weight tells.
-_UNET = {"attention_head_dim": 8, "sample_size": 64}
-_VAE = {"sample_size": 512, "scaling_factor": 0.18215}
-_TEXT = {
-    "vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-    "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407, "projection_dim": 768,
-}  # fmt: skip
-
-
-#: What reading a configuration off damaged weights, or building a network from a damaged one, raises.
-_BUILD_ERRORS = (KeyError, IndexError, StopIteration, ValueError, TypeError, ZeroDivisionError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -80,6 +69,7 @@ def read_parts(source: Path, header_only: bool = False) -> Parts:
         configs = _kept_configs(file)
     convert = {"unet": unet_to_diffusers, "vae": vae_to_diffusers, "text_encoder": text_to_plain}
     weights = {name: convert[name](tensors) for name, tensors in parts.items() if tensors}
+    configs = {name: config for name, config in configs.items() if name in weights}
     if "unet" not in weights:
         raise UserError(f"{source} holds no unet; it is no complete checkpoint: get it again")
     for name, tensors in weights.items():
@@ -97,39 +87,6 @@ def write_checkpoint(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, T
             inner = "transformer." if name == "text_encoder" else ""
             tensors |= {f"{prefix}{inner}{key}": tensor for key, tensor in convert[name](weights[name]).items()}
     return tensors
-
-
-def unet_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The configuration of an SD1.5-like ``UNet2DConditionModel`` (or ControlNet, or branch), read off its shapes."""
-    build = UNetBuild.of(weights)
-    down = tuple("CrossAttnDownBlock2D" if i in build.attention else "DownBlock2D" for i in range(build.levels))
-    up = tuple("CrossAttnUpBlock2D" if build.levels - 1 - i in build.attention else "UpBlock2D" for i in range(build.levels))
-    widths = tuple(weights[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in range(build.levels))
-    text = next(tensor.shape[1] for key, tensor in weights.items() if key.endswith("attn2.to_k.weight"))
-    return {
-        "block_out_channels": widths, "layers_per_block": build.layers, "down_block_types": down, "up_block_types": up,
-        "cross_attention_dim": text, "in_channels": weights["conv_in.weight"].shape[1], **_UNET,
-    }  # fmt: skip
-
-
-def vae_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The configuration of an SD1.5-like ``AutoencoderKL``, read off its shapes."""
-    levels = 1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.down_blocks."))
-    layers = 1 + max(int(key.split(".")[4]) for key in weights if key.startswith("encoder.down_blocks.0.resnets."))
-    widths = tuple(weights[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in range(levels))
-    return {
-        "block_out_channels": widths, "layers_per_block": layers, "latent_channels": weights["quant_conv.weight"].shape[0] // 2,
-        "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels, **_VAE,
-    }  # fmt: skip
-
-
-def text_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The configuration of a CLIP text encoder, read off its shapes; heads are 64 wide, as in every CLIP."""
-    width = weights["embeddings.token_embedding.weight"].shape[1]
-    layers = 1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.layers."))
-    inner = weights["encoder.layers.0.mlp.fc1.weight"].shape[0]
-    heads = max(1, width // 64)
-    return _TEXT | {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads}
 
 
 def build_part(name: str, parts: Parts, source: Path, dtype: torch.dtype | None) -> Any:
@@ -153,21 +110,42 @@ def build_part(name: str, parts: Parts, source: Path, dtype: torch.dtype | None)
 
 def empty_part(name: str, parts: Parts, source: object) -> Any:
     """The model of a part without its weights, which are on the meta device (see ``build_part``)."""
-    from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    infer = {"unet": unet_config, "vae": vae_config, "text_encoder": text_config}[name]
+    with _building(f"{source}: its {name} is no SD1.5 network"):
+        config = parts.configs.get(name)
+        if name in parts.weights:
+            config = part_config(name, parts.weights[name], config)
+        if name == "unet":
+            return UNet2DConditionModel.from_config(config)
+        if name == "vae":
+            return AutoencoderKL.from_config(config)
+        return CLIPTextModel(CLIPTextConfig.from_dict(config))
+
+
+@contextmanager
+def _building(problem: str) -> Iterator[None]:
+    """Build networks without weights from a configuration that a file tells, whatever the file says."""
+    from accelerate import init_empty_weights
+
     try:
-        config = parts.configs.get(name) or infer(parts.weights[name])
         with init_empty_weights():
-            if name == "unet":
-                return UNet2DConditionModel.from_config(config)
-            if name == "vae":
-                return AutoencoderKL.from_config(config)
-            return CLIPTextModel(CLIPTextConfig.from_dict(config))
-    except _BUILD_ERRORS as error:
-        raise UserError(f"{source}: its {name} is no SD1.5 network ({type(error).__name__}: {error}); get the file again") from None
+            yield
+    except Exception as error:  # two libraries, each with checks and mistakes of its own
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{problem} ({kind}{first_line(error)}); get the file again") from None
+
+
+def check_parts(parts: Parts, source: object) -> None:
+    """Refuse parts whose weights are not whole networks.
+
+    Raises:
+        UserError: names a weight that is missing, superfluous or of another shape.
+    """
+    for name, weights in parts.weights.items():
+        own = empty_part(name, parts, source).state_dict()
+        check_weights(own, named_like(own, weights), f"{source} ({name})")
 
 
 def assign_weights(model: Any, weights: Mapping[str, Tensor], source: object, dtype: torch.dtype | None = None) -> None:
@@ -178,11 +156,11 @@ def assign_weights(model: Any, weights: Mapping[str, Tensor], source: object, dt
     """
     own = model.state_dict()
     weights = named_like(own, weights)
-    check_names(own, weights, source)
+    check_weights(own, weights, source)
     model.load_state_dict({key: t.to(dtype or t.dtype) for key, t in weights.items()}, strict=True, assign=True)
 
 
-def check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: object) -> None:
+def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: object) -> None:
     """Refuse weights that are not exactly those of a model.
 
     Args:
@@ -216,23 +194,25 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _averaged_unet(file: WeightFile) -> dict[str, Tensor]:
     """The UNet of a file that holds only its moving average, whose names have lost their dots."""
-    from accelerate import init_empty_weights
     from diffusers import UNet2DConditionModel
 
     averaged = _part(file.tensors, "model_ema.diffusion_model")
-    with init_empty_weights():
-        unet: Any = UNet2DConditionModel.from_config(_kept_configs(file).get("unet") or {"cross_attention_dim": 768})
+    config = _kept_configs(file).get("unet") or {"cross_attention_dim": 768}
+    with _building(f"{file.path}: its averaged unet is no SD1.5 network"):
+        # Sizes cannot be read off such names, but how many blocks there are can.
+        told = {found[1] for key in averaged if (found := re.match(r"input_blocks(\d{1,3})0[a-z]", key))}
+        check_counts(config, ONE_TRANSFORMER)
+        if len(config.get("block_out_channels", range(4))) * (config.get("layers_per_block", 2) + 1) != len(told):
+            raise UserError(f"weights of {len(told)} blocks, and a configuration of another number")
+        unet: Any = UNet2DConditionModel.from_config(config)
     names = {key.replace(".", ""): key for key in unet_to_original(unet.state_dict())}
     return {names.get(key, key): tensor for key, tensor in averaged.items()}
 
 
 def _kept_configs(file: WeightFile) -> dict[str, dict[str, Any]]:
-    try:
-        kept = json.loads(file.metadata.get(CONFIG_KEY, "{}"))
-    except ValueError:
-        kept = None
-    if not isinstance(kept, dict) or not all(isinstance(config, dict) for config in kept.values()):
-        raise UserError(f"{file.path}: the header's {CONFIG_KEY} is damaged; convert the file again")
+    kept = json_object(file.metadata.get(CONFIG_KEY, "{}"), f"{file.path}: {CONFIG_KEY} in its header")
+    if not all(isinstance(config, dict) for config in kept.values()):
+        raise UserError(f"{file.path}: {CONFIG_KEY} in its header is damaged; convert the file again")
     return kept
 
 
@@ -242,38 +222,22 @@ def load_controlnet(source: Path, dtype: torch.dtype | None = None) -> Any:
     Raises:
         UserError: not an SD1.5 ControlNet, damaged, or NaN.
     """
-    from accelerate import init_empty_weights
     from diffusers import ControlNetModel
 
     require(identify_source(source), ("controlnet",), source)
     if source.is_dir():
         weights, config = read_weights_folder(source), read_json(source / "config.json")
-        if config.get("global_pool_conditions"):
-            raise UserError(f"{source} pools its conditions (global_pool_conditions, a shuffle ControlNet); such are not supported")
     else:
         file = read_weights(source)
         weights = controlnet_to_diffusers(_part(file.tensors, "control_model.") or file.tensors)
         config = _kept_configs(file).get("controlnet")
+    if config and config.get("global_pool_conditions"):
+        raise UserError(f"{source} pools its conditions (global_pool_conditions, a shuffle ControlNet); such are not supported")
     refuse_not_finite(weights, source)
-    try:
-        with init_empty_weights():
-            model: Any = ControlNetModel.from_config(config or controlnet_config(weights))
-    except _BUILD_ERRORS as error:
-        raise UserError(f"{source} is no SD1.5 ControlNet ({type(error).__name__}: {error}); get the file again") from None
+    with _building(f"{source} is no SD1.5 ControlNet"):
+        model: Any = ControlNetModel.from_config(part_config("controlnet", weights, config))
     assign_weights(model, weights, source, dtype)
     return model.eval().requires_grad_(False)
-
-
-def controlnet_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The configuration of an SD1.5-like ``ControlNetModel``, read off its shapes."""
-    config = unet_config(weights)
-    path = "controlnet_cond_embedding"
-    # The path's widths: the first convolution, then every second block widens.
-    blocks = sorted(int(key.split(".")[2]) for key in weights if key.startswith(f"{path}.blocks.") and key.endswith(".weight"))
-    widths = [weights[f"{path}.conv_in.weight"].shape[0], *(weights[f"{path}.blocks.{i}.weight"].shape[0] for i in blocks[1::2])]
-    kept = {key: config[key] for key in ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim")}
-    kept |= {"in_channels": config["in_channels"], "attention_head_dim": config["attention_head_dim"]}
-    return kept | {"conditioning_embedding_out_channels": tuple(widths)}
 
 
 def read_vae(source: Path) -> Parts:

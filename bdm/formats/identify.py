@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _FAMILIES = {
     "label_emb.": "SDXL", "add_embedding.linear_1": "SDXL", "lora_te2_": "SDXL", "text_encoder_2.": "SDXL", "clip_g": "SDXL",
     "cond_stage_model.model.": "SD2",
 }  # fmt: skip
+#: SD1.5 has one transformer block in a place where SDXL has up to ten.
+_SECOND_BLOCK = re.compile(r"(?:attentions|input_blocks|middle_block|output_blocks)[._\d]+transformer_blocks[._][1-9]")
 #: Bases of diffusers pipelines, by the start of their class's name; "" for SD1.5's, whose folder then lacks its UNet.
 _PIPELINES = {
     "Flux": "FLUX", "StableDiffusion3": "SD3", "StableDiffusionXL": "SDXL", "StableDiffusion": "", "Bridge": "",
@@ -60,6 +63,8 @@ def identify(tensors: Mapping[str, Tensor]) -> FileKind:
     keys = list(tensors)
     kind, layout = _kind(tensors)
     base = next((name for part, name in _FAMILIES.items() if any(part in key for key in keys)), "")
+    if not base and any(_SECOND_BLOCK.search(key) for key in keys):
+        base = "SDXL"
     if not base and kind in ("checkpoint", "unet", "vae", "controlnet", "branch", "adapter", "embedding"):
         base = _modified(tensors, kind) or _base_of_width(_text_width(tensors, kind), kind)
     return FileKind(kind, base, layout)
@@ -83,7 +88,7 @@ def identify_source(source: Path) -> FileKind:
     if not config.is_file():
         raise UserError(f"{source} is no model folder: it has neither model_index.json nor config.json")
     settings = read_json(config)
-    kind = _CLASSES.get(settings.get("_class_name", ""), "text encoder" if "model_type" in settings else "unknown")
+    kind = _CLASSES.get(str(settings.get("_class_name", "")), "text encoder" if "model_type" in settings else "unknown")
     width = settings.get("cross_attention_dim")
     if settings.get("addition_embed_type") == "text_time":
         base = "SDXL"
@@ -203,7 +208,7 @@ def source_hash(source: Path) -> str:
 
 
 def describe_file(path: Path) -> dict[str, str]:
-    """Everything ``bdm inspect`` prints: kind, base, size, dtypes, what the trainer noted, hashes. Reads no values."""
+    """Everything ``bdm inspect`` prints: kind, base, size, dtypes, what the trainer noted, hashes. Loads no values."""
     if path.is_dir():
         return {"kind": str(identify_source(path)), "hash": source_hash(path)}
     file = read_weights(path, header_only=True)

@@ -47,12 +47,12 @@ class UNetBuild:
             UserError: the keys are not a UNet's.
         """
         if any(key.startswith("down_blocks.") for key in keys):
-            levels = 1 + _largest(r"down_blocks\.(\d+)\.", keys)
-            layers = 1 + _largest(r"down_blocks\.0\.resnets\.(\d+)\.", keys)
+            levels = 1 + largest_block(r"down_blocks\.(\d+)\.", keys)
+            layers = 1 + largest_block(r"down_blocks\.0\.resnets\.(\d+)\.", keys)
             first = (f"down_blocks.{level}.attentions.0." for level in range(levels))
         elif any(key.startswith("input_blocks.") for key in keys):
             levels = 1 + sum(key.endswith(".0.op.weight") and key.startswith("input_blocks.") for key in keys)
-            layers = (1 + _largest(r"input_blocks\.(\d+)\.", keys)) // levels - 1
+            layers = (1 + largest_block(r"input_blocks\.(\d+)\.", keys)) // levels - 1
             first = (f"input_blocks.{1 + level * (layers + 1)}.1." for level in range(levels))
         else:
             raise UserError(
@@ -110,10 +110,11 @@ def vae_pairs(keys: Collection[str]) -> Pairs:
         UserError: the keys are not a VAE's.
     """
     if any(key.startswith("encoder.down.") for key in keys):
-        levels, layers = 1 + _largest(r"encoder\.down\.(\d+)\.", keys), 1 + _largest(r"encoder\.down\.0\.block\.(\d+)\.", keys)
+        levels = 1 + largest_block(r"encoder\.down\.(\d+)\.", keys)
+        layers = 1 + largest_block(r"encoder\.down\.0\.block\.(\d+)\.", keys)
     elif any(key.startswith("encoder.down_blocks.") for key in keys):
-        levels = 1 + _largest(r"encoder\.down_blocks\.(\d+)\.", keys)
-        layers = 1 + _largest(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", keys)
+        levels = 1 + largest_block(r"encoder\.down_blocks\.(\d+)\.", keys)
+        layers = 1 + largest_block(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", keys)
     else:
         raise UserError(f"no VAE: keys such as {', '.join(sorted(keys)[:3])} are neither of the original nor diffusers' layout")
     pairs: Pairs = []
@@ -187,7 +188,7 @@ def controlnet_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def controlnet_to_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A diffusers ControlNet in the original layout."""
-    blocks = 1 + _largest(r"controlnet_cond_embedding\.blocks\.(\d+)\.", tensors)
+    blocks = 1 + largest_block(r"controlnet_cond_embedding\.blocks\.(\d+)\.", tensors)
     return rename(tensors, to_original(UNetBuild.of(tensors).controlnet(blocks)))
 
 
@@ -241,7 +242,12 @@ def _inside(ours: str, theirs: str, pairs: Iterable[tuple[str, str]]) -> Pairs:
     return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in pairs]
 
 
-def _largest(pattern: str, keys: Iterable[str]) -> int:
+def largest_block(pattern: str, keys: Iterable[str]) -> int:
+    r"""The largest number that stands for ``\d+`` in names that begin as ``pattern``.
+
+    Raises:
+        UserError: there is none, or one beyond ``MOST_BLOCKS``.
+    """
     numbers = [int(found[1]) for key in keys if (found := re.match(pattern.replace(r"\d+", r"\d{1,6}"), key))]
     if not numbers or max(numbers) > MOST_BLOCKS:
         what = f"has block {max(numbers)}, more than any network has" if numbers else "is incomplete"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..weights import WeightFile, read_json
+from ..weights import WeightFile, json_object, read_json
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,7 @@ class PeftSettings:
         """
         noted = file.metadata.get("lora_adapter_metadata")
         if noted is not None:
-            try:
-                values = json.loads(noted)
-            except ValueError:
-                values = None
-            if not isinstance(values, dict):
-                raise UserError(f"{file.path}: the adapter's settings in its header are damaged; save it again")
-            return PeftSettings(file.path, values)
+            return PeftSettings(file.path, json_object(noted, f"{file.path}: lora_adapter_metadata in its header"))
         beside = file.path.with_name("adapter_config.json")
         peft_keys = any(".lora_A." in key or key.startswith("base_model.model.") for key in file.tensors)
         return PeftSettings(file.path, read_json(beside) if peft_keys and beside.is_file() else {})

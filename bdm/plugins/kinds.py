@@ -18,7 +18,7 @@ from ..bridge import check_window
 from ..controlnet import ControlNetHook
 from ..errors import UserError
 from ..formats.adapter import split_adapter
-from ..formats.checkpoint import Parts, check_names, load_controlnet, named_like, read_parts, read_vae
+from ..formats.checkpoint import Parts, check_weights, load_controlnet, named_like, read_parts, read_vae
 from ..formats.embedding import embedding_vectors
 from ..formats.identify import Kind
 from ..text.english import trigger_tokens
@@ -132,7 +132,7 @@ class PluginHost:
     def _replacement(self, part: str, weights: Mapping[str, Tensor], path: Path) -> dict[Place, Tensor]:
         own = self._weights.base(part)
         weights = named_like(own, weights)
-        check_names(own, weights, f"{path} ({part})")
+        check_weights(own, weights, f"{path} ({part})")
         return {(part, key): tensor for key, tensor in weights.items()}
 
     def _attach_adapter(self, path: Path, name: str, strength: float = 1.0, text_strength: float | None = None) -> dict[str, float]:
@@ -175,7 +175,9 @@ class PluginHost:
         place = self._embedding_place()
         table = self._weights.base("text_encoder")[place[1]]
         vectors = embedding_vectors(read_weights(path), table.shape[1])
-        pristine = self._tokenizer or self._host.tokenizer
+        pristine = self._tokenizer or getattr(self._host, "tokenizer", None)
+        if pristine is None:
+            raise UserError("the pipeline has no tokenizer that could learn a trigger word; attach embeddings to a whole one")
         if len(pristine) != len(table):
             raise UserError(f"the tokenizer has {len(pristine)} tokens and the text encoder {len(table)}; they must be equal")
         if not name.strip() or re.search(r"[<>\ud800-\udfff]", name):

@@ -80,4 +80,5 @@ def spell_triggers(text: str, tokenizer: CLIPTokenizer) -> str:
     # bound a word; Latin letters and digits do not.
     either = "|".join(map(re.escape, words))
     pattern = rf"<({either})>(?!_\d)|(?<![A-Za-z0-9_<])(?:embedding:)?({either})(?![A-Za-z0-9_>])"
-    return re.sub(pattern, lambda found: spelled[(found[1] or found[2]).lower()], text, flags=re.IGNORECASE)
+    # Regular expressions also take letters such as the dotless i for another's other case, which is no spelling of the word.
+    return re.sub(pattern, lambda found: spelled.get((found[1] or found[2]).lower(), found[0]), text, flags=re.IGNORECASE)
