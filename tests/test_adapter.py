@@ -298,7 +298,7 @@ def test_peft_convolutions_are_equalled(tmp_path, kind, effective):
     adapted = peft.get_peft_model(base, config)
     adapted.save_pretrained(tmp_path)
     change = _bare(read_weights(tmp_path / "adapter_model.safetensors"))["0"]
-    assert {"t1", "k2_t"} & change.factors.keys() or not effective
+    assert {"w1_t", "k2_t"} & change.factors.keys() or not effective
     plain.weight.data += change.weight(plain.weight.data)
     x = torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(plain(x), adapted(x).detach(), atol=1e-5, rtol=1e-4)

@@ -155,7 +155,7 @@ def test_any_stock_pipeline_becomes_bilingual_and_back(pipe, name):
     bridge.detach()
     assert (acting - before).abs().max() > 1e-3
     assert torch.equal(run(), before)
-    fresh = Bridge(BranchModel.from_backbone(pipe.unet, NATIVE_DIM)).attach(made.unet)
+    fresh = Bridge(BranchModel.from_backbone(pipe.unet, NATIVE_DIM), share=False).attach(made.unet)
     with fresh.condition(NativeCondition(native[:1], native[1:])):
         assert torch.equal(run(), before), "zero residuals change nothing"
 

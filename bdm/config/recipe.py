@@ -43,12 +43,19 @@ class DenoisingConfig(Strict):
 
 
 class BackboneConfig(DenoisingConfig):
-    """Train a UNet from scratch beside a frozen VAE and text encoder (a Stable Diffusion of one's own)."""
+    """Train a UNet beside a frozen VAE and text encoder (a Stable Diffusion of one's own), from scratch or from ``backbone``."""
 
     kind: Literal["backbone"]
     vae: str
     text_encoder: str
-    unet: dict[str, Any]
+    unet: dict[str, Any] | None = None
+    backbone: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> BackboneConfig:
+        if (self.unet is None) == (self.backbone is None):
+            raise ValueError("give unet, the arguments of a new one, or backbone, whose UNet is trained further: one of the two")
+        return self
 
 
 class BranchConfig(DenoisingConfig):

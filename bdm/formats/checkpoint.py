@@ -114,7 +114,7 @@ def empty_part(name: str, parts: Parts, source: object) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with _building(f"{source}: its {name} is no SD1.5 network"):
-        config = parts.configs.get(name)
+        config: Any = parts.configs.get(name)
         if name in parts.weights:
             config = part_config(name, parts.weights[name], config)
         if name == "unet":

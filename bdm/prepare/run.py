@@ -71,7 +71,7 @@ class Job:
     def encoders(self) -> Encoders:
         """The models on their device."""
         config = self.config
-        vae = load_vae(config.vae)
+        vae: Any = load_vae(config.vae)
         native = NativeTextEncoder.from_pretrained(config.native_text_encoder) if config.native_text_encoder else None
         scorer = CaptionScorer(config.scorer, config.scorer_mask) if config.scorer else None
         for model in (vae, native, scorer):

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from ..backbone import load_clip_text, load_vae
+from ..backbone import Backbone, load_backbone, load_clip_text, load_vae
 from ..data.source import Source
 from ..loss import SD15_SCHEDULE
 from .denoising import DenoisingRecipe
@@ -20,12 +20,13 @@ from .stock import draw_stock, stock_pipeline
 
 
 class BackboneRecipe(DenoisingRecipe):
-    """Trains a UNet from scratch beside a frozen VAE and CLIP text encoder: a small Stable Diffusion.
+    """Trains a UNet beside a frozen VAE and CLIP text encoder: a small Stable Diffusion.
 
     Args:
         vae: the VAE, or its folder.
         text_encoder: the text part of a CLIP with CLIP's own vocabulary, or a CLIP's folder.
-        unet: arguments of ``UNet2DConditionModel``.
+        unet: arguments of ``UNet2DConditionModel``, for a fresh one.
+        backbone: a trained backbone, or its folder, file or hub name, to go on from in its place.
         rest: see ``DenoisingRecipe``.
     """
 
@@ -34,7 +35,8 @@ class BackboneRecipe(DenoisingRecipe):
         source: Source,
         vae: str | AutoencoderKL,
         text_encoder: str | CLIPTextModel,
-        unet: dict[str, Any],
+        unet: dict[str, Any] | None = None,
+        backbone: str | Backbone | None = None,
         seed: int = 0,
         **rest: Any,
     ) -> None:
@@ -47,7 +49,10 @@ class BackboneRecipe(DenoisingRecipe):
         self.tokenizer = clip_tokenizer()
         self._cards = {name: folder / "card.json" for name, folder in folders.items()}
         torch.manual_seed(seed)
-        self.unet = UNet2DConditionModel(**unet)
+        if backbone is None:
+            self.unet = UNet2DConditionModel(**unet or {})
+        else:
+            self.unet = (backbone if isinstance(backbone, Backbone) else load_backbone(backbone)).unet
 
     def parts(self) -> dict[str, nn.Module]:
         return {"unet": self.unet}

@@ -87,7 +87,7 @@ def check_model_arguments(config: RecipeConfig) -> None:
     """
     for key, constructor in _constructors(config).items():
         allowed = [name for name in inspect.signature(constructor).parameters if name != "self"]
-        if unknown := [name for name in getattr(config, key) if name not in allowed]:
+        if unknown := [name for name in getattr(config, key) or {} if name not in allowed]:
             alike = get_close_matches(unknown[0], allowed, n=3, cutoff=0.0)
             raise UserError(
                 f"recipe.{key}.{unknown[0]}: {constructor.__name__} has no such argument; the nearest are {', '.join(alike)}: "

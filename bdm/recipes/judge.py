@@ -50,7 +50,7 @@ class JudgeRecipe(Recipe):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.pixels is not None
-        device = self.judge.device
+        device = next(self.judge.parameters()).device
         labels = {name: label.to(device) for name, label in row_labels([self.rows[i] for i in batch.indices]).items()}
         # Augmentations are drawn from the samples' own generators, which are the CPU's.
         verdict = self.judge(augment(to_unit_range(batch.pixels), batch.generators).to(device))
