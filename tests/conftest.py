@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -14,6 +16,9 @@ from bdm.text.native import NativeTextEncoder
 from bdm.text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 
 TEXT_DIM, NATIVE_DIM = 32, 48
+
+# Processes that tests start get one thread each; without it accelerate warns, and warnings are errors here.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
