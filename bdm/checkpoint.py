@@ -44,13 +44,14 @@ def append_line(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """Turns what the system says of a full disk or a read-only folder into one line."""
+def writing_to(path: Path, what_stays: str = "saved states are intact") -> Iterator[None]:
+    """Turns what the system says of a full disk or a read-only folder into one line, which says what is safe."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); saved states are intact: make room or choose another out="
+            f"{path} cannot be written ({error.strerror or error}); {what_stays}: make room or choose another out=, and start "
+            "again with the same command"
         ) from None
 
 

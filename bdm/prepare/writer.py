@@ -6,16 +6,18 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ..checkpoint import write_json
-from ..errors import UserError
+from ..checkpoint import write_json, writing_to
+
+#: What a full disk leaves alone.
+STAYS = "whole shards stay"
 
 
 class ShardWriter:
@@ -30,7 +32,7 @@ class ShardWriter:
         self._places: list[list[int]] = []
 
     def __enter__(self) -> ShardWriter:
-        with explained(self.path):
+        with writing_to(self.path, STAYS):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._partial, "wb")
             self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
@@ -44,7 +46,7 @@ class ShardWriter:
     def add(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Append a sample."""
         text = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode("utf-8")
-        with explained(self.path):
+        with writing_to(self.path, STAYS):
             self._places.append([
                 *self._member(f"{name}.safetensors", save_tensors({k: t.contiguous() for k, t in tensors.items()})),
                 *self._member(f"{name}.json", text),
@@ -52,7 +54,7 @@ class ShardWriter:
 
     def publish(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """Sync and move into place, the table first: the tar's presence with the size that stands there makes the shard whole."""
-        with explained(self.path):
+        with writing_to(self.path, STAYS):
             self._tar.close()
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -67,18 +69,6 @@ class ShardWriter:
         begin = self._file.tell()
         self._tar.addfile(about, io.BytesIO(content))
         return begin + tarfile.BLOCKSIZE, len(content)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns what the system says of a full disk or a read-only folder into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"prepared shard {path} cannot be written ({error.strerror or error}); whole shards stay: make room or choose "
-            "another out=, and start again with the same command"
-        ) from None
 
 
 def read_table(path: Path) -> dict[str, Any] | None:
