@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .approximate import Approximation
     from .branch import BranchModel, BranchOutput
     from .bridge import Bridge, NativeCondition
     from .errors import UserError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Approximation": "approximate",
     "BranchModel": "branch", "BranchOutput": "branch", "Bridge": "bridge", "NativeCondition": "bridge", "UserError": "errors",
     "BridgePipeline": "pipeline", "BridgeImg2ImgPipeline": "pipeline", "BridgeInpaintPipeline": "pipeline",
     "BridgeControlNetPipeline": "pipeline", "make_scheduler": "samplers", "Plugin": "plugins", "Plugins": "plugins",
@@ -27,6 +29,7 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
+    "Approximation",
     "BranchModel",
     "BranchOutput",
     "Bridge",

@@ -11,12 +11,13 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
+from .approximate import EXACT, Approximation, ReusedWork
 from .backbone import check_backbone
 from .branch import BranchModel
 from .errors import UserError
 from .folding import folded_upsampling
 from .packing import packed_convolutions
-from .sharing import SharedWork
+from .sharing import SharedWork, each_tensor
 
 HOOK_NAME = "bdm.bridge"
 
@@ -93,6 +94,7 @@ class NativeCondition:
         end: share of the steps after which it is off.
         steps: gives the number of steps T once the pipeline knows it; only asked if start or end restrict.
         images_per_prompt: consecutive samples that share a prompt.
+        approximation: work that is left out although the picture changes.
     """
 
     positive: Tensor
@@ -102,6 +104,12 @@ class NativeCondition:
     end: float = 1.0
     steps: Callable[[], int] | None = None
     images_per_prompt: int = 1
+    approximation: Approximation = EXACT
+
+    @property
+    def samples(self) -> int:
+        """Samples of one guidance part."""
+        return len(self.positive) * self.images_per_prompt
 
     def features(self, batch: int) -> Tensor:
         """Features for a UNet batch of ``batch`` samples.
@@ -149,6 +157,7 @@ class Bridge(ModelHook):
         self.branch = branch
         self.share = share
         self._work = SharedWork()
+        self._reuse = ReusedWork(EXACT)
         self.unet: nn.Module | None = None
         self._condition: NativeCondition | None = None
         self._calls = 0
@@ -194,15 +203,19 @@ class Bridge(ModelHook):
                     "use the text encoder that the branch was trained with"
                 )
         outer, self._condition, self._calls, self._features = self._condition, condition, 0, {}
-        unet = self.unet if self.share and outer is None else None
+        unet = self.unet if outer is None else None
         with ExitStack() as stack:
             stack.callback(self._restore, outer)
-            if unet is not None:
-                # For the time of the condition only: what is kept is right as long as nobody changes weights.
+            # For the time of the condition only: what is kept is right as long as nobody changes weights.
+            if unet is not None and self.share:
                 self._work.attach(unet, self.branch)
                 stack.callback(self._work.detach)
                 stack.enter_context(folded_upsampling(unet))
                 stack.enter_context(packed_convolutions(unet, self.branch))
+            if unet is not None:
+                self._reuse = ReusedWork(condition.approximation)
+                self._reuse.attach(unet, self.branch)
+                stack.callback(self._reuse.detach)
             yield
 
     def _restore(self, condition: NativeCondition | None) -> None:
@@ -210,21 +223,27 @@ class Bridge(ModelHook):
         self._condition, self._features = condition, {}
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """Forget which rows were equal."""
-        self._work.encoder.clear()
-        self._work.prefix.clear()
+        """Both halves get the result where one was computed; forget which rows were equal."""
+        half = self._reuse.half
+        output = output if half.rows is None else each_tensor(half.spread, output)
+        self._forget_rows()
         return output
 
-    def _plan(self, condition: NativeCondition, *args: Any, **kwargs: Any) -> None:
-        """Find the work that both halves of a guided step share. Perturbed attention, frames, adapters and training share none."""
-        # A pass that failed has not come to post_forward.
-        self._work.encoder.clear()
-        self._work.prefix.clear()
-        sample: Any = args[0] if args else kwargs["sample"]
-        text: Any = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states")
-        guided = sample.ndim == 4 and len(sample) == 2 * len(condition.positive) * condition.images_per_prompt
-        plain = not any(kwargs.get(name) is not None for name in ("down_intrablock_additional_residuals", "encoder_attention_mask"))
-        if guided and plain and isinstance(text, Tensor) and not torch.is_grad_enabled():
+    def _forget_rows(self) -> None:
+        for plan in (self._work.encoder, self._work.prefix, self._reuse.half):
+            plan.clear()
+
+    def _leave_out_guidance(self, condition: NativeCondition, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Only the positive half of a guided step's inputs."""
+        sample, _, text = _inputs(args, kwargs)
+        if _is_guided(condition, kwargs, sample, text):
+            self._reuse.half.positive_half(sample, text)
+        return each_tensor(self._reuse.half.select, (args, kwargs))
+
+    def _plan(self, condition: NativeCondition, args: Any, kwargs: Any) -> None:
+        """Find the work that both halves of a guided step share."""
+        sample, _, text = _inputs(args, kwargs)
+        if _is_guided(condition, kwargs, sample, text):
             self._work.encoder.find(sample, text)
             self._work.prefix.find(sample)
 
@@ -233,12 +252,18 @@ class Bridge(ModelHook):
         condition = self._condition
         if condition is None:
             return args, kwargs
-        if self.share:
-            self._plan(condition, *args, **kwargs)
+        self._forget_rows()  # a pass that failed has not come to post_forward
         step, self._calls = self._calls, self._calls + 1
-        if condition.scale == 0.0 or not in_window(step, condition.start, condition.end, condition.steps):
+        on = condition.scale != 0.0 and in_window(step, condition.start, condition.end, condition.steps)
+        limits = condition.approximation
+        if not in_window(step, limits.guidance_start, limits.guidance_end, condition.steps):
+            args, kwargs = self._leave_out_guidance(condition, args, kwargs)
+        elif self.share:
+            self._plan(condition, args, kwargs)
+        sample, timestep, _ = _inputs(args, kwargs)
+        self._reuse.begin(len(sample), on, id(condition))
+        if not on:
             return args, kwargs
-        sample, timestep = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("sample", "timestep")))
         batch = sample.shape[0]
         if batch not in self._features:  # one tensor for all steps, so that its projections can be kept
             self._features[batch] = condition.features(batch)
@@ -253,3 +278,16 @@ class Bridge(ModelHook):
         )
         add_residuals(kwargs, down, middle, sample.dtype)
         return args, kwargs
+
+
+def _inputs(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """A UNet's sample, timestep and text, however they are passed."""
+    names = ("sample", "timestep", "encoder_hidden_states")
+    return tuple(args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(names))
+
+
+def _is_guided(condition: NativeCondition, kwargs: dict[str, Any], sample: Tensor, text: Any) -> bool:
+    """Whether a pass is a guided step's [negative, positive]; perturbed attention, frames, adapters and training are not."""
+    other = any(kwargs.get(name) is not None for name in ("down_intrablock_additional_residuals", "encoder_attention_mask"))
+    halves = sample.ndim == 4 and len(sample) == 2 * condition.samples
+    return halves and not other and isinstance(text, Tensor) and not torch.is_grad_enabled()

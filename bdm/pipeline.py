@@ -19,6 +19,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from .approximate import EXACT, Approximation
 from .backbone import load_backbone
 from .branch import BranchModel
 from .bridge import Bridge, NativeCondition, check_window
@@ -98,6 +99,7 @@ class BridgeMixin:
         control_images: Any = None,
         plugin_strength: Mapping[str, float | tuple[float, float]] | None = None,
         share: bool = True,
+        approximation: Approximation = EXACT,
         **stock: Any,
     ) -> Any:
         """Draw pictures for native-language prompts.
@@ -125,6 +127,7 @@ class BridgeMixin:
             plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder apart.
             share: do once what both halves of a guided step would do twice (see ``bdm.sharing``), with enlargements folded (see
                 ``bdm.folding``) and weights packed (see ``bdm.packing``); False only compares.
+            approximation: work to leave out although the picture changes (see ``bdm.Approximation``).
             stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``, ``latents``, ``output_type``,
                 ``callback_on_step_end``, ``image``, ``strength``, ``mask_image`` ...
 
@@ -150,6 +153,7 @@ class BridgeMixin:
         condition = NativeCondition(
             positive, negative, branch_scale, branch_start, branch_end,
             steps=lambda: self._num_timesteps, images_per_prompt=num_images_per_prompt,
+            approximation=approximation,
         )  # fmt: skip
         size, latents = self._sizes(height, width, stock)
         plugged = self.plugins.during_call(

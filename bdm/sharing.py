@@ -38,6 +38,16 @@ class RowPlan:
         """All rows are distinct."""
         self.batch, self.rows, self.back = 0, None, None
 
+    def positive_half(self, latents: Tensor, text: Tensor) -> None:
+        """Only the second half of a guided batch is computed, and stands for both.
+
+        Args:
+            latents: (2N, C, h, w).
+            text: (2N, L, D).
+        """
+        half = len(latents) // 2
+        self._choose(2 * half, [*range(half, 2 * half)], [*range(half)] * 2, text)
+
     def find(self, latents: Tensor, text: Tensor | None = None) -> None:
         """Compare the halves of a guided batch row by row.
 
@@ -56,9 +66,11 @@ class RowPlan:
             return
         place = {i: half + n for n, i in enumerate(own)}
         rows = [*range(half), *(half + i for i in own)]
-        self.batch = 2 * half
-        self.rows = torch.tensor(rows, device=latents.device)
-        self.back = torch.tensor([*range(half), *(place.get(i, i) for i in range(half))], device=latents.device)
+        self._choose(2 * half, rows, [*range(half), *(place.get(i, i) for i in range(half))], text, latents.device)
+
+    def _choose(self, batch: int, rows: list[int], back: list[int], text: Tensor | None, device: Any = None) -> None:
+        device = text.device if text is not None else device
+        self.batch, self.rows, self.back = batch, torch.tensor(rows, device=device), torch.tensor(back, device=device)
         if text is not None and (self._text is None or self._text[0] is not text or self._text[1] != rows):
             # One selected tensor for all steps, so that what is kept for it stays valid.
             self._text = (text, rows, text.index_select(0, self.rows))
@@ -87,11 +99,11 @@ class DistinctRows(ModelHook):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Keep the distinct rows of everything that has the batch first."""
-        return (args, kwargs) if self.plan.rows is None else _each(self.plan.select, (args, kwargs))
+        return (args, kwargs) if self.plan.rows is None else each_tensor(self.plan.select, (args, kwargs))
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         """Give every row its result."""
-        return output if self.plan.rows is None else _each(self.plan.spread, output)
+        return output if self.plan.rows is None else each_tensor(self.plan.spread, output)
 
 
 class Snapshot:
@@ -138,14 +150,14 @@ class KeptProjection(ModelHook):
         return self._kept
 
 
-def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+def each_tensor(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Apply ``change`` to the tensors in nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple | list):
-        return type(value)(_each(change, item) for item in value)
+        return type(value)(each_tensor(change, item) for item in value)
     if isinstance(value, dict):
-        return {key: _each(change, item) for key, item in value.items()}
+        return type(value)(**{key: each_tensor(change, item) for key, item in value.items()})
     return value
 
 
