@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .quiet import quiet
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -34,9 +34,20 @@ def add_commands(commands: Any) -> None:
 
 
 def _infer_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", nargs="+", help='native prompts, such as "红灯笼，蓝色背景"')
+    parser.add_argument("prompt", nargs="*", help='native prompts, such as "红灯笼，蓝色背景"')
     parser.add_argument(
-        "--out", type=Path, default=Path("out.png"), help="picture file; numbered if there are several (default out.png)"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="a native prompt in each line, or .jsonl with prompt, negative, prompt_en, negative_en, seed; under accelerate launch "
+        "the processes share them, and pictures that are there are not drawn again",
+    )
+    parser.add_argument("--batch", type=int, default=8, help="pictures of a --prompts file that are drawn at once (default 8)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="picture file, numbered if there are several (default out.png); a folder with --prompts (default pictures)",
     )
     parser.add_argument(
         "--model", default=str(DEFAULT_MODEL), help="pipeline folder or hub name (default: the shipped emoji model)"
@@ -56,6 +67,14 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip-skip", type=int, default=1, help="layer of the English text encoder, from the end (A1111; 1 is the last)"
     )
+    parser.add_argument("--device", default=None, help="such as cuda, cuda:1, mps or cpu (default: the best there is)")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default=None, help="default: fp16 on a GPU, fp32 on a CPU")
+    fast = parser.add_argument_group("approximate modes (another picture in less time)")
+    fast.add_argument(
+        "--guidance-interval", metavar="START:END", default="0:1", help="guidance only in this share of the steps, such as 0.1:0.8"
+    )
+    fast.add_argument("--branch-every", type=int, default=1, metavar="N", help="the branch runs in every N-th step")
+    fast.add_argument("--deep-every", type=int, default=1, metavar="N", help="all but the outermost blocks run in every N-th step")
     plugins = parser.add_argument_group("plug-ins on the backbone (files from the English community)")
     plugins.add_argument("--checkpoint", metavar="FILE", help="SD1.5 checkpoint: single file or diffusers folder")
     plugins.add_argument("--vae", metavar="FILE", help="another VAE: its own file or folder, or a checkpoint, whose VAE is taken")
@@ -79,42 +98,94 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    from ..grid import save_picture
-    from ..picture_info import describe, picture_info
-    from ..samplers import make_scheduler
+    from ..approximate import Approximation
+    from ..drawing import Settings, draw_requests, missing
 
-    if options.steps < 1 or options.count < 1 or options.enlarge < 1:
-        raise UserError(f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}: each must be at least 1")
-    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"--out {options.out}: allowed endings are .png, .jpg and .webp")
+    if min(options.steps, options.count, options.enlarge, options.batch) < 1:
+        raise UserError(
+            f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch {options.batch}: "
+            "each must be at least 1"
+        )
+    requests = _requests(options)
+    limits = _interval(options.guidance_interval)
+    approximation = Approximation(*limits, options.branch_every, options.deep_every)
     if options.sampler:
+        from ..samplers import make_scheduler
+
         make_scheduler(options.sampler)  # an unknown name is refused before anything heavy
-    from ..pipeline import BridgePipeline
+    from accelerate import PartialState
+    from tqdm import tqdm
 
     quiet()
-    pipe = BridgePipeline.from_pretrained(options.model)
+    state = PartialState()
+    pipe = _pipeline(options, state.device)
+    control_images = _attach_plugins(pipe, options)
+    guidance = default_guidance(options.model) if options.guidance is None else options.guidance
+    settings = Settings(
+        str(options.model), options.steps, guidance, options.sampler, options.branch_scale, options.width, options.height,
+        options.clip_skip, options.enlarge, control_images, approximation,
+    )  # fmt: skip
+    if options.prompts is None:
+        for path in draw_requests(pipe, requests, settings, len(requests)):
+            print(path)
+        return
+    pipe.set_progress_bar_config(disable=True)
+    ours = missing(requests)[state.process_index :: state.num_processes]
+    bar = tqdm(total=len(ours), desc="drawing", unit="picture", disable=not state.is_local_main_process)
+    for _ in draw_requests(pipe, ours, settings, options.batch):
+        bar.update()
+    bar.close()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        print(f"{len(requests)} pictures in {options.out}")
+
+
+def _requests(options: argparse.Namespace) -> list[Any]:
+    """The pictures that the command line asks for."""
+    from ..drawing import Request, read_requests
+
+    texts = {"negative": options.negative, "prompt_en": options.prompt_en, "negative_en": options.negative_en}
+    if bool(options.prompt) == (options.prompts is not None):
+        raise UserError("give prompts or --prompts FILE" + (", not both" if options.prompt else ', such as "红灯笼，蓝色背景"'))
+    if options.prompts is not None:
+        options.out = options.out or Path("pictures")
+        if options.out.is_file():
+            raise UserError(f"--out {options.out} is a file; with --prompts it is the folder of the pictures")
+        return read_requests(options.prompts, options.out, options.seed, options.count, texts)
+    out = options.out or Path("out.png")
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UserError(f"--out {out}: allowed endings are .png, .jpg and .webp")
+    prompts = [prompt for prompt in options.prompt for _ in range(options.count)]
+    paths = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
+    return [Request(path, options.seed + i, prompt, **texts) for i, (path, prompt) in enumerate(zip(paths, prompts, strict=True))]
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        start, end = map(float, text.split(":"))
+    except ValueError:
+        raise UserError(f"--guidance-interval {text}: give two shares of the steps, such as 0.1:0.8") from None
+    return start, end
+
+
+def _pipeline(options: argparse.Namespace, device: Any) -> Any:
+    """The pipeline on its device, with the sampler that was asked for."""
+    import torch
+
+    from ..pipeline import BridgePipeline
+    from ..samplers import make_scheduler
+
+    try:
+        device = torch.device(options.device) if options.device else device
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {options.device} cannot be used ({first_line(error)}); leave it out, or give cpu") from None
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    name = options.dtype or ("fp16" if device.type == "cuda" else "fp32")
+    pipe = BridgePipeline.from_pretrained(options.model, torch_dtype=dtypes[name]).to(device)
     if options.sampler:
         pipe.scheduler = make_scheduler(options.sampler, pipe.scheduler.config["prediction_type"])
-    control_images = _attach_plugins(pipe, options)
-    guidance = options.guidance
-    if guidance is None:
-        guidance = default_guidance(options.model)
-    pictures = pipe(
-        options.prompt, options.negative, prompt_en=options.prompt_en, negative_prompt_en=options.negative_en,
-        seed=options.seed, num_inference_steps=options.steps, guidance_scale=guidance, num_images_per_prompt=options.count,
-        branch_scale=options.branch_scale, width=options.width, height=options.height, clip_skip=options.clip_skip,
-        control_images=control_images,
-    ).images  # fmt: skip
-    for i, picture in enumerate(pictures):
-        path = options.out if len(pictures) == 1 else options.out.with_stem(f"{options.out.stem}-{i}")
-        facts = describe(
-            options.prompt[i // options.count], options.negative, options.prompt_en, options.negative_en, options.seed + i,
-            options.steps, guidance, options.sampler or type(pipe.scheduler).__name__, options.branch_scale, picture.size,
-            str(options.model), options.clip_skip, list(pipe.plugins),
-        )  # fmt: skip
-        picture = picture.resize((picture.width * options.enlarge, picture.height * options.enlarge), 0)
-        save_picture(picture, path, **picture_info(facts, path.suffix))
-        print(path)
+    return pipe
 
 
 def default_guidance(model: str) -> float:
