@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from .checkpoint import append_line
 from .grid import save_picture
+
+logger = logging.getLogger("bdm")
 
 
 def start_trackers(accelerator: Accelerator, out: Path, settings: dict[str, Any]) -> None:
@@ -116,3 +120,11 @@ def plot_metrics(out: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(out / "loss.png", dpi=110)
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Note in the log how long the ``with`` block took."""
+    start = time.perf_counter()
+    yield
+    logger.info("%s: %.2f s", what, time.perf_counter() - start)

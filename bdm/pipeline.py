@@ -43,6 +43,9 @@ class BridgeMixin:
     branch: BranchModel
     native_text_encoder: NativeTextEncoder | None
 
+    #: The branch is none of the sequence: it runs in every step of the UNet and leaves the device with it.
+    model_cpu_offload_seq = "native_text_encoder->text_encoder->image_encoder->unet->vae"
+
     def __init__(
         self,
         vae: Any,
@@ -217,7 +220,7 @@ class BridgeMixin:
     def _encode_native(self, texts: list[str]) -> Tensor:
         if self.native_text_encoder is None:
             raise UserError("the pipeline has no native text encoder; give prompt_embeds and negative_prompt_embeds")
-        return self.native_text_encoder.encode(texts)
+        return self.native_text_encoder(texts)  # as a call, so that hooks that offload it see it
 
     def _english_features(
         self, prompt: Texts, negative: Texts, embeds: Tensor | None, negative_embeds: Tensor | None, count: int,

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate.utils import gather_object
-from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint
-from .averaging import AveragedWeights
 from .checkpoint import writing_to
 from .config import RunConfig
 from .data.batch import Batch, stream
-from .errors import UserError
-from .metrics import RunningMeans, log_picture, log_row, plot_metrics, read_metrics, start_trackers
-from .optimizers import learning_rate, make_optimizer
-from .parallel import Replicas, gathered, load_part, make_accelerator, scattered, spread, trained, whole_weights
+from .metrics import RunningMeans, log_picture, log_row, plot_metrics, read_metrics, start_trackers, timed
+from .optimizers import learning_rate
+from .parallel import whole_weights
 from .recipes.base import Recipe
+from .resuming import Progress, resume, save
 from .stopping import SkippedSteps, Stopped, StopSignal
-
-logger = logging.getLogger("bdm")
+from .work import Work, set_up
 
 
 def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
@@ -50,9 +43,9 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
         UserError: see the parts.
     """
     with StopSignal() as stop:
-        work = _set_up(run, recipe)
+        work = set_up(run, recipe)
         # A run that is refused leaves its folder as it was.
-        state = _resume(run, work)
+        state = resume(run, work)
         _open_folder(run, work)
         try:
             _loop(run, work, state, stop)
@@ -61,65 +54,6 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
             for tracker in work.accelerator.trackers:
                 tracker.finish()
     return run.out / "model"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run works on.
-
-    Attributes:
-        recipe: what is trained.
-        parts: its sub-modules that receive gradients, by name.
-        parameters: theirs, in one order everywhere.
-        model: what to call for the loss; the recipe, spread over the processes.
-        optimizer: of the parameters.
-        ema: their average.
-        ways: how the processes share the work.
-    """
-
-    recipe: Recipe
-    parts: dict[str, nn.Module]
-    parameters: list[nn.Parameter]
-    model: nn.Module
-    optimizer: Any
-    ema: AveragedWeights
-    ways: Replicas
-
-    @property
-    def accelerator(self) -> Any:
-        """What joins the processes."""
-        return self.ways.accelerator
-
-
-def _set_up(run: RunConfig, recipe: Recipe) -> Work:
-    config = run.optimizer
-    accelerator = make_accelerator(
-        config.mixed_precision, config.accumulation, log_with=list(run.trackers) or None, project_dir=str(run.out / "trackers")
-    )
-    micro, rest = divmod(config.batch_size, accelerator.num_processes * config.accumulation)
-    if rest:
-        raise UserError(
-            f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes x {config.accumulation} "
-            "accumulation steps; make it divisible"
-        )
-    if run.threads:
-        torch.set_num_threads(run.threads)
-    torch.set_flush_denormal(True)
-    parts = recipe.train_parts(config.checkpointing)
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("optimizer.mixed_precision is fp16, which needs a GPU; use bf16 or no on a CPU")
-    recipe.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    recipe.prepare(accelerator)
-    ways = spread(accelerator, config.mixed_precision, micro, config.max_grad_norm)
-    model, optimizer = ways.prepare(
-        recipe, parts,
-        lambda own: make_optimizer(config.name, own, config.learning_rate, config.betas, config.weight_decay),
-    )  # fmt: skip
-    if config.compile:
-        for part in parts.values():
-            part.compile(dynamic=False)
-    parameters = trained(parts)
-    return Work(recipe, parts, parameters, model, optimizer, AveragedWeights(parameters, config.ema_decay), ways)
 
 
 def _open_folder(run: RunConfig, work: Work) -> None:
@@ -183,7 +117,7 @@ def _loop(run: RunConfig, work: Work, before: Progress, stop: StopSignal) -> Non
         if not halt:
             _look(run, work, done)
         if done % run.checkpoint_every == 0 or done == config.steps or halt:
-            _save(run, work, Progress(done, looked=not halt, skipped=skipped.count))
+            save(run, work, Progress(done, looked=not halt, skipped=skipped.count))
         if halt:
             bar.close()
             # A launcher that sees one process end stops the others, and one may still be writing.
@@ -249,100 +183,6 @@ def _look(run: RunConfig, work: Work, done: int) -> None:
         module.training = mode
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        step: steps done.
-        looked: whether the last one's validation and grid, if due, are done.
-        skipped: steps that were left out.
-    """
-
-    step: int = 0
-    looked: bool = True
-    skipped: int = 0
-
-
-def _save(run: RunConfig, work: Work, progress: Progress) -> None:
-    main, scaler = work.accelerator.is_main_process, work.accelerator.scaler
-    with timed("state"):
-        state = {
-            **vars(progress),
-            "run": _meaning(run),
-            "bucket_batch": _bucket_batch(run, work.recipe.source),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "parts": {name: gathered(part.state_dict(), main) for name, part in work.parts.items()},
-            "optimizer": work.ways.optimizer_state(work.optimizer, work.parameters),
-            "ema": gathered(work.ema.state_dict(), main),
-        }
-        if main:
-            checkpoint.save_state(run.out / "states", progress.step, state, run.keep_last, run.keep_every)
-
-
-def _resume(run: RunConfig, work: Work) -> Progress:
-    """Go on from the newest state, whichever way and number of processes it was saved with; returns how far it is.
-
-    The examples, their order and all that is drawn for a sample are the same with any number of processes. What a model draws
-    from the global generator (dropout) and the rounding of sums over processes are not.
-    """
-    state = checkpoint.load_state(run.out / "states")
-    if state is None:
-        return Progress()
-    if changes := _differences(_saved_meaning(state["run"], run), json.loads(_meaning(run))):
-        raise UserError(
-            f"{run.out} holds a run with another configuration, and going on would mix the two ({'; '.join(changes)}); "
-            "choose another out=, set the values back, or delete the folder"
-        )
-    saved, own = state.get("bucket_batch"), _bucket_batch(run, work.recipe.source)
-    if saved not in (None, own):
-        raise UserError(
-            f"{run.out} was run with batches of {saved} samples of one bucket, and now they would have {own}, so that others come "
-            "together; keep batch_size / accumulation as it was"
-        )
-    for name, part in work.parts.items():
-        load_part(part, state["parts"][name])
-    work.ways.load_optimizer_state(work.optimizer, work.parameters, state["optimizer"])
-    average = [scattered(saved, own) for saved, own in zip(state["ema"]["average"], work.ema.average, strict=True)]
-    work.ema.load_state_dict({**state["ema"], "average": average})
-    if work.accelerator.scaler is not None and state.get("scaler"):
-        work.accelerator.scaler.load_state_dict(state["scaler"])
-    return Progress(state["step"], state.get("looked", True), state.get("skipped", 0))
-
-
-def _bucket_batch(run: RunConfig, source: Any) -> int | None:
-    """Samples that must come from one bucket together, over all processes; None where there are no buckets."""
-    return run.optimizer.batch_size // run.optimizer.accumulation if getattr(source, "bucket_of", None) is not None else None
-
-
-def _meaning(run: RunConfig) -> str:
-    """The part of a configuration that decides the result, as JSON."""
-    ignored: Any = dict.fromkeys(
-        ("out", "threads", "workers", "log_every", "validate_every", "grid_every", "checkpoint_every", "keep_last", "keep_every",
-         "skip_limit", "unreadable_limit", "trackers"), True,
-    )  # fmt: skip
-    # How a step is divided changes its rounding only; fewer processes need more accumulation.
-    ignored["optimizer"] = {"accumulation", "checkpointing"}
-    ignored["recipe"], ignored["data"] = {"grid_prompts", "grid_guidance"}, {"cache"}
-    return run.model_dump_json(exclude=ignored)
-
-
-def _saved_meaning(saved: str, run: RunConfig) -> Any:
-    """A state's configuration, with the defaults of settings that did not exist when it was saved."""
-    old = json.loads(saved)
-    with suppress(ValidationError):
-        return json.loads(_meaning(RunConfig.model_validate(old | {"out": run.out})))
-    return old
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What changed between two configurations: "optimizer.steps: 100 -> 200"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if old == new else [f"{name}: {old} -> {new}"]
-
-
 def _publish(run: RunConfig, work: Work, command: str) -> None:
     """Save the averaged weights as the finished model, with a card that says how they came about."""
     work.recipe.eval()
@@ -376,11 +216,3 @@ def _card(run: RunConfig, command: str) -> dict[str, Any]:
         "validation": validation[-1] if validation else {},
         "torch": torch.__version__,
     }
-
-
-@contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Note in the log how long the ``with`` block took."""
-    start = time.perf_counter()
-    yield
-    logger.info("%s: %.2f s", what, time.perf_counter() - start)

@@ -9,7 +9,7 @@ ORDER = [
     "errors", "extras", "config", "weights", "checkpoint", "formats", "grid", "picture_info", "loss", "samplers", "data", "text",
     "fingerprint", "backbone", "branch", "sharing", "folding", "packing", "approximate", "bridge", "controlnet", "plugins",
     "averaging", "optimizers", "parallel", "metrics", "pipeline", "drawing", "convert", "assemble", "stopping", "judge",
-    "recipes", "plan", "prepare", "training", "evaluate", "bench", "cli",
+    "recipes", "plan", "prepare", "work", "resuming", "training", "evaluate", "bench", "cli",
 ]  # fmt: skip
 
 

@@ -86,9 +86,9 @@ def _dry_run(run: Any) -> None:
     """Build everything and go through one batch, one step, one save and one grid; says what each took and keeps nothing."""
     import tempfile
 
-    from ..metrics import read_metrics
+    from ..metrics import read_metrics, timed
     from ..recipes.build import build_recipe
-    from ..training import timed, train
+    from ..training import train
 
     logging.getLogger("bdm").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="bdm-dry-run-") as folder:

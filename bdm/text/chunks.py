@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .prompt import parse_emphasis
 
@@ -134,3 +134,12 @@ def lay_out(
                 offset = chunk * layout.content
                 weights[row, chunk, start : start + len(inner)] = torch.tensor(emphasis[row][offset : offset + len(inner)])
     return ChunkedTokens(all_ids, mask, weights)
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a text encoder computes: where its weights are, or where accelerate brings them for the time of a forward pass."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device

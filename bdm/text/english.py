@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UserError
-from .chunks import ChunkLayout, tokenize
+from .chunks import ChunkLayout, execution_device, tokenize
 
 #: The official script's limit, shared by both languages.
 MAX_CHUNKS = 5
@@ -41,7 +41,7 @@ def encode_english(prompts: Sequence[str], text_encoder: CLIPTextModel, tokenize
     layout = ChunkLayout.of(tokenizer, tokenizer.model_max_length - 2, MAX_CHUNKS)
     tokens = tokenize(prompts, tokenizer, layout, lambda text: spell_triggers(text, tokenizer))
     batch, chunks, length = tokens.ids.shape
-    ids = tokens.ids.view(batch * chunks, length).to(text_encoder.device)
+    ids = tokens.ids.view(batch * chunks, length).to(execution_device(text_encoder))
     if clip_skip == 1:
         features = text_encoder(ids).last_hidden_state
     else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..weights import read_tensors, read_weights_folder, resolve_folder
-from .chunks import ChunkLayout, content_ids, lay_out
+from .chunks import ChunkLayout, content_ids, execution_device, lay_out
 from .vocabulary import chinese_clip_tokenizer
 
 SETTINGS_FILE = "native_text_config.json"
@@ -75,7 +75,7 @@ class NativeTextEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return execution_device(self)
 
     def train(self, mode: bool = True) -> NativeTextEncoder:
         """Stays in evaluation mode: a frozen encoder must give the same features in training and inference."""
