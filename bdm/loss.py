@@ -49,6 +49,14 @@ class NoiseSchedule(nn.Module):
         alpha_bar = self.alphas_cumprod[t].view(-1, *[1] * (x_0.ndim - 1))
         return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
 
+    def split(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_0, eps) that (B, ...) samples at timesteps (B,) are made of, if the network's prediction is right."""
+        alpha_bar = self.alphas_cumprod[t].view(-1, *[1] * (x_t.ndim - 1))
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        if self.prediction == "epsilon":
+            return (x_t - sigma * predicted) / alpha, predicted
+        return alpha * x_t - sigma * predicted, sigma * x_t + alpha * predicted
+
     def snr(self, t: Tensor) -> Tensor:
         """(B,) signal-to-noise ratio alpha_t^2 / sigma_t^2."""
         alpha_bar = self.alphas_cumprod[t]

@@ -190,11 +190,11 @@ def test_contrastive_loss_is_symmetric_infonce():
 def community(kind, folder, tmp_path, **changes):
     """A recipe of a community plug-in, stepped a few times and saved."""
     from bdm.data.emoji import EmojiSource, World
-    from bdm.recipes import community
+    from bdm.recipes import community, distill
 
     classes = {
         "checkpoint": community.CheckpointRecipe, "lora": community.LoraRecipe, "embedding": community.EmbeddingRecipe,
-        "controlnet": community.ControlNetRecipe,
+        "controlnet": community.ControlNetRecipe, "lcm_lora": distill.LcmLoraRecipe,
     }  # fmt: skip
     source = EmojiSource(World(), language="en", groups=("shared",), limit=4, size=64)
     recipe = classes[kind](source, backbone=folder, **changes)
@@ -218,7 +218,7 @@ def inputs():
     return torch.randn(2, 4, 8, 8), torch.tensor([5, 700])
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "lora", "embedding", "controlnet"])
+@pytest.mark.parametrize("kind", ["checkpoint", "lora", "lcm_lora", "embedding", "controlnet"])
 def test_what_a_community_recipe_writes_acts_as_in_training(folders, pipe, tmp_path, inputs, kind):
     """The saved file, attached as a plug-in to the same backbone, predicts what the recipe's own networks predict."""
     from bdm.backbone import load_backbone
@@ -245,6 +245,37 @@ def test_what_a_community_recipe_writes_acts_as_in_training(folders, pipe, tmp_p
     torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)  # files hold half precision
     assert (ours - before).abs().max() > 0.05
     assert recipe.sample(["a cat"] if kind != "controlnet" else [recipe.source.validation.caption(0)], 0).shape == (1, 3, 64, 64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_distillation_follows_the_schedulers_of_diffusers(folders, prediction):
+    """The teacher's step is DDIM's on the guided prediction; the end is what LCM's sampler makes of a prediction."""
+    from diffusers import DDIMScheduler, LCMScheduler
+
+    from bdm.data.emoji import EmojiSource, World
+    from bdm.loss import SD15_SCHEDULE, NoiseSchedule
+    from bdm.recipes.distill import LcmLoraRecipe
+
+    source = EmojiSource(World(), language="en", groups=("shared",), limit=4, size=64)
+    recipe = LcmLoraRecipe(source, backbone=folders[0]).eval()
+    recipe.schedule = NoiseSchedule(prediction)
+    settings = {**SD15_SCHEDULE, "prediction_type": prediction}
+    x, text, empty = torch.randn(3, 4, 8, 8), recipe.encode_texts(["a cat"] * 3), recipe.encode_texts([""] * 3)
+    t = torch.tensor([19, 499, 999])
+    scale = torch.tensor([1.0, 2.0, 3.0])
+    ddim, lcm = DDIMScheduler(**settings), LCMScheduler(**settings)
+    ddim.set_timesteps(50)
+    lcm.set_timesteps(timesteps=[999, 499, 19])
+    ours = recipe.teach(x, t, (t - 20).clamp(min=0), text, empty, scale)
+    ends = recipe.end(x, t, text)
+    for i, step in enumerate(t.tolist()):
+        row = slice(i, i + 1)
+        bare, told = (recipe.unet(x[row], step, words[row]).sample for words in (empty, text))  # a fresh LoRA changes nothing
+        guided = bare + scale[i] * (told - bare)
+        torch.testing.assert_close(ours[row], ddim.step(guided, step, x[row]).prev_sample, atol=1e-4, rtol=1e-4)
+        lcm._step_index = lcm.index_for_timestep(step)
+        torch.testing.assert_close(ends[row], lcm.step(told, step, x[row]).denoised, atol=1e-4, rtol=1e-4)
 
 
 def test_arguments_of_shipped_configurations_are_the_models():

@@ -82,12 +82,25 @@ class CheckpointConfig(CommunityConfig):
     kind: Literal["checkpoint"]
 
 
-class LoraConfig(CommunityConfig):
+class AdapterConfig(CommunityConfig):
+    """The size of a LoRA."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 8
+
+
+class LoraConfig(AdapterConfig):
     """Train a LoRA on the backbone's UNet; writes kohya's names."""
 
     kind: Literal["lora"]
-    rank: PositiveInt = 8
-    alpha: PositiveInt = 8
+
+
+class LcmLoraConfig(AdapterConfig):
+    """Distil guided sampling into a LoRA for a few steps (LCM-LoRA); writes kohya's names."""
+
+    kind: Literal["lcm_lora"]
+    guidance: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (2.0, 3.0)
+    solver_steps: Annotated[int, Field(ge=2, le=1000)] = 50
 
 
 class EmbeddingConfig(CommunityConfig):
@@ -126,6 +139,7 @@ RecipeConfig = Annotated[
     | BranchConfig
     | CheckpointConfig
     | LoraConfig
+    | LcmLoraConfig
     | EmbeddingConfig
     | ControlNetConfig
     | JudgeConfig,

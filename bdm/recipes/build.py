@@ -69,6 +69,8 @@ def build_recipe(run: RunConfig, source: Source | None = None, **ready: Any) -> 
             from .community import CheckpointRecipe as Built
         case "lora":
             from .community import LoraRecipe as Built
+        case "lcm_lora":
+            from .distill import LcmLoraRecipe as Built
         case "embedding":
             from .community import EmbeddingRecipe as Built
         case "controlnet":

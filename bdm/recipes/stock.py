@@ -28,7 +28,9 @@ def stock_pipeline(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, sched
     return pipe
 
 
-def draw_stock(pipe: Any, prompts: Tensor, negatives: Tensor, guidance: float, seed: int, **inputs: Any) -> Tensor:
+def draw_stock(
+    pipe: Any, prompts: Tensor, negatives: Tensor, guidance: float, seed: int, steps: int = GRID_STEPS, **inputs: Any
+) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1]; picture i uses seed + i.
 
     Args:
@@ -37,10 +39,11 @@ def draw_stock(pipe: Any, prompts: Tensor, negatives: Tensor, guidance: float, s
         negatives: the same of the negative prompts.
         guidance: guidance scale.
         seed: of the first picture.
+        steps: denoising steps.
         inputs: further arguments of the pipeline, such as a ControlNet's ``image``.
     """
     latents = pipe(
-        prompt_embeds=prompts, negative_prompt_embeds=negatives, guidance_scale=guidance, num_inference_steps=GRID_STEPS,
+        prompt_embeds=prompts, negative_prompt_embeds=negatives, guidance_scale=guidance, num_inference_steps=steps,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))], output_type="latent", **inputs,
     ).images  # fmt: skip
     return decode_latents(pipe.vae, latents)
