@@ -23,7 +23,7 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
     if path.parent.name == "bench":
         kind = yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]
         schema, command = BENCHES[kind], f"bdm bench {kind}"
-    elif path.stem in ("evaluate", "plugins"):
+    elif path.stem in ("evaluate", "plugins", "modes"):
         schema, command = EvaluateConfig, "bdm evaluate"
     elif path.stem.startswith("prepare"):
         schema, command = PrepareConfig, "bdm prepare"

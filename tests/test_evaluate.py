@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from bdm.checkpoint import check_writable
-from bdm.config import EvaluateConfig
+from bdm.config import EvaluateConfig, ModeConfig
 from bdm.data.emoji import COLOUR_NAMES, World
 from bdm.errors import UserError
-from bdm.evaluate import report, setup
+from bdm.evaluate import modes, report, setup
 from bdm.evaluate.combinations import combination_trial, evaluate_combinations
 from bdm.evaluate.trials import draw, make_trials, score, sweep_trial
 from bdm.judge import JudgeModel, Verdict, augment
@@ -123,6 +123,7 @@ def knowing(pipe, tmp_path, monkeypatch):
         return draw(pipe, trial, *arguments, **named)
 
     monkeypatch.setattr(report, "draw", noted)
+    monkeypatch.setattr(modes, "draw", noted)
     monkeypatch.setattr(setup.JudgeModel, "from_pretrained", lambda _: judge)
     pipe.save_pretrained(tmp_path / "model")
     return tmp_path
@@ -170,6 +171,33 @@ def test_a_judge_of_another_world_is_refused_by_both_evaluations(knowing, plugin
     with pytest.raises(UserError, match=f"knows {CONCEPTS} concepts in 8 colours and the world has {CONCEPTS + 1} in 8"):
         evaluate_combinations(config, config.plugins) if plugins else report.evaluate(config)
     assert not (knowing / "out").exists()
+
+
+def test_modes_are_scored_and_timed_beside_the_exact_one(knowing, monkeypatch, capsys):
+    monkeypatch.setattr(modes, "ROUNDS", 2)
+    chosen = {"fewer": dict(steps=1), "half": dict(guidance_interval=(0, 0.5), sampler="lcm"), "deep": dict(deep_every=2)}
+    config = evaluation(knowing, steps=2, modes=chosen)
+    rows = modes.evaluate_modes(config, config.modes)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["modes"] == rows
+    assert list(rows) == ["exact", *chosen]
+    assert all(row["chinese_top1"] == pytest.approx(thirds(CONCEPTS), abs=1e-4) for row in rows.values())
+    assert rows["exact"]["speedups"] == [1.0, 1.0]
+    assert rows["fewer"]["speedup"] > 1.2, "one step for two"
+    text = (knowing / "out/report.md").read_text()
+    assert "| fewer | 1 | 4 |" in text
+    assert "| deep | 2 | 4 |" in text
+    assert (knowing / "out/grid.png").is_file()
+
+
+def test_a_mode_is_undone_and_what_it_cannot_load_is_said_first(knowing, pipe):
+    scheduler = pipe.scheduler
+    with modes.in_mode(pipe, ModeConfig(steps=1, guidance=1.0, sampler="lcm")):
+        assert type(pipe.scheduler).__name__ == "LCMScheduler"
+    assert pipe.scheduler is scheduler
+    config = evaluation(knowing, modes={"none": dict(lora=str(knowing / "none.safetensors"))})
+    with pytest.raises(UserError, match="none.safetensors"):
+        modes.evaluate_modes(config, config.modes)
+    assert not list((knowing / "out").glob("*"))
 
 
 def test_reach_is_named():

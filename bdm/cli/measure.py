@@ -30,6 +30,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         from ..evaluate.combinations import evaluate_combinations
 
         evaluate_combinations(config, config.plugins)
+    elif config.modes:
+        from ..evaluate.modes import evaluate_modes
+
+        evaluate_modes(config, config.modes)
     else:
         from ..evaluate.report import evaluate
 

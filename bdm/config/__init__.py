@@ -9,6 +9,7 @@ from .measure import BenchLoadConfig as BenchLoadConfig
 from .measure import BenchModelConfig as BenchModelConfig
 from .measure import BenchTrainConfig as BenchTrainConfig
 from .measure import EvaluateConfig as EvaluateConfig
+from .measure import ModeConfig as ModeConfig
 from .measure import PluginFilesConfig as PluginFilesConfig
 from .reading import read_config as read_config
 from .recipe import RecipeConfig as RecipeConfig

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .data import Colour, WorldConfig
-from .reading import PositiveInt, Strict
+from .reading import Fraction, PositiveInt, Strict
 
 
 class PluginFilesConfig(Strict):
@@ -22,8 +22,23 @@ class PluginFilesConfig(Strict):
     embedding_colour: Colour
 
 
+class ModeConfig(Strict):
+    """An approximate mode (see ``bdm.Approximation``), or fewer steps; what is None is as in the exact one."""
+
+    steps: PositiveInt | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    lora: str | None = None
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    branch_every: PositiveInt = 1
+    deep_every: PositiveInt = 1
+
+
 class EvaluateConfig(Strict):
-    """The evaluation in the emoji world (see ``bdm.evaluate.report``); with ``plugins`` that of their combinations."""
+    """The evaluation in the emoji world (see ``bdm.evaluate.report``).
+
+    With ``plugins`` that of their combinations, with ``modes`` that of approximate modes.
+    """
 
     model: str
     judge: str
@@ -38,6 +53,7 @@ class EvaluateConfig(Strict):
     controls: PositiveInt = 64
     seed: int = 0
     plugins: PluginFilesConfig | None = None
+    modes: dict[str, ModeConfig] = Field({})
 
 
 class BenchConfig(Strict):

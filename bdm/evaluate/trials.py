@@ -123,16 +123,20 @@ def sweep_trial(world: World, count: int, seed: int) -> Trial:
 
 
 def draw(
-    pipe: Any, trial: Trial, steps: int, guidance: float, batch: int, seed: int, control_images: Sequence[Image.Image] | None = None
-) -> Tensor:
-    """Pictures of a trial: (N, 3, H, W) in [-1, 1]. Picture i uses seed + i, and the i-th control picture where there are any."""
+    pipe: Any, trial: Trial, steps: int, guidance: float, batch: int, seed: int,
+    control_images: Sequence[Image.Image] | None = None, **call: Any,
+) -> Tensor:  # fmt: skip
+    """Pictures of a trial: (N, 3, H, W) in [-1, 1]. Picture i uses seed + i, and the i-th control picture where there are any.
+
+    ``call`` goes to the pipeline as it is.
+    """
     pictures = []
     for start in tqdm(range(0, len(trial.native), batch), desc=trial.name, mininterval=2):
         part = slice(start, start + batch)
         images = pipe(
             trial.native[part], prompt_en=trial.english[part], branch_scale=trial.branch_scale, seed=seed + start,
             num_inference_steps=steps, guidance_scale=guidance, output_type="pt",
-            control_images=list(control_images[part]) if control_images is not None else None,
+            control_images=list(control_images[part]) if control_images is not None else None, **call,
         ).images  # fmt: skip
         pictures.append(images * 2 - 1)
     return torch.cat(pictures)
