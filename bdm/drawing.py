@@ -69,8 +69,8 @@ def read_requests(file: Path, folder: Path, seed: int, count: int = 1, texts: Ma
     requests: list[Request] = []
     rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     for index, (number, line) in enumerate(rows):
-        said = _said(line, f"{file}, line {number}") if file.suffix == ".jsonl" else {"prompt": line}
-        first = said.pop("seed", seed + index * count)
+        said: dict[str, Any] = _said(line, f"{file}, line {number}") if file.suffix == ".jsonl" else {"prompt": line}
+        first = int(said.pop("seed", seed + index * count))
         for i in range(count):
             name = f"{index:05d}.png" if count == 1 else f"{index:05d}-{i}.png"
             requests.append(Request(folder / name, first + i, **{**(texts or {}), **said}))

