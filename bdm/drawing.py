@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,30 +100,28 @@ def missing(requests: Sequence[Request]) -> list[Request]:
     return [request for request in requests if not request.path.exists()]
 
 
-def draw_requests(pipe: Any, requests: Sequence[Request], settings: Settings, batch: int) -> Iterator[Path]:
-    """Draw pictures, ``batch`` of them at a time, and yield their files once they are written.
+def draw_requests(pipe: Any, requests: Sequence[Request], settings: Settings) -> list[Path]:
+    """Draw pictures together and write them; returns their files.
 
     A picture does not depend on which others are drawn with it: its noise is drawn from its own seed on the CPU.
 
     Raises:
         UserError: whatever the pipeline refuses, or a folder that cannot be written.
     """
-    for start in range(0, len(requests), batch):
-        part = requests[start : start + batch]
-        pictures = pipe(
-            [r.prompt for r in part], [r.negative for r in part],
-            prompt_en=[r.prompt_en for r in part], negative_prompt_en=[r.negative_en for r in part],
-            generator=[torch.Generator().manual_seed(r.seed) for r in part],
-            num_inference_steps=settings.steps, guidance_scale=settings.guidance, branch_scale=settings.branch_scale,
-            width=settings.width, height=settings.height, clip_skip=settings.clip_skip,
-            control_images=settings.control_images, approximation=settings.approximation,
-        ).images  # fmt: skip
-        for request, picture in zip(part, pictures, strict=True):
-            facts = describe(
-                request.prompt, request.negative, request.prompt_en, request.negative_en, request.seed, settings.steps,
-                settings.guidance, settings.sampler or type(pipe.scheduler).__name__, settings.branch_scale, picture.size,
-                settings.model, settings.clip_skip, list(pipe.plugins),
-            )  # fmt: skip
-            picture = picture.resize((picture.width * settings.enlarge, picture.height * settings.enlarge), 0)
-            save_picture(picture, request.path, **picture_info(facts, request.path.suffix))
-            yield request.path
+    pictures = pipe(
+        [r.prompt for r in requests], [r.negative for r in requests],
+        prompt_en=[r.prompt_en for r in requests], negative_prompt_en=[r.negative_en for r in requests],
+        generator=[torch.Generator().manual_seed(r.seed) for r in requests],
+        num_inference_steps=settings.steps, guidance_scale=settings.guidance, branch_scale=settings.branch_scale,
+        width=settings.width, height=settings.height, clip_skip=settings.clip_skip,
+        control_images=settings.control_images, approximation=settings.approximation,
+    ).images  # fmt: skip
+    for request, picture in zip(requests, pictures, strict=True):
+        facts = describe(
+            request.prompt, request.negative, request.prompt_en, request.negative_en, request.seed, settings.steps,
+            settings.guidance, settings.sampler or type(pipe.scheduler).__name__, settings.branch_scale, picture.size,
+            settings.model, settings.clip_skip, list(pipe.plugins),
+        )  # fmt: skip
+        picture = picture.resize((picture.width * settings.enlarge, picture.height * settings.enlarge), 0)
+        save_picture(picture, request.path, **picture_info(facts, request.path.suffix))
+    return [request.path for request in requests]

@@ -97,3 +97,17 @@ def test_processes_share_the_pictures(folder):
     run = subprocess.run([*launch, *COMMAND, "--batch", "1", "--out", "two", "--device", "cpu"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert same(pixels("two"), pixels("one"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_workers_of_ray_share_the_pictures(folder):
+    ray = pytest.importorskip("ray")
+    assert main(["infer", *COMMAND, "--batch", "1", "--out", "one"]) == 0
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    try:
+        assert main(["infer", *COMMAND, "--batch", "1", "--out", "two", "--engine", "ray"]) == 0
+        assert main(["infer", *COMMAND, "--batch", "1", "--out", "none", "--height", "30", "--engine", "ray"]) == 2
+    finally:
+        ray.shutdown()
+    assert same(pixels("two"), pixels("one"))

@@ -42,6 +42,9 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
         help="a native prompt in each line, or .jsonl with prompt, negative, prompt_en, negative_en, seed; under accelerate launch "
         "the processes share them, and pictures that are there are not drawn again",
     )
+    parser.add_argument(
+        "--engine", choices=("accelerate", "ray"), default="accelerate", help="who shares out the lines of a --prompts file"
+    )
     parser.add_argument("--batch", type=int, default=8, help="pictures of a --prompts file that are drawn at once (default 8)")
     parser.add_argument(
         "--out",
@@ -98,8 +101,7 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    from ..approximate import Approximation
-    from ..drawing import Settings, draw_requests, missing
+    from ..drawing import missing
 
     if min(options.steps, options.count, options.enlarge, options.batch) < 1:
         raise UserError(
@@ -107,37 +109,76 @@ def _infer(options: argparse.Namespace) -> None:
             "each must be at least 1"
         )
     requests = _requests(options)
-    limits = _interval(options.guidance_interval)
-    approximation = Approximation(*limits, options.branch_every, options.deep_every)
+    _approximation(options)
     if options.sampler:
         from ..samplers import make_scheduler
 
         make_scheduler(options.sampler)  # an unknown name is refused before anything heavy
+    if options.prompts is None:
+        for path in Painter(options).draw(requests):
+            print(path)
+        return
+    waiting = missing(requests)
+    parts = [waiting[start : start + options.batch] for start in range(0, len(waiting), options.batch)]
+    if options.engine == "ray":
+        from ..cluster import run_on_ray
+
+        run_on_ray(Painter, (options,), parts, len(waiting), "drawing")
+        print(f"{len(requests)} pictures in {options.out}")
+        return
     from accelerate import PartialState
     from tqdm import tqdm
 
-    quiet()
     state = PartialState()
-    pipe = _pipeline(options, state.device)
-    control_images = _attach_plugins(pipe, options)
-    guidance = default_guidance(options.model) if options.guidance is None else options.guidance
-    settings = Settings(
-        str(options.model), options.steps, guidance, options.sampler, options.branch_scale, options.width, options.height,
-        options.clip_skip, options.enlarge, control_images, approximation,
-    )  # fmt: skip
-    if options.prompts is None:
-        for path in draw_requests(pipe, requests, settings, len(requests)):
-            print(path)
-        return
-    pipe.set_progress_bar_config(disable=True)
-    ours = missing(requests)[state.process_index :: state.num_processes]
-    bar = tqdm(total=len(ours), desc="drawing", unit="picture", disable=not state.is_local_main_process)
-    for _ in draw_requests(pipe, ours, settings, options.batch):
-        bar.update()
-    bar.close()
+    # All know what is missing before the first picture is written.
+    state.wait_for_everyone()
+    ours = parts[state.process_index :: state.num_processes]
+    with tqdm(total=sum(map(len, ours)), desc="drawing", unit="picture", disable=not state.is_main_process) as bar:
+        painter = Painter(options, state.device) if ours else None
+        for part in ours:
+            assert painter is not None
+            bar.update(painter.run(part))
     state.wait_for_everyone()
     if state.is_main_process:
         print(f"{len(requests)} pictures in {options.out}")
+
+
+class Painter:
+    """Draws what an ``infer`` command asks for, in one process, with its model and plug-ins.
+
+    Args:
+        options: the command's.
+        device: where to draw if they do not say; the best there is by default.
+    """
+
+    def __init__(self, options: argparse.Namespace, device: Any = None) -> None:
+        from ..drawing import Settings
+
+        quiet()
+        self.pipe = _pipeline(options, device)
+        control_images = _attach_plugins(self.pipe, options)
+        guidance = default_guidance(options.model) if options.guidance is None else options.guidance
+        self.settings = Settings(
+            str(options.model), options.steps, guidance, options.sampler, options.branch_scale, options.width, options.height,
+            options.clip_skip, options.enlarge, control_images, _approximation(options),
+        )  # fmt: skip
+
+    def draw(self, requests: list[Any]) -> list[Path]:
+        """Draw pictures together, with the pipeline's own bar; returns their files."""
+        from ..drawing import draw_requests
+
+        return draw_requests(self.pipe, requests, self.settings)
+
+    def run(self, requests: list[Any]) -> int:
+        """Draw one of many parts of a file; returns how many pictures it had."""
+        self.pipe.set_progress_bar_config(disable=True)
+        return len(self.draw(requests))
+
+
+def _approximation(options: argparse.Namespace) -> Any:
+    from ..approximate import Approximation
+
+    return Approximation(*_interval(options.guidance_interval), options.branch_every, options.deep_every)
 
 
 def _requests(options: argparse.Namespace) -> list[Any]:
@@ -175,8 +216,9 @@ def _pipeline(options: argparse.Namespace, device: Any) -> Any:
     from ..pipeline import BridgePipeline
     from ..samplers import make_scheduler
 
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(options.device) if options.device else device
+        device = torch.device(options.device or device or best)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {options.device} cannot be used ({first_line(error)}); leave it out, or give cpu") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..backbone import load_vae
 from ..checkpoint import write_json
+from ..cluster import run_on_ray
 from ..config import PrepareConfig
 from ..data.prepared import DUPLICATES, FORMAT, MANIFEST
 from ..data.source import Source
@@ -107,6 +108,18 @@ class Job:
         return {"format": FORMAT, "models": models, **kept}
 
 
+class PrepareWorker:
+    """Prepares shards in a process of a cluster."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self.job = Job(config, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def run(self, task: Task) -> int:
+        """Prepare one shard; returns its samples."""
+        self.job.run(task)
+        return len(task.indices)
+
+
 def prepare(config: PrepareConfig, engine: Engine = "accelerate") -> dict[str, Any]:
     """Prepare what is missing and report on the whole.
 
@@ -141,9 +154,9 @@ def prepare(config: PrepareConfig, engine: Engine = "accelerate") -> dict[str, A
                 job.run(task, bar.update)
         accelerator.wait_for_everyone()
     else:
-        from .ray import run_on_ray
-
-        run_on_ray(config, missing)
+        config = config.model_copy(update={"out": config.out.resolve()})
+        tasks_there = [replace(task, path=task.path.resolve()) for task in missing]
+        run_on_ray(PrepareWorker, (config,), tasks_there, sum(len(task.indices) for task in missing), "preparing")
     if not first:
         return {}
     tables = {task.path: table for task in tasks if (table := read_table(task.path))}
