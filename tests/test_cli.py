@@ -72,7 +72,7 @@ def test_guidance_of_the_shipped_model_does_not_hang_on_how_its_path_is_written(
     monkeypatch.chdir(ROOT)
     (tmp_path / "link").symlink_to(DEFAULT_MODEL)
     paths = (str(DEFAULT_MODEL), "assets/emoji", "./assets/emoji/", str(tmp_path / "link"), "assets", "owner/model")
-    assert [default_guidance(path) for path in paths] == [4.0, 4.0, 4.0, 4.0, 7.5, 7.5]
+    assert [default_guidance(path) for path in paths] == [2.0, 2.0, 2.0, 2.0, 7.5, 7.5]
 
 
 def test_check_prints_the_resolved_configuration(capsys):

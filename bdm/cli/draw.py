@@ -12,6 +12,8 @@ from .quiet import quiet
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 DEFAULT_MODEL = ASSETS / "emoji"
+#: Its guidance scale, chosen by the sweep of configs/emoji/evaluate.yaml.
+SHIPPED_GUIDANCE = 2.0
 
 #: The demo's prompts: native concepts, concepts the worlds see differently, and pairs of concept and colour.
 DEMO_PROMPTS = (
@@ -60,7 +62,7 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-en", default="", help="English negative prompt")
     parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i (default 0)")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default 4 for the shipped model, else 7.5)")
+    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default 2 for the shipped model, else 7.5)")
     parser.add_argument("--sampler", default=None, help="such as 'DPM++ 2M Karras' or euler_ancestral (default: the model's)")
     parser.add_argument("--count", type=int, default=1, help="pictures for each prompt")
     parser.add_argument("--branch-scale", type=float, default=1.0, help="strength of the branch; 0 is the bare backbone")
@@ -232,7 +234,7 @@ def _pipeline(options: argparse.Namespace, device: Any) -> Any:
 
 def default_guidance(model: str) -> float:
     """Guidance scale of the shipped model, however its path is written, or Stable Diffusion's usual one."""
-    return 4.0 if Path(model).resolve() == DEFAULT_MODEL else 7.5
+    return SHIPPED_GUIDANCE if Path(model).resolve() == DEFAULT_MODEL else 7.5
 
 
 def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -298,6 +300,6 @@ def _demo(options: argparse.Namespace) -> None:
 
     quiet()
     pipe = BridgePipeline.from_pretrained(options.model)
-    pictures = pipe(list(DEMO_PROMPTS), seed=options.seed, num_inference_steps=options.steps, guidance_scale=4.0).images
+    pictures = pipe(list(DEMO_PROMPTS), seed=options.seed, num_inference_steps=options.steps, guidance_scale=default_guidance(options.model)).images
     save_picture(labelled_grid(pictures, list(DEMO_PROMPTS), columns=8, scale=4), options.out)
     print(options.out.resolve())

@@ -117,7 +117,7 @@ def trial_grid(trial: Trial, result: Score, pictures: Tensor, count: int = 40) -
     """Evenly spread pictures of a trial, each with its prompt and the judge's verdict."""
     chosen = range(0, len(trial.native), max(1, -(-len(trial.native) // count)))
     labels = [
-        f"{'✓' if result.hits[i] else '✗'} {' + '.join(t for t in (trial.native[i], trial.english[i]) if t) or '(empty)'}"
+        f"{'✓' if result.hits[i] else '×'} {' + '.join(t for t in (trial.native[i], trial.english[i]) if t) or '(empty)'}"
         for i in chosen
     ]
     return labelled_grid(to_pixels(pictures[list(chosen)]), labels, columns=8, scale=3)
