@@ -300,6 +300,7 @@ def _demo(options: argparse.Namespace) -> None:
 
     quiet()
     pipe = BridgePipeline.from_pretrained(options.model)
-    pictures = pipe(list(DEMO_PROMPTS), seed=options.seed, num_inference_steps=options.steps, guidance_scale=default_guidance(options.model)).images
+    guidance = default_guidance(options.model)
+    pictures = pipe(list(DEMO_PROMPTS), seed=options.seed, num_inference_steps=options.steps, guidance_scale=guidance).images
     save_picture(labelled_grid(pictures, list(DEMO_PROMPTS), columns=8, scale=4), options.out)
     print(options.out.resolve())
