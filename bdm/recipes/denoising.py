@@ -241,9 +241,9 @@ class DenoisingRecipe(Recipe):
 
 
 def spread_captions(source: Source, count: int) -> list[str]:
-    """At most ``count`` captions of evenly spread examples; those without one are left out, as in ``fixed_batch``."""
+    """At most ``count`` different captions of evenly spread examples; those without one are left out, as in ``fixed_batch``."""
     captions = []
     for i in range(0, len(source), len(source) // count + 1):
         with suppress(UnreadableExample):
             captions.append(source.caption(i))
-    return captions
+    return list(dict.fromkeys(captions))
