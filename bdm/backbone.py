@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -16,8 +21,9 @@ from .errors import UserError
 from .formats.checkpoint import Parts, build_part, read_parts, read_vae
 from .formats.names import text_to_plain
 from .samplers import make_scheduler
+from .text.english import encode_english
 from .text.vocabulary import clip_tokenizer
-from .weights import read_json, read_weights_folder, refuse_not_finite, resolve_folder
+from .weights import read_json, read_tensors, read_weights_folder, refuse_not_finite, resolve_folder, weight_files
 
 
 @dataclass
@@ -25,19 +31,22 @@ class Backbone:
     """The parts of a Stable Diffusion 1.5 model, in evaluation mode and without gradients."""
 
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel | Any
+    tokenizer: CLIPTokenizer | Any
     unet: UNet2DConditionModel
     scheduler: Any
 
 
-def load_backbone(source: str | Path, dtype: torch.dtype | None = torch.float32, vae: str | Path | None = None) -> Backbone:
+def load_backbone(
+    source: str | Path, dtype: torch.dtype | None = torch.float32, vae: str | Path | None = None, text_encoder: bool = True
+) -> Backbone:
     """Load an SD1.5 model; nothing goes online for a local file or folder.
 
     Args:
         source: a single file in the original layout (``.safetensors``, ``.ckpt``), a diffusers folder or a hub name.
         dtype: of the weights; None keeps the file's.
         vae: another VAE (file or folder), for files without one.
+        text_encoder: load the text encoder and its tokenizer; None takes their places otherwise (see ``empty_prompt_features``).
 
     Returns:
         The parts; CLIP's vocabulary comes from a pip package where the source has none, the scheduler is DPM++ 2M there.
@@ -52,10 +61,14 @@ def load_backbone(source: str | Path, dtype: torch.dtype | None = torch.float32,
         other = read_vae(Path(vae))
         configs = {name: config for name, config in parts.configs.items() if name != "vae"}
         parts = Parts(parts.weights | other.weights, configs | other.configs)
-    built = {name: build_part(name, parts, path, dtype) for name in ("unet", "vae", "text_encoder")}
+    built: dict[str, Any] = {"text_encoder": None}
+    for name in ("unet", "vae", *(["text_encoder"] if text_encoder else [])):
+        built[name] = build_part(name, parts, path, dtype)
     check_backbone(built["unet"])
     has_vocabulary = any((path / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))
-    tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer") if has_vocabulary else clip_tokenizer()
+    tokenizer = None
+    if text_encoder:
+        tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer") if has_vocabulary else clip_tokenizer()
     config = path / "scheduler" / "scheduler_config.json"
     if config.is_file():
         settings = read_json(config)
@@ -66,6 +79,44 @@ def load_backbone(source: str | Path, dtype: torch.dtype | None = torch.float32,
     else:
         scheduler = make_scheduler("DPM++ 2M")
     return Backbone(tokenizer=tokenizer, scheduler=scheduler, **built)
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be worked out again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdm"
+
+
+@torch.no_grad()
+def empty_prompt_features(source: str | Path, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What a model's text encoder says of "", the only English prompt that most pictures have.
+
+    It is worked out once and kept in the user's cache folder (``XDG_CACHE_HOME/bdm``), by the place, size and time of the
+    weights, so that the text encoder need not be loaded.
+
+    Args:
+        source: see ``load_backbone``.
+        dtype: of the text encoder's weights, and so of the features.
+
+    Returns:
+        (1, 77, D).
+    """
+    path = Path(source)
+    path = path if path.is_file() else resolve_folder(source)
+    files = [path] if path.is_file() else weight_files(path / "text_encoder")
+    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps([facts, str(dtype)]).encode()).hexdigest()[:32]
+    kept = cache_folder() / f"empty-{key}.safetensors"
+    with suppress(OSError, UserError, KeyError):
+        if kept.is_file():
+            return read_tensors(kept)["features"]
+    stock = load_backbone(path, dtype)
+    features = encode_english([""], stock.text_encoder, stock.tokenizer)
+    with suppress(OSError):  # a cache that cannot be written is no reason to stop
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
+        save_file({"features": features.contiguous()}, partial)
+        partial.replace(kept)
+    return features
 
 
 def load_vae(source: str | Path) -> AutoencoderKL:

@@ -20,7 +20,7 @@ from diffusers import (
 from torch import Tensor
 
 from .approximate import EXACT, Approximation
-from .backbone import load_backbone
+from .backbone import empty_prompt_features, load_backbone
 from .branch import BranchModel
 from .bridge import Bridge, NativeCondition, check_window
 from .errors import UserError
@@ -42,6 +42,9 @@ class BridgeMixin:
     tokenizer: Any
     branch: BranchModel
     native_text_encoder: NativeTextEncoder | None
+
+    #: (1, 77, D) features of the English prompt "", for pipelines without an English text encoder.
+    empty_english: Tensor | None = None
 
     #: The branch is none of the sequence: it runs in every step of the UNet and leaves the device with it.
     model_cpu_offload_seq = "native_text_encoder->text_encoder->image_encoder->unet->vae"
@@ -229,12 +232,18 @@ class BridgeMixin:
         if embeds is not None and negative_embeds is not None:
             embeds = embeds.expand(count, -1, -1) if len(embeds) == 1 else embeds
             return embeds, _same_shape(negative_embeds, embeds, "negative_prompt_en_embeds")
-        if self.text_encoder is None:
-            raise UserError("the pipeline has no English text encoder; give prompt_en_embeds and negative_prompt_en_embeds")
         texts = _spread(prompt, count, "prompt_en") + _spread(negative, count, "negative_prompt_en")
         # Equal texts are encoded once; there are few of them however many prompts there are.
         distinct = list(dict.fromkeys(texts))
-        features = encode_english(distinct, self.text_encoder, self.tokenizer, clip_skip)
+        if self.text_encoder is not None:
+            features = encode_english(distinct, self.text_encoder, self.tokenizer, clip_skip)
+        elif self.empty_english is not None and distinct == [""] and clip_skip == 1:
+            features = self.empty_english.to(self.unet.dtype)
+        else:
+            raise UserError(
+                "the pipeline has no English text encoder; give prompt_en_embeds and negative_prompt_en_embeds, or load it with "
+                "english=True"
+            )
         ours, theirs = features[[distinct.index(text) for text in texts]].chunk(2)
         ours = ours if embeds is None else _same_shape(embeds, ours, "prompt_en_embeds")
         return ours, theirs if negative_embeds is None else _same_shape(negative_embeds, ours, "negative_prompt_en_embeds")
@@ -259,6 +268,7 @@ class BridgeMixin:
         native_text_encoder: str | Path | NativeTextEncoder | None = None,
         vae: str | Path | None = None,
         torch_dtype: torch.dtype = torch.float32,
+        english: bool = True,
         **parts: Any,
     ) -> Any:
         """Load a bilingual pipeline.
@@ -270,23 +280,28 @@ class BridgeMixin:
             native_text_encoder: another native text encoder.
             vae: another VAE (file or folder).
             torch_dtype: dtype of all weights.
+            english: load the English text encoder. Without it "" is the only English prompt; what it says of that is kept in the
+                user's cache from the first time on, and memory and time are spared.
             parts: further components, such as ``controlnet``.
 
         Raises:
             UserError: missing, damaged or unfitting files.
         """
         folder = resolve_folder(source)
-        stock = load_backbone(backbone or folder, torch_dtype, vae)
+        empty = None if english else empty_prompt_features(backbone or folder, torch_dtype)
+        stock = load_backbone(backbone or folder, torch_dtype, vae, english)
         if not isinstance(branch, BranchModel):
             branch = BranchModel.from_pretrained(branch or folder / "branch", torch_dtype=torch_dtype)
         if not isinstance(native_text_encoder, NativeTextEncoder):
             native_text_encoder = NativeTextEncoder.from_pretrained(
                 native_text_encoder or folder / "native_text_encoder", torch_dtype=torch_dtype
             )
-        return cls(
+        pipe = cls(
             vae=stock.vae, text_encoder=stock.text_encoder, tokenizer=stock.tokenizer, unet=stock.unet,
             scheduler=stock.scheduler, branch=branch.eval(), native_text_encoder=native_text_encoder, **parts,
         )  # fmt: skip
+        pipe.empty_english = empty
+        return pipe
 
 
 def _spread(texts: Texts, count: int, name: str) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel, CLIPTextConfig, CLIPTextModel
 
+from bdm import backbone
 from bdm.branch import BranchModel
 from bdm.loss import SD15_SCHEDULE
 from bdm.pipeline import BridgePipeline
@@ -90,3 +91,12 @@ def pipe(unet, branch, native, text_encoder) -> BridgePipeline:
     pipe = BridgePipeline(make_vae(), text_encoder, clip_tokenizer(), unet, DDIMScheduler(**SD15_SCHEDULE), branch, native)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """The user's cache is left alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "cache_folder", lambda: folder)
+        yield folder

@@ -235,3 +235,41 @@ def test_samplers_by_every_spelling():
 def test_one_side_alone_is_heeded(pipe):
     assert pipe("龙", height=32, num_inference_steps=1).images[0].size == (64, 32)
     assert pipe("龙", width=96, num_inference_steps=1).images[0].size == (96, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_english_text_encoder_the_empty_prompt_is_the_same(pipe, tmp_path, monkeypatch, own_cache, dtype):
+    """What "" says is worked out at the first load; from then on the text encoder is not even built."""
+    from bdm import backbone
+
+    pipe.save_pretrained(tmp_path / "model")
+
+    def drawn(**options):
+        loaded = BridgePipeline.from_pretrained(tmp_path / "model", torch_dtype=dtype, **options)
+        loaded.set_progress_bar_config(disable=True)
+        return loaded, loaded(["龙", "月饼"], seed=1, num_inference_steps=2, guidance_scale=3.0, output_type="pt").images
+
+    _, whole = drawn()
+    before = set(own_cache.iterdir())
+    _, first = drawn(english=False)
+    built = []
+    real = backbone.build_part
+    monkeypatch.setattr(backbone, "build_part", lambda name, *rest: built.append(name) or real(name, *rest))
+    spared, second = drawn(english=False)
+    assert torch.equal(first, whole)
+    assert torch.equal(second, whole)
+    assert "text_encoder" not in built
+    assert spared.text_encoder is None
+    (kept,) = set(own_cache.iterdir()) - before
+    with pytest.raises(UserError, match="english=True"):
+        spared("龙", prompt_en="a cat", num_inference_steps=1)
+    with pytest.raises(UserError, match="english=True"):
+        spared("龙", clip_skip=2, num_inference_steps=1)
+    # Another text encoder in the folder is another cache; a damaged cache is worked out again.
+    kept.write_bytes(b"damaged")
+    assert torch.equal(drawn(english=False)[1], whole)
+    with torch.no_grad():
+        pipe.text_encoder.final_layer_norm.weight.mul_(2)
+    pipe.text_encoder.save_pretrained(tmp_path / "model/text_encoder")
+    assert torch.equal(drawn(english=False)[1], drawn()[1])
+    assert not torch.equal(drawn()[1], whole)

@@ -226,10 +226,16 @@ def _pipeline(options: argparse.Namespace, device: Any) -> Any:
         raise UserError(f"--device {options.device} cannot be used ({first_line(error)}); leave it out, or give cpu") from None
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     name = options.dtype or ("fp16" if device.type == "cuda" else "fp32")
-    pipe = BridgePipeline.from_pretrained(options.model, torch_dtype=dtypes[name]).to(device)
+    pipe = BridgePipeline.from_pretrained(options.model, torch_dtype=dtypes[name], english=_needs_english(options)).to(device)
     if options.sampler:
         pipe.scheduler = make_scheduler(options.sampler, pipe.scheduler.config["prediction_type"])
     return pipe
+
+
+def _needs_english(options: argparse.Namespace) -> bool:
+    """Whether the English text encoder has more to say than what "" means to it."""
+    texts = options.prompts is not None or options.prompt_en or options.negative_en or options.clip_skip != 1
+    return bool(texts or options.checkpoint or options.lora or options.embedding or options.controlnet)
 
 
 def default_guidance(model: str) -> float:
