@@ -65,10 +65,7 @@ def load_backbone(
     for name in ("unet", "vae", *(["text_encoder"] if text_encoder else [])):
         built[name] = build_part(name, parts, path, dtype)
     check_backbone(built["unet"])
-    has_vocabulary = any((path / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))
-    tokenizer = None
-    if text_encoder:
-        tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer") if has_vocabulary else clip_tokenizer()
+    tokenizer = _tokenizer(path) if text_encoder else None
     config = path / "scheduler" / "scheduler_config.json"
     if config.is_file():
         settings = read_json(config)
@@ -79,6 +76,11 @@ def load_backbone(
     else:
         scheduler = make_scheduler("DPM++ 2M")
     return Backbone(tokenizer=tokenizer, scheduler=scheduler, **built)
+
+
+def _tokenizer(path: Path) -> CLIPTokenizer:
+    has_vocabulary = any((path / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    return CLIPTokenizer.from_pretrained(path / "tokenizer") if has_vocabulary else clip_tokenizer()
 
 
 def cache_folder() -> Path:
@@ -109,8 +111,8 @@ def empty_prompt_features(source: str | Path, dtype: torch.dtype = torch.float32
     with suppress(OSError, UserError, KeyError):
         if kept.is_file():
             return read_tensors(kept)["features"]
-    stock = load_backbone(path, dtype)
-    features = encode_english([""], stock.text_encoder, stock.tokenizer)
+    text_encoder = build_part("text_encoder", read_parts(path), path, dtype)
+    features = encode_english([""], text_encoder, _tokenizer(path))
     with suppress(OSError):  # a cache that cannot be written is no reason to stop
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f".{kept.name}.{os.getpid()}")

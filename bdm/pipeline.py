@@ -46,7 +46,7 @@ class BridgeMixin:
     #: (1, 77, D) features of the English prompt "", for pipelines without an English text encoder.
     empty_english: Tensor | None = None
 
-    #: The branch is none of the sequence: it runs in every step of the UNet and leaves the device with it.
+    #: The branch is none of the sequence: it comes with the UNet's first step and stays to the end of the call.
     model_cpu_offload_seq = "native_text_encoder->text_encoder->image_encoder->unet->vae"
 
     def __init__(

@@ -136,7 +136,7 @@ def _infer(options: argparse.Namespace) -> None:
     state.wait_for_everyone()
     ours = parts[state.process_index :: state.num_processes]
     with tqdm(total=sum(map(len, ours)), desc="drawing", unit="picture", disable=not state.is_main_process) as bar:
-        painter = Painter(options, state.device) if ours else None
+        painter = Painter(options) if ours else None
         for part in ours:
             assert painter is not None
             bar.update(painter.run(part))
@@ -149,15 +149,14 @@ class Painter:
     """Draws what an ``infer`` command asks for, in one process, with its model and plug-ins.
 
     Args:
-        options: the command's.
-        device: where to draw if they do not say; the best there is by default.
+        options: the command's; where they name no device, accelerate chooses the best there is.
     """
 
-    def __init__(self, options: argparse.Namespace, device: Any = None) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         from ..drawing import Settings
 
         quiet()
-        self.pipe = _pipeline(options, device)
+        self.pipe = _pipeline(options)
         control_images = _attach_plugins(self.pipe, options)
         guidance = default_guidance(options.model) if options.guidance is None else options.guidance
         self.settings = Settings(
@@ -211,22 +210,22 @@ def _interval(text: str) -> tuple[float, float]:
     return start, end
 
 
-def _pipeline(options: argparse.Namespace, device: Any) -> Any:
+def _pipeline(options: argparse.Namespace) -> Any:
     """The pipeline on its device, with the sampler that was asked for."""
     import torch
+    from accelerate import PartialState
 
     from ..pipeline import BridgePipeline
     from ..samplers import make_scheduler
+    from ..weights import DTYPES
 
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(options.device or device or best)
+        device = torch.device(options.device) if options.device else PartialState().device
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {options.device} cannot be used ({first_line(error)}); leave it out, or give cpu") from None
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     name = options.dtype or ("fp16" if device.type == "cuda" else "fp32")
-    pipe = BridgePipeline.from_pretrained(options.model, torch_dtype=dtypes[name], english=_needs_english(options)).to(device)
+    pipe = BridgePipeline.from_pretrained(options.model, torch_dtype=DTYPES[name], english=_needs_english(options)).to(device)
     if options.sampler:
         pipe.scheduler = make_scheduler(options.sampler, pipe.scheduler.config["prediction_type"])
     return pipe

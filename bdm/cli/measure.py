@@ -1,4 +1,4 @@
-"""``evaluate`` and ``bench``: figures and reports."""
+"""``evaluate``, ``bench`` and ``memory``: figures and reports."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ def add_commands(commands: Any) -> None:
     bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")
     bench.add_argument("overrides", nargs="*", metavar="key=value")
     bench.set_defaults(run=_bench)
+
+    memory = commands.add_parser("memory", help="GPU memory that drawing takes under each low-memory setting, without a GPU")
+    _memory_options(memory)
+    memory.set_defaults(run=_memory)
+
+
+def _memory_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--count", type=int, default=1, help="pictures at once (default 1)")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16")
+    parser.add_argument("--backbone", default="stable-diffusion-v1-5/stable-diffusion-v1-5", help="file, folder or hub name")
+    parser.add_argument(
+        "--native-text-encoder", default="OFA-Sys/chinese-clip-vit-huge-patch14", help="folder, cn_clip file or hub name"
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -48,3 +63,14 @@ def _bench(options: argparse.Namespace) -> None:
     from ..bench.run import run_bench
 
     run_bench(config)
+
+
+def _memory(options: argparse.Namespace) -> None:
+    from ..plan.memory import drawing_memory, memory_table
+    from ..weights import DTYPES
+
+    quiet()
+    settings = drawing_memory(
+        options.backbone, options.native_text_encoder, options.height, options.width, options.count, DTYPES[options.dtype]
+    )  # fmt: skip
+    print(memory_table(settings))

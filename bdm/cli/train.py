@@ -35,21 +35,6 @@ def add_commands(commands: Any) -> None:
     _plan_options(plan)
     plan.set_defaults(run=_plan)
 
-    memory = commands.add_parser("memory", help="GPU memory that drawing takes under each low-memory setting, without a GPU")
-    _memory_options(memory)
-    memory.set_defaults(run=_memory)
-
-
-def _memory_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--height", type=int, default=512)
-    parser.add_argument("--count", type=int, default=1, help="pictures at once (default 1)")
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16")
-    parser.add_argument("--backbone", default="stable-diffusion-v1-5/stable-diffusion-v1-5", help="file, folder or hub name")
-    parser.add_argument(
-        "--native-text-encoder", default="OFA-Sys/chinese-clip-vit-huge-patch14", help="folder, cn_clip file or hub name"
-    )
-
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs that share a step (default 1)")
@@ -154,14 +139,3 @@ def _plan(options: argparse.Namespace) -> None:
     plan = make_plan(run, machine, options.samples)
     print(plan_table(plan))
     print(json.dumps(plan_facts(plan), ensure_ascii=False))
-
-
-def _memory(options: argparse.Namespace) -> None:
-    from ..plan.memory import drawing_memory, memory_table
-    from ..weights import DTYPES
-
-    quiet()
-    settings = drawing_memory(
-        options.backbone, options.native_text_encoder, options.height, options.width, options.count, DTYPES[options.dtype]
-    )  # fmt: skip
-    print(memory_table(settings))

@@ -49,7 +49,7 @@ def evaluate_modes(config: EvaluateConfig, modes: Mapping[str, ModeConfig]) -> d
     """
     opened = open_evaluation(config)
     pipe = opened.pipe
-    whole = ModeConfig(steps=config.steps, guidance=config.guidance, sampler=config.sampler)
+    whole = ModeConfig(steps=config.steps, guidance=config.guidance)
     every = {EXACT_NAME: whole} | {name: _completed(mode, whole) for name, mode in modes.items()}
     trials = {trial.name: trial for trial in make_trials(opened.world, config.controls, config.seed)}
     shown: dict[str, Tensor] = {}
