@@ -220,7 +220,7 @@ def _pipeline(options: argparse.Namespace) -> Any:
     from ..weights import DTYPES
 
     try:
-        device = torch.device(options.device) if options.device else PartialState().device
+        device = torch.device(options.device or PartialState().device or "cpu")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {options.device} cannot be used ({first_line(error)}); leave it out, or give cpu") from None
