@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .data.emoji import LOOKS, TREATMENTS
 from .errors import UserError
 from .formats.checkpoint import check_weights
 from .weights import read_json, read_tensors
@@ -30,7 +31,7 @@ class Verdict:
         concept: (B, concepts).
         colour: (B, colours).
         look: (B, 2), Twemoji and OpenMoji.
-        treatment: (B, 2), plain and grey.
+        treatment: (B, 3), plain, grey and outlined.
     """
 
     concept: Tensor
@@ -61,7 +62,7 @@ class JudgeModel(nn.Module):
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.2))
         flat = channels[-1] * 16
         self.concept, self.colour = nn.Linear(flat, concepts), nn.Linear(flat, colours)
-        self.look, self.treatment = nn.Linear(flat, 2), nn.Linear(flat, 2)
+        self.look, self.treatment = nn.Linear(flat, len(LOOKS)), nn.Linear(flat, len(TREATMENTS))
 
     def forward(self, pictures: Tensor) -> Verdict:
         """Judge (B, 3, H, W) pictures in [-1, 1]."""

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from ..errors import UserError
 from ..extras import package_file
@@ -25,10 +25,14 @@ from .source import Example
 Language = Literal["zh", "en", "ja"]
 Look = Literal["twemoji", "openmoji"]
 Group = Literal["native", "different", "shared"]
-#: How a drawing is treated before it is put on its background; "grey" takes its colours away.
-Treatment = Literal["plain", "grey"]
+Treatment = Literal["plain", "grey", "outlined"]
 LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
-TREATMENTS: tuple[Treatment, ...] = ("plain", "grey")
+#: How a drawing is treated before it is put on its background: "grey" takes its colours away, "outlined" draws a black line
+#: around it as OpenMoji does; OpenMoji's own drawings have theirs and are left out of it.
+TREATMENTS: tuple[Treatment, ...] = ("plain", "grey", "outlined")
+
+#: Side of the square pen, in pixels of the 72x72 drawing.
+OUTLINE = 7
 
 #: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to be named.
 COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
@@ -113,7 +117,13 @@ def load_drawing(code: int, look: Look) -> Image.Image:
 
 def treat(drawing: Image.Image, treatment: Treatment) -> Image.Image:
     """An RGBA drawing after a treatment."""
-    return drawing.convert("LA").convert("RGBA") if treatment == "grey" else drawing
+    if treatment == "grey":
+        return drawing.convert("LA").convert("RGBA")
+    if treatment == "outlined":
+        line = Image.new("RGBA", drawing.size, (0, 0, 0, 0))
+        line.putalpha(drawing.getchannel("A").filter(ImageFilter.MaxFilter(OUTLINE)))
+        return Image.alpha_composite(line, drawing)
+    return drawing
 
 
 def has_drawings(code: int) -> bool:
@@ -257,6 +267,7 @@ class EmojiSource:
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
             for look in (looks or (world.concepts[i].look(language),))
             for treatment in treatments
+            if not (look == "openmoji" and treatment == "outlined")
             # Only a caption that names the colour makes a held-out pair.
             for variant in range(1 if held_out == "only" else 0, variants)
         ]
