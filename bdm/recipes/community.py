@@ -35,7 +35,8 @@ class CommunityRecipe(DenoisingRecipe):
     Args:
         source: pictures with English captions.
         backbone: the backbone, or folder, single file or hub name of an SD1.5 model.
-        trigger: word appended to every caption (", word"); "" for none.
+        trigger: word appended to every caption (", word"); "" for none. A dropped caption keeps it, so that the word alone means
+            the style and nothing of any content, as it must where another language says what to draw.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
     """
@@ -53,6 +54,10 @@ class CommunityRecipe(DenoisingRecipe):
 
     def caption_of(self, batch: Batch) -> list[str]:
         return [self._captioned(text) for text in batch.captions]
+
+    @property
+    def dropped_caption(self) -> str:
+        return self.trigger
 
     def _captioned(self, text: str) -> str:
         return f"{text}, {self.trigger}" if self.trigger else text
@@ -176,7 +181,7 @@ class EmbeddingRecipe(CommunityRecipe):
 
 
 class ControlNetRecipe(CommunityRecipe):
-    """Trains a ControlNet (arXiv 2302.05543) on the Canny edges of the pictures and writes an original-layout file.
+    """Trains a ControlNet (arXiv 2302.05543) on the Canny edges of the pictures.
 
     Args:
         widths: channels of the condition path; each step but the first halves the picture's side.

@@ -72,7 +72,7 @@ class DenoisingRecipe(Recipe):
     Args:
         source: pictures with captions.
         vae: frozen.
-        empty_caption: share of the samples whose caption becomes "", for guidance.
+        empty_caption: share of the samples whose caption is dropped, that is becomes "", for guidance.
         timesteps: density of the timesteps (see ``NoiseSchedule.draw_timesteps``).
         loss_weight: weight of the squared error by timestep (see ``NoiseSchedule.weight``).
         prediction: what the network predicts; what the frozen backbone does (``inherited``) if None.
@@ -114,6 +114,11 @@ class DenoisingRecipe(Recipe):
         self.loss_weight: LossWeight = loss_weight
         self.grid_prompts, self.grid_guidance = tuple(grid_prompts), grid_guidance
         self._features: dict[str, Tensor] = {}
+
+    @property
+    def dropped_caption(self) -> str:
+        """What a caption becomes when it is dropped."""
+        return ""
 
     def encode_texts(self, texts: Sequence[Any]) -> Tensor:
         """(B, L, D) features of captions for the network that is trained."""
@@ -218,7 +223,7 @@ class DenoisingRecipe(Recipe):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         t = self.schedule.draw_timesteps(batch.rand().to(self.vae.device), self.timesteps)
         dropped = (batch.rand() < self.empty_caption).tolist()
-        captions = ["" if drop else text for drop, text in zip(dropped, self.caption_of(batch), strict=True)]
+        captions = [self.dropped_caption if drop else text for drop, text in zip(dropped, self.caption_of(batch), strict=True)]
         return {"loss": (self.schedule.weight(t, self.loss_weight) * self.errors(batch, t, captions)).mean()}
 
     @torch.no_grad()
