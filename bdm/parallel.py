@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import UserError
 
-MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Mapping[str, nn.Module]], torch.optim.Optimizer]
 
 
 def make_accelerator(mixed_precision: str, accumulation: int, **options: Any) -> Accelerator:
@@ -75,7 +75,7 @@ class Replicas:
 
     def prepare(self, model: nn.Module, parts: Mapping[str, nn.Module], make: MakeOptimizer) -> tuple[nn.Module, Any]:
         """Spread a model whose ``parts`` are trained, and make their optimizer: (what to call, optimizer)."""
-        return self.accelerator.prepare(model, make(trained(parts)))
+        return self.accelerator.prepare(model, make(parts))
 
     def accumulate(self, model: nn.Module) -> AbstractContextManager[None]:
         """Around the work on one batch; gradients are shared in the last batch of a step only."""
@@ -121,7 +121,7 @@ class Shards(Replicas):
             for entrance in ("encode", "decode"):  # an autoencoder's, which are not its forward
                 if hasattr(part, entrance):
                     register_fsdp_forward_method(part, entrance)
-        return model, _element_wise(make(trained(parts)))
+        return model, _element_wise(make(parts))
 
     @contextmanager
     def accumulate(self, model: nn.Module) -> Iterator[None]:
@@ -147,7 +147,10 @@ class ZeroRedundancy(Replicas):
 
     def prepare(self, model: nn.Module, parts: Mapping[str, nn.Module], make: MakeOptimizer) -> tuple[nn.Module, Any]:
         _contiguous(model)
-        engine, optimizer = self.accelerator.prepare(model, _element_wise(make(trained(parts))))
+        own = _element_wise(make(parts))
+        if len(own.param_groups) > 1:
+            raise UserError("optimizer.rate_factors is set; under DeepSpeed all parameters have one rate: leave it out, or use DDP")
+        engine, optimizer = self.accelerator.prepare(model, own)
         # The engine steps by itself: it must leave out steps that are not finite, which for fp32 weights it does on request.
         self._zero: Any = optimizer.optimizer
         self._zero.check_grad_overflow = True
@@ -183,11 +186,6 @@ class ZeroRedundancy(Replicas):
         for i, parameter in enumerate(parameters):
             for key in ("exp_avg", "exp_avg_sq"):
                 safe_set_full_optimizer_state(parameter, state["state"][i][key].to(parameter.device), key)
-
-
-def trained(parts: Mapping[str, nn.Module]) -> list[nn.Parameter]:
-    """The parameters of the parts, in one order everywhere."""
-    return [parameter for part in parts.values() for parameter in part.parameters()]
 
 
 def _element_wise(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

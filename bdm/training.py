@@ -85,7 +85,7 @@ def _loop(run: RunConfig, work: Work, before: Progress, stop: StopSignal) -> Non
     for step in range(first, config.steps):
         # Gradients.
         for group in work.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = learning_rate(step, config) * group.get("factor", 1.0)
         # Dropout and whatever else draws from the global generator depends on the step alone, so a resume draws the same.
         torch.manual_seed((run.seed * 0x9E3779B1 + step * processes + process) % 2**63)
         indices, terms = _gradients(work, batches, config.accumulation)

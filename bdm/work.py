@@ -11,8 +11,8 @@ from torch import nn
 from .averaging import AveragedWeights
 from .config import RunConfig
 from .errors import UserError
-from .optimizers import make_optimizer
-from .parallel import Replicas, make_accelerator, spread, trained
+from .optimizers import make_optimizer, parameter_groups
+from .parallel import Replicas, make_accelerator, spread
 from .recipes.base import Recipe
 
 
@@ -71,10 +71,13 @@ def set_up(run: RunConfig, recipe: Recipe) -> Work:
     ways = spread(accelerator, config.mixed_precision, micro, config.max_grad_norm)
     model, optimizer = ways.prepare(
         recipe, parts,
-        lambda own: make_optimizer(config.name, own, config.learning_rate, config.betas, config.weight_decay),
+        lambda own: make_optimizer(
+            config.name, parameter_groups(own, config.rate_factors), config.learning_rate, config.betas, config.weight_decay
+        ),
     )  # fmt: skip
     if config.compile:
         for part in parts.values():
             part.compile(dynamic=False)
-    parameters = trained(parts)
+    # In the optimizer's order, by which its states are numbered.
+    parameters = [parameter for group in parameter_groups(parts, config.rate_factors) for parameter in group["params"]]
     return Work(recipe, parts, parameters, model, optimizer, AveragedWeights(parameters, config.ema_decay), ways)

@@ -79,6 +79,22 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
         assert [row["step"] for row in read_metrics(tmp_path / out) if "loss" in row] == [2, 4, 6, 8, 10, 12]
 
 
+def test_rate_factors_scale_the_steps_of_the_parameters_they_name(tmp_path):
+    factors = {"layer.b*": 10.0}
+    # Adam's first step is the learning rate itself, whatever the gradient.
+    one = dict(steps=1, warmup_steps=0, weight_decay=0.0, ema_decay=0.0, rate_factors=factors)
+    before, after = LinearRecipe().layer, run(tmp_path / "one", optimizer=one)
+    torch.testing.assert_close((after["weight"] - before.weight).abs(), torch.full((1, 3), 0.05))
+    torch.testing.assert_close((after["bias"] - before.bias).abs(), torch.full((1,), 0.5))
+    whole = run(tmp_path / "whole", optimizer={"rate_factors": factors})
+    with pytest.raises(Stop):
+        run(tmp_path / "cut", StoppingRecipe(), optimizer={"rate_factors": factors})
+    again = run(tmp_path / "cut", optimizer={"rate_factors": factors})
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    with pytest.raises(UserError, match=r"'layer\.zero'; names are such as layer\.weight"):
+        run(tmp_path / "none", optimizer={"rate_factors": {"layer.zero": 2.0}})
+
+
 def test_a_resume_between_two_log_rows_logs_a_mean(tmp_path):
     """The checkpoint at step 8 lies inside the row of steps 7 to 12, so the resumed row is the mean of steps 9 to 12."""
     run(tmp_path / "every", log_every=1)

@@ -25,6 +25,8 @@ class OptimizerConfig(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    #: Factors of the learning rate by pattern of the parameter's name, such as {"branch.controlnet_*": 10}.
+    rate_factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Fraction = 0.999
