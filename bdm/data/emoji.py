@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from ..errors import UserError
 from ..extras import package_file
@@ -25,14 +25,16 @@ from .source import Example
 Language = Literal["zh", "en", "ja"]
 Look = Literal["twemoji", "openmoji"]
 Group = Literal["native", "different", "shared"]
-Treatment = Literal["plain", "grey", "outlined"]
+Treatment = Literal["plain", "ink", "outlined"]
 LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
-#: How a drawing is treated before it is put on its background: "grey" takes its colours away, "outlined" draws a black line
+#: How a drawing is treated before it is put on its background: "ink" draws it in shades of one blue, "outlined" draws a black line
 #: around it as OpenMoji does; OpenMoji's own drawings have theirs and are left out of it.
-TREATMENTS: tuple[Treatment, ...] = ("plain", "grey", "outlined")
+TREATMENTS: tuple[Treatment, ...] = ("plain", "ink", "outlined")
 
-#: Side of the square pen, in pixels of the 72x72 drawing.
+#: Side of the square pen of an outline, in pixels of the 72x72 drawing.
 OUTLINE = 7
+#: Colours of the darkest and of the lightest parts of a drawing in ink.
+INK = ((16, 32, 112), (224, 234, 255))
 
 #: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to be named.
 COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
@@ -117,8 +119,10 @@ def load_drawing(code: int, look: Look) -> Image.Image:
 
 def treat(drawing: Image.Image, treatment: Treatment) -> Image.Image:
     """An RGBA drawing after a treatment."""
-    if treatment == "grey":
-        return drawing.convert("LA").convert("RGBA")
+    if treatment == "ink":
+        inked = ImageOps.colorize(drawing.convert("L"), *INK).convert("RGBA")
+        inked.putalpha(drawing.getchannel("A"))
+        return inked
     if treatment == "outlined":
         line = Image.new("RGBA", drawing.size, (0, 0, 0, 0))
         line.putalpha(drawing.getchannel("A").filter(ImageFilter.MaxFilter(OUTLINE)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import EvaluateConfig, PluginFilesConfig
 from ..controlnet import canny_edges
-from ..data.emoji import COLOUR_NAMES, LOOKS, TREATMENTS, World, compose, load_drawing
+from ..data.emoji import COLOUR_NAMES, TREATMENTS, World, compose, load_drawing
 from ..data.source import to_pixels
 from ..grid import labelled_grid, save_picture
 from ..judge import JudgeModel
@@ -109,8 +109,8 @@ def measure(
     drawn = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in to_pixels(pictures)]
     return {
         "content": (verdict.concept.argmax(1) == torch.tensor(concepts)).float().mean().item(),
-        "checkpoint": share(verdict.look, LOOKS.index("openmoji")),
-        "lora": share(verdict.treatment, TREATMENTS.index("grey")),
+        "checkpoint": share(verdict.treatment, TREATMENTS.index("outlined")),
+        "lora": share(verdict.treatment, TREATMENTS.index("ink")),
         "controlnet": float(np.mean([edge_agreement(canny_edges(p), e) for p, e in zip(drawn, edges, strict=True)])),
         "embedding": share(verdict.colour, COLOUR_NAMES.index(plugins.embedding_colour)),
     }
@@ -176,7 +176,7 @@ def _report(config: EvaluateConfig, result: dict[str, Any]) -> str:
         "",
         f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps of "
         f"{config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}. "
-        "Content: top-1 of the concept. Checkpoint: OpenMoji look. LoRA: grey drawing. ControlNet: F1 of the given (mirrored) "
+        "Content: top-1 of the concept. Checkpoint: black outline. LoRA: blue ink. ControlNet: F1 of the given (mirrored) "
         "edges and the picture's. Embedding: its background.",
         below_reach(result, REACH),
         "",
