@@ -9,7 +9,7 @@ from bdm.data.emoji import COLOUR_NAMES, World
 from bdm.errors import UserError
 from bdm.evaluate import modes, report, setup
 from bdm.evaluate.combinations import combination_trial, evaluate_combinations
-from bdm.evaluate.trials import draw, make_trials, score, sweep_trial
+from bdm.evaluate.trials import draw, make_trials, score, sweep_trials
 from bdm.judge import JudgeModel, Verdict, augment
 
 
@@ -54,7 +54,9 @@ def test_trials_cover_the_world_and_scores_are_shares():
     assert trials["chinese"].concepts == list(range(640))
     assert set(zip(trials["held_out"].concepts, trials["held_out"].colours)) == world.held_out
     seen = set(zip(trials["trained_pairs"].concepts, trials["trained_pairs"].colours))
-    sweep = sweep_trial(world, 64, seed=0)
+    alone, sweep = sweep_trials(world, 64, seed=0)
+    assert len(set(alone.concepts)) == 64
+    assert alone.native == [world.caption(i, None, "zh") for i in alone.concepts]
     assert not (seen | set(zip(sweep.concepts, sweep.colours))) & world.held_out
     assert sorted(trials["trained_pairs"].concepts) == sorted(trials["held_out"].concepts)
     assert len(sweep.native) == 64
@@ -148,7 +150,8 @@ def test_an_evaluation_writes_what_the_judge_said(knowing, capsys):
         "chinese_top1": thirds(CONCEPTS), "native_top1": sum(i % 3 == 0 for i in native) / len(native),
         "native_look": len(different) // 2 / len(different), "held_out_pairs": sixths, "trained_pairs": sixths,
         "control_scale_0_top1": thirds(6), "control_shuffled_top1": thirds(6), "control_empty_top1": thirds(6),
-        "mixed_concept": thirds(6), "mixed_colour": 1 / 2, "mixed_both": 1 / 6, "guidance_1_pairs": 1 / 6, "chance": 1 / CONCEPTS,
+        "mixed_concept": thirds(6), "mixed_colour": 1 / 2, "mixed_both": 1 / 6, "chance": 1 / CONCEPTS,
+        "guidance_1_concepts": 1 / 3, "guidance_1_pairs": 1 / 6,
         "english_top1": thirds(CONCEPTS - len(native)),
     }  # fmt: skip
     assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-4)

@@ -17,7 +17,7 @@ from ..grid import labelled_grid, save_picture
 from ..judge import JudgeModel, augment
 from ..recipes.judge import row_labels
 from .setup import below_reach, open_evaluation, write_result
-from .trials import Score, Trial, draw, make_trials, score, sweep_trial
+from .trials import Score, Trial, draw, make_trials, score, sweep_trials
 
 #: Figures below these are named in the report.
 REACH = {"chinese_top1": 0.90, "native_top1": 0.85, "held_out_pairs": 0.80, "native_look": 0.85, "judge_concept": 0.98}
@@ -40,8 +40,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures: dict[str, Any] = judge_accuracy(judge, world, pipe.vae)
     rows: list[tuple[Trial, Score]] = []
     sweep = {
-        guidance: score(judge, draw(pipe, trial, config.steps, guidance, config.batch, config.seed + SWEEP_SEED), trial)
-        for trial in [sweep_trial(world, config.controls, config.seed)]
+        guidance: [
+            score(judge, draw(pipe, trial, config.steps, guidance, config.batch, config.seed + SWEEP_SEED), trial)
+            for trial in sweep_trials(world, config.controls, config.seed)
+        ]
         for guidance in config.guidance_sweep
     }
     for trial in make_trials(world, config.controls, config.seed):
@@ -56,7 +58,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             figures |= _chinese_figures(judge, pictures, world, result)
     figures |= _trial_figures({trial.name: result for trial, result in rows})
     figures["chance"] = 1 / len(world.concepts)
-    figures |= {f"guidance_{guidance:g}_pairs": result.both for guidance, result in sweep.items()}
+    for guidance, (alone, pairs) in sweep.items():
+        figures |= {f"guidance_{guidance:g}_concepts": alone.concept, f"guidance_{guidance:g}_pairs": pairs.both}
     figures = {key: round(value, 4) for key, value in figures.items()}
     write_result(config.out, figures, _report(config, figures, rows, sweep))
     return figures
@@ -123,7 +126,9 @@ def trial_grid(trial: Trial, result: Score, pictures: Tensor, count: int = 40) -
     return labelled_grid(to_pixels(pictures[list(chosen)]), labels, columns=8, scale=3)
 
 
-def _report(config: EvaluateConfig, figures: dict[str, float], rows: list[tuple[Trial, Score]], sweep: dict[float, Score]) -> str:
+def _report(
+    config: EvaluateConfig, figures: dict[str, float], rows: list[tuple[Trial, Score]], sweep: dict[float, list[Score]]
+) -> str:
     lines = [
         "# Evaluation",
         "",
@@ -138,9 +143,17 @@ def _report(config: EvaluateConfig, figures: dict[str, float], rows: list[tuple[
         cells = [f"{v:.3f}" if v is not None else "" for v in (result.concept, result.colour, result.both, result.openmoji)]
         lines.append(f"| {trial.title} | {len(trial.native)} | {' | '.join(cells)} |")
     if sweep:
-        lines += ["", f"Guidance, chosen on {config.controls} pairs seen in training, with other seeds than the figures':", ""]
-        lines += ["| guidance | concept | background | both |", "| --- | --- | --- | --- |"]
-        lines += [f"| {guidance:g} | {s.concept:.3f} | {s.colour:.3f} | {s.both:.3f} |" for guidance, s in sweep.items()]
+        lines += [
+            "",
+            f"Guidance, chosen where the mean of both is highest: {config.controls} concepts alone and {config.controls} pairs "
+            "seen in training, with other seeds than the figures'.",
+            "",
+            "| guidance | concepts alone | pairs | mean |",
+            "| --- | --- | --- | --- |",
+        ]
+        for guidance, (alone, pairs) in sweep.items():
+            mean = (alone.concept + (pairs.both or 0.0)) / 2
+            lines.append(f"| {guidance:g} | {alone.concept:.3f} | {pairs.both or 0.0:.3f} | {mean:.3f} |")
     lines += ["", "| figure | value |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in figures.items()), ""]
     for trial, _ in rows:
         lines += [f"## {trial.title}", "", f"![{trial.name}]({Path(trial.name + '.png')})", ""]

@@ -111,15 +111,20 @@ def _seen_pairs(world: World, generator: random.Random) -> list[tuple[int, str]]
     return [(i, generator.choice([c for c in COLOUR_NAMES if (i, c) not in world.held_out])) for i, _ in sorted(world.held_out)]
 
 
-def sweep_trial(world: World, count: int, seed: int) -> Trial:
-    """Pairs seen in training, on which a guidance scale can be chosen without looking at what is reported."""
+def sweep_trials(world: World, count: int, seed: int) -> list[Trial]:
+    """Concepts alone and pairs seen in training, on which a guidance scale can be chosen without looking at what is reported."""
     generator = random.Random(f"sweep {seed}")
     everything = [(i, c) for i in range(len(world.concepts)) for c in COLOUR_NAMES if (i, c) not in world.held_out]
     pairs = sorted(generator.sample(everything, min(count, len(everything))))
-    prompts = [world.caption(i, c, "zh") for i, c in pairs]
-    return Trial(
-        "sweep", "Chinese prompts, pairs seen in training", prompts, [""] * len(pairs), [i for i, _ in pairs], [c for _, c in pairs]
-    )
+    concepts = sorted(generator.sample(range(len(world.concepts)), min(count, len(world.concepts))))
+    alone, coloured = ([world.caption(i, c, "zh") for i, c in some] for some in ([(i, None) for i in concepts], pairs))
+    return [
+        Trial("sweep_concepts", "Chinese prompts, concepts alone", alone, [""] * len(alone), concepts),
+        Trial(
+            "sweep_pairs", "Chinese prompts, pairs seen in training", coloured, [""] * len(coloured),
+            [i for i, _ in pairs], [c for _, c in pairs],
+        ),
+    ]  # fmt: skip
 
 
 def draw(
