@@ -187,6 +187,11 @@ def test_other_models_are_refused(world, prepared, tmp_path):
         BranchRecipe(source, str(world / "backbone"), str(tmp_path / "native"))
 
 
+def test_a_missing_scorer_is_named_and_can_be_done_without(world, tmp_path):
+    with pytest.raises(UserError, match=r"^scorer: .*; or set scorer: null to prepare without scores$"):
+        prepare(configuration(world, tmp_path / "unscored", scorer=str(tmp_path / "nothing")))
+
+
 def test_a_restart_prepares_what_is_missing_and_nothing_else(world, prepared, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(prepared, out)

@@ -34,12 +34,14 @@ class CaptionScorer(nn.Module):
         from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
         super().__init__()
-        folder, self.mask = resolve_folder(source), mask
+        self.mask = mask
+        try:
+            folder = resolve_folder(source)
+        except UserError as error:
+            raise UserError(f"scorer: {error}; or set scorer: null to prepare without scores") from None
         tensors = read_weights_folder(folder)
         if read_json(folder / "config.json").get("model_type") != "chinese_clip" or "visual_projection.weight" not in tensors:
-            raise UserError(
-                f"scorer {source} is no whole Chinese CLIP (text and picture encoder); give one, or leave the scorer out"
-            )
+            raise UserError(f"scorer {source} is no whole Chinese CLIP (text and picture encoder); give one, or set scorer: null")
         config: Any = ChineseCLIPConfig.from_pretrained(folder)
         self.clip: Any = ChineseCLIPModel(config)
         # By hand, because from_pretrained zeroes the row of [PAD]. Poolers are not read.
