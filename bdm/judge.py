@@ -31,7 +31,7 @@ class Verdict:
         concept: (B, concepts).
         colour: (B, colours).
         look: (B, 2), Twemoji and OpenMoji.
-        treatment: (B, 3), plain, ink and outlined.
+        treatment: (B, 4), plain, outlined, framed, outlined and framed.
     """
 
     concept: Tensor

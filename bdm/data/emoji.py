@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter
 
 from ..errors import UserError
 from ..extras import package_file
@@ -25,16 +25,16 @@ from .source import Example
 Language = Literal["zh", "en", "ja"]
 Look = Literal["twemoji", "openmoji"]
 Group = Literal["native", "different", "shared"]
-Treatment = Literal["plain", "ink", "outlined"]
+Treatment = Literal["plain", "outlined", "framed", "outlined_framed"]
 LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
-#: How a drawing is treated before it is put on its background: "ink" draws it in shades of one blue, "outlined" draws a black line
-#: around it as OpenMoji does; OpenMoji's own drawings have theirs and are left out of it.
-TREATMENTS: tuple[Treatment, ...] = ("plain", "ink", "outlined")
+#: How a picture is treated: "outlined" draws a black line around the drawing as OpenMoji does (OpenMoji's own have theirs and are
+#: left out of it), "framed" puts a black frame around the picture.
+TREATMENTS: tuple[Treatment, ...] = ("plain", "outlined", "framed", "outlined_framed")
 
 #: Side of the square pen of an outline, in pixels of the 72x72 drawing.
 OUTLINE = 7
-#: Colours of the darkest and of the lightest parts of a drawing in ink.
-INK = ((16, 32, 112), (224, 234, 255))
+#: Width of a frame as a share of the picture's side.
+FRAME = 1 / 10
 
 #: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to be named.
 COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
@@ -117,17 +117,17 @@ def load_drawing(code: int, look: Look) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
-def treat(drawing: Image.Image, treatment: Treatment) -> Image.Image:
-    """An RGBA drawing after a treatment."""
-    if treatment == "ink":
-        inked = ImageOps.colorize(drawing.convert("L"), *INK).convert("RGBA")
-        inked.putalpha(drawing.getchannel("A"))
-        return inked
-    if treatment == "outlined":
-        line = Image.new("RGBA", drawing.size, (0, 0, 0, 0))
-        line.putalpha(drawing.getchannel("A").filter(ImageFilter.MaxFilter(OUTLINE)))
-        return Image.alpha_composite(line, drawing)
-    return drawing
+def outline(drawing: Image.Image) -> Image.Image:
+    """An RGBA drawing with a black line around it."""
+    line = Image.new("RGBA", drawing.size, (0, 0, 0, 0))
+    line.putalpha(drawing.getchannel("A").filter(ImageFilter.MaxFilter(OUTLINE)))
+    return Image.alpha_composite(line, drawing)
+
+
+def frame(picture: Image.Image) -> None:
+    """Paint a black frame over the border of a picture."""
+    right, bottom = picture.width - 1, picture.height - 1
+    ImageDraw.Draw(picture).rectangle((0, 0, right, bottom), outline=(0, 0, 0), width=round(FRAME * picture.width))
 
 
 def has_drawings(code: int) -> bool:
@@ -226,7 +226,7 @@ class EmojiSource:
         variants: pictures per concept and colour.
         groups: the groups of concepts to include.
         looks: draw in these styles whatever the language says (for models that see both worlds' pictures).
-        treatments: every picture comes once in each.
+        treatments: every picture comes once in each that its look can have.
         colours: only these backgrounds; None takes all.
         name_colours: captions may name the background.
         limit: keep so many of the chosen concepts, evenly spread; 0 keeps all.
@@ -271,7 +271,7 @@ class EmojiSource:
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
             for look in (looks or (world.concepts[i].look(language),))
             for treatment in treatments
-            if not (look == "openmoji" and treatment == "outlined")
+            if not (look == "openmoji" and "outlined" in treatment)
             # Only a caption that names the colour makes a held-out pair.
             for variant in range(1 if held_out == "only" else 0, variants)
         ]
@@ -281,9 +281,11 @@ class EmojiSource:
 
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
-        drawing = treat(load_drawing(self.world.concepts[row.concept].code, row.look), row.treatment)
+        drawing = load_drawing(self.world.concepts[row.concept].code, row.look)
         seed = f"{row.concept}/{row.colour}/{row.variant}/{row.look}"
-        picture = compose(drawing, row.colour, self.size, random.Random(seed))
+        picture = compose(outline(drawing) if "outlined" in row.treatment else drawing, row.colour, self.size, random.Random(seed))
+        if "framed" in row.treatment:
+            frame(picture)
         return Example(row.caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1))
 
     def caption(self, index: int) -> str:

@@ -106,11 +106,14 @@ def measure(
     def share(logits: Tensor, wanted: int) -> float:
         return (logits.argmax(1) == wanted).float().mean().item()
 
+    def treated(how: str) -> float:
+        return float(np.mean([how in TREATMENTS[i] for i in verdict.treatment.argmax(1)]))
+
     drawn = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in to_pixels(pictures)]
     return {
         "content": (verdict.concept.argmax(1) == torch.tensor(concepts)).float().mean().item(),
-        "checkpoint": share(verdict.treatment, TREATMENTS.index("outlined")),
-        "lora": share(verdict.treatment, TREATMENTS.index("ink")),
+        "checkpoint": treated("outlined"),
+        "lora": treated("framed"),
         "controlnet": float(np.mean([edge_agreement(canny_edges(p), e) for p, e in zip(drawn, edges, strict=True)])),
         "embedding": share(verdict.colour, COLOUR_NAMES.index(plugins.embedding_colour)),
     }
@@ -176,7 +179,7 @@ def _report(config: EvaluateConfig, result: dict[str, Any]) -> str:
         "",
         f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps of "
         f"{config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}. "
-        "Content: top-1 of the concept. Checkpoint: black outline. LoRA: blue ink. ControlNet: F1 of the given (mirrored) "
+        "Content: top-1 of the concept. Checkpoint: black outline. LoRA: black frame. ControlNet: F1 of the given (mirrored) "
         "edges and the picture's. Embedding: its background.",
         below_reach(result, REACH),
         "",
