@@ -1,14 +1,17 @@
 import json
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bdm.checkpoint import check_writable
 from bdm.config import EvaluateConfig, ModeConfig
 from bdm.data.emoji import COLOUR_NAMES, World
 from bdm.errors import UserError
 from bdm.evaluate import modes, report, setup
-from bdm.evaluate.combinations import combination_trial, evaluate_combinations
+from bdm.evaluate.combinations import NAMES, combination_trial, edge_agreement, evaluate_combinations, ratios
 from bdm.evaluate.trials import draw, make_trials, score, sweep_trials
 from bdm.judge import JudgeModel, Verdict, augment
 
@@ -70,6 +73,31 @@ def test_trials_cover_the_world_and_scores_are_shares():
     concepts = [*trial.concepts[:4], *((i + 1) % 640 for i in trial.concepts[4:])]
     result = score(FixedJudge(concepts, wrong_colour, [1] * 2 + [0] * 6), torch.zeros(8, 3, 32, 32), trial)
     assert (result.concept, result.colour, result.both, result.openmoji) == (0.5, 0.75, 0.5, 0.25)
+
+
+def test_ratios_compare_what_each_plugin_adds():
+    """Each plug-in adds 0.4 in English, 0.3 beside the branch, 0.2 to the three others; each costs a tenth of the content."""
+    rows, english = {}, {}
+    for on in product((False, True), repeat=4):
+        adds = 0.2 if all(on) else 0.3
+        rows[on] = {"content": 0.8 * 0.9 ** sum(on)} | {name: 0.1 * sum(on) + adds * own for name, own in zip(NAMES, on)}
+        english[on] = {name: 0.05 + 0.4 * own for name, own in zip(NAMES, on)}
+    rows[True, False, False, False]["content"] = 0.4
+    result = ratios(rows, english)
+    assert result["single_content_ratio"] == 0.5
+    assert result["single_effect_ratio"] == pytest.approx((0.3 + 0.1) / 0.4)
+    assert result["all_content_ratio"] == pytest.approx(0.9**4, abs=1e-4)
+    # In the last row 0.1 more than in one of three, which all have the same figure of their own kind.
+    assert result["all_effect_ratio"] == pytest.approx((0.2 + 0.1) / 0.4)
+
+
+def test_edges_agree_where_they_are_at_the_same_place():
+    drawn, given = (np.zeros((4, 4), np.uint8) for _ in range(2))
+    drawn[0, :2], given[0, 1:] = 255, 255
+    # One pixel of two drawn and of three given: precision 1/2, recall 1/3.
+    assert edge_agreement(Image.fromarray(drawn), Image.fromarray(given)) == pytest.approx(0.4)
+    assert edge_agreement(Image.fromarray(drawn), Image.fromarray(drawn)) == 1
+    assert edge_agreement(*[Image.fromarray(np.zeros((4, 4), np.uint8))] * 2) == 0
 
 
 def test_a_folder_of_something_else_is_no_judges(tmp_path):
