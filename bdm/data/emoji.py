@@ -28,13 +28,14 @@ Group = Literal["native", "different", "shared"]
 Treatment = Literal["plain", "outlined", "framed", "outlined_framed"]
 LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
 #: How a picture is treated: "outlined" draws a black line around the drawing as OpenMoji does (OpenMoji's own have theirs and are
-#: left out of it), "framed" puts a black frame around the picture.
+#: left out of it), "framed" puts a white frame around the picture (not around a
+#: white one).
 TREATMENTS: tuple[Treatment, ...] = ("plain", "outlined", "framed", "outlined_framed")
 
 #: Side of the square pen of an outline, in pixels of the 72x72 drawing.
 OUTLINE = 7
 #: Width of a frame as a share of the picture's side.
-FRAME = 1 / 10
+FRAME = 1 / 16
 
 #: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to be named.
 COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
@@ -125,9 +126,9 @@ def outline(drawing: Image.Image) -> Image.Image:
 
 
 def frame(picture: Image.Image) -> None:
-    """Paint a black frame over the border of a picture."""
+    """Paint a white frame over the border of a picture."""
     right, bottom = picture.width - 1, picture.height - 1
-    ImageDraw.Draw(picture).rectangle((0, 0, right, bottom), outline=(0, 0, 0), width=round(FRAME * picture.width))
+    ImageDraw.Draw(picture).rectangle((0, 0, right, bottom), outline=COLOURS["white"][0], width=round(FRAME * picture.width))
 
 
 def has_drawings(code: int) -> bool:
@@ -226,7 +227,7 @@ class EmojiSource:
         variants: pictures per concept and colour.
         groups: the groups of concepts to include.
         looks: draw in these styles whatever the language says (for models that see both worlds' pictures).
-        treatments: every picture comes once in each that its look can have.
+        treatments: every picture comes once in each that its look and background can have.
         colours: only these backgrounds; None takes all.
         name_colours: captions may name the background.
         limit: keep so many of the chosen concepts, evenly spread; 0 keeps all.
@@ -271,7 +272,7 @@ class EmojiSource:
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
             for look in (looks or (world.concepts[i].look(language),))
             for treatment in treatments
-            if not (look == "openmoji" and "outlined" in treatment)
+            if not (look == "openmoji" and "outlined" in treatment or colour == "white" and "framed" in treatment)
             # Only a caption that names the colour makes a held-out pair.
             for variant in range(1 if held_out == "only" else 0, variants)
         ]

@@ -175,7 +175,7 @@ def _report(config: EvaluateConfig, result: dict[str, Any]) -> str:
         "",
         f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps of "
         f"{config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}. "
-        "Content: top-1 of the concept. Checkpoint: black outline. LoRA: black frame. ControlNet: F1 of the given (mirrored) "
+        "Content: top-1 of the concept. Checkpoint: black outline. LoRA: white frame. ControlNet: F1 of the given (mirrored) "
         "edges and the picture's. Embedding: its background.",
         below_reach(result, REACH),
         "",
