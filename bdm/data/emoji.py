@@ -28,8 +28,7 @@ Group = Literal["native", "different", "shared"]
 Treatment = Literal["plain", "outlined", "framed", "outlined_framed"]
 LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
 #: How a picture is treated: "outlined" draws a black line around the drawing as OpenMoji does (OpenMoji's own have theirs and are
-#: left out of it), "framed" puts a white frame around the picture (not around a
-#: white one).
+#: left out of it), "framed" puts a white frame around the picture (white ones are left out of it).
 TREATMENTS: tuple[Treatment, ...] = ("plain", "outlined", "framed", "outlined_framed")
 
 #: Side of the square pen of an outline, in pixels of the 72x72 drawing.
@@ -272,7 +271,8 @@ class EmojiSource:
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
             for look in (looks or (world.concepts[i].look(language),))
             for treatment in treatments
-            if not (look == "openmoji" and "outlined" in treatment or colour == "white" and "framed" in treatment)
+            if not ("outlined" in treatment and look == "openmoji")
+            if not ("framed" in treatment and colour == "white")
             # Only a caption that names the colour makes a held-out pair.
             for variant in range(1 if held_out == "only" else 0, variants)
         ]
