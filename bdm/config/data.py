@@ -35,6 +35,7 @@ class EmojiConfig(Strict):
     name_colours: bool = True
     limit: Annotated[int, Field(ge=0)] = 0
     held_out: Literal["without", "only", "all"] = "without"
+    flip: Fraction = 0.0
 
 
 class BucketsConfig(Strict):

@@ -73,7 +73,7 @@ class RunConfig(Strict):
         if isinstance(self.recipe, DenoisingConfig) and self.recipe.cache:
             if self.data.kind == "prepared":
                 raise ValueError("recipe.cache: prepared shards are a cache already; set cache: false")
-            if isinstance(self.data, PicturesConfig) and (self.data.buckets or self.data.flip):
+            if self.data.flip or (isinstance(self.data, PicturesConfig) and self.data.buckets):
                 raise ValueError("recipe.cache keeps square pictures as they are; set cache: false, or leave out buckets and flip")
         if self.recipe.kind == "contrastive" and self.optimizer.accumulation > 1:
             raise ValueError("optimizer.accumulation: a contrastive loss compares a batch's pairs with each other; set it to 1")
@@ -107,6 +107,6 @@ class PrepareConfig(Strict):
             raise ValueError(f"text: {self.text} needs native_text_encoder; name one, or set text: none")
         if self.min_score is not None and self.scorer is None:
             raise ValueError("min_score needs scorer, a folder or hub name of a whole Chinese CLIP")
-        if isinstance(self.data, PicturesConfig) and self.data.flip:
+        if self.data.flip:
             raise ValueError("data.flip: prepared pictures cannot be mirrored any more; leave it out")
         return self

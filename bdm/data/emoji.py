@@ -231,6 +231,7 @@ class EmojiSource:
         name_colours: captions may name the background.
         limit: keep so many of the chosen concepts, evenly spread; 0 keeps all.
         held_out: leave out the pairs held out of training, take only them, or take all.
+        flip: share of the uses in which a picture is mirrored.
     """
 
     def __init__(
@@ -246,6 +247,7 @@ class EmojiSource:
         name_colours: bool = True,
         limit: int = 0,
         held_out: Literal["without", "only", "all"] = "without",
+        flip: float = 0.0,
     ) -> None:
         self._arguments = dict(
             world=world,
@@ -258,8 +260,9 @@ class EmojiSource:
             colours=colours,
             name_colours=name_colours,
             limit=limit,
+            flip=flip,
         )
-        self.world, self.language, self.size, self.looks = world, language, size, looks
+        self.world, self.language, self.size, self.looks, self.flip = world, language, size, looks, flip
         chosen = [i for i, concept in enumerate(world.concepts) if concept.group in groups]
         if limit:
             kept = min(limit, len(chosen))
@@ -287,7 +290,7 @@ class EmojiSource:
         picture = compose(outline(drawing) if "outlined" in row.treatment else drawing, row.colour, self.size, random.Random(seed))
         if "framed" in row.treatment:
             frame(picture)
-        return Example(row.caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+        return Example(row.caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1), flip=self.flip)
 
     def caption(self, index: int) -> str:
         """The caption of example ``index``, without drawing its picture."""
