@@ -6,15 +6,17 @@ It is trained on real pictures only and shares nothing with the generator: no we
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data.emoji import LOOKS, TREATMENTS
+from .data.emoji import LOOKS, TREATMENTS, Treatment
 from .errors import UserError
 from .formats.checkpoint import check_weights
 from .weights import read_json, read_tensors
@@ -31,7 +33,7 @@ class Verdict:
         concept: (B, concepts).
         colour: (B, colours).
         look: (B, 2), Twemoji and OpenMoji.
-        treatment: (B, 4), plain, outlined, framed, outlined and framed.
+        treatment: (B, T), the treatments that the judge was made for.
     """
 
     concept: Tensor
@@ -48,11 +50,15 @@ class JudgeModel(nn.Module):
         colours: number of background colours.
         width: channels of the first stage; doubled twice.
         size: side of the pictures; others are resized.
+        treatments: the treatments that it tells apart, of ``bdm.data.emoji.TREATMENTS``.
     """
 
-    def __init__(self, concepts: int, colours: int, width: int = 32, size: int = 32) -> None:
+    def __init__(
+        self, concepts: int, colours: int, width: int = 32, size: int = 32, treatments: Sequence[Treatment] = ("plain",)
+    ) -> None:
         super().__init__()
-        self.config = dict(zip(SIZES, (concepts, colours, width, size), strict=True))
+        self.config: dict[str, Any] = dict(zip(SIZES, (concepts, colours, width, size), strict=True))
+        self.config["treatments"] = list(treatments)
         channels = [3, width, 2 * width, 4 * width]
         layers: list[nn.Module] = []
         for inner, outer in zip(channels, channels[1:], strict=False):
@@ -62,7 +68,7 @@ class JudgeModel(nn.Module):
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.2))
         flat = channels[-1] * 16
         self.concept, self.colour = nn.Linear(flat, concepts), nn.Linear(flat, colours)
-        self.look, self.treatment = nn.Linear(flat, len(LOOKS)), nn.Linear(flat, len(TREATMENTS))
+        self.look, self.treatment = nn.Linear(flat, len(LOOKS)), nn.Linear(flat, len(treatments))
 
     def forward(self, pictures: Tensor) -> Verdict:
         """Judge (B, 3, H, W) pictures in [-1, 1]."""
@@ -89,9 +95,14 @@ class JudgeModel(nn.Module):
         if not path.is_file():
             raise UserError(f"{folder} is not a judge's folder (no config.json); train one with configs/emoji/judge.yaml")
         config = read_json(path)
-        if set(config) != set(SIZES) or not all(isinstance(value, int) and value > 0 for value in config.values()):
+        treatments = config.get("treatments")
+        if (
+            set(config) != {*SIZES, "treatments"}
+            or not all(isinstance(config[name], int) and config[name] > 0 for name in SIZES)
+            or not (isinstance(treatments, list) and treatments and all(name in TREATMENTS for name in treatments))
+        ):
             raise UserError(
-                f"{folder} is not a judge's folder (its config.json is not that of {', '.join(SIZES)}); "
+                f"{folder} is not a judge's folder (its config.json is not that of {', '.join(SIZES)}, treatments); "
                 "train one with configs/emoji/judge.yaml"
             )
         judge = cls(**config)

@@ -6,7 +6,7 @@ import torch
 
 from bdm.config.data import Colour
 from bdm.data.batch import fixed_batch, make_batch, stream
-from bdm.data.emoji import COLOUR_NAMES, COLOURS, EmojiSource, World
+from bdm.data.emoji import COLOUR_NAMES, COLOURS, TREATMENTS, EmojiSource, World
 from bdm.data.source import draw_indices, to_pixels, to_unit_range
 from bdm.errors import UserError
 
@@ -96,6 +96,33 @@ def test_pictures_have_their_background_and_are_reproducible(world):
         assert example.caption == row.caption
     pictures = {source[i].pixels.numpy().tobytes() for i, r in enumerate(source.rows[:32])}
     assert len(pictures) > 24, "variants differ, but for shifts that fall on the same pixels"
+
+
+def test_treatments_change_what_they_say_and_nothing_else(world):
+    """The rows of one picture differ in its treatment alone; outlines darken its contour, a seal is red and in one corner."""
+    source = EmojiSource(world, "en", looks=("twemoji", "openmoji"), treatments=TREATMENTS, limit=4)
+    found = {(r.concept, r.colour, r.variant, r.look, r.treatment): i for i, r in enumerate(source.rows)}
+    assert not any("outlined" in r.treatment and r.look == "openmoji" for r in source.rows)
+    assert not any("sealed" in r.treatment and r.colour == "red" for r in source.rows)
+    first = source.rows[-1].concept
+    plain, grey, outlined, sealed, both = (
+        source[found[first, "white", 1, "twemoji", treatment]].pixels.int() for treatment in TREATMENTS
+    )
+    assert (grey - grey[:1]).abs().max() <= 1 < (plain - plain[:1]).abs().max()
+    assert (outlined - plain).min() < -150
+    assert (outlined - plain).max() < 25, "the rim of a resized line"
+    changed = (sealed != plain).any(0)
+    assert not changed[:24].any()
+    assert not changed[:, :24].any()
+    assert sealed[:, changed].unique(dim=1).flatten().tolist() == list(COLOURS["red"][0])
+    assert torch.equal(both[:, ~changed], outlined[:, ~changed])
+
+
+def test_mirrored_pictures_are_drawn_in_their_share(world):
+    plain, mirrored = (EmojiSource(world, limit=2, flip=flip) for flip in (0.0, 1.0))
+    batches = [make_batch([(0, 5, source[5])], seed=0) for source in (plain, mirrored)]
+    assert torch.equal(batches[1].pixels, batches[0].pixels.flip(-1))
+    assert not torch.equal(batches[1].pixels, batches[0].pixels)
 
 
 def test_colours_are_far_apart():

@@ -31,12 +31,14 @@ def test_augmentation_belongs_to_the_picture_and_keeps_a_plain_background():
 
 
 def test_judge_saves_and_loads(tmp_path):
-    judge = JudgeModel(concepts=5, colours=8, width=8).eval()
+    judge = JudgeModel(concepts=5, colours=8, width=8, treatments=("plain", "outlined", "sealed")).eval()
     judge.save_pretrained(tmp_path)
     pictures = torch.rand(2, 3, 32, 32)
     loaded = JudgeModel.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(pictures).concept, judge(pictures).concept, atol=2e-3, rtol=1e-2)
     assert loaded(torch.rand(2, 3, 64, 64)).colour.shape == (2, 8)
+    assert loaded(pictures).treatment.shape == (2, 3)
+    assert loaded.config["treatments"] == ["plain", "outlined", "sealed"]
 
 
 class FixedJudge:
@@ -103,7 +105,7 @@ def test_edges_agree_where_they_are_at_the_same_place():
 def test_a_folder_of_something_else_is_no_judges(tmp_path):
     JudgeModel(concepts=5, colours=8, width=8).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for wrong in ({"_class_name": "BranchModel"}, config | {"more": 1}, config | {"width": "8"}):
+    for wrong in ({"_class_name": "BranchModel"}, config | {"more": 1}, config | {"width": "8"}, config | {"treatments": ["ink"]}):
         (tmp_path / "config.json").write_text(json.dumps(wrong))
         with pytest.raises(UserError, match="is not a judge's folder"):
             JudgeModel.from_pretrained(tmp_path)
@@ -129,7 +131,7 @@ class KnowingJudge:
     """Told what each trial asked for, it finds every third picture's concept right, every second one's colour and look."""
 
     def __init__(self):
-        self.config = {"concepts": CONCEPTS, "colours": len(COLOUR_NAMES), "width": 8, "size": 16}
+        self.config = {"concepts": CONCEPTS, "colours": len(COLOUR_NAMES), "width": 8, "size": 16, "treatments": ["plain", "grey"]}
         self.trial = None
 
     def __call__(self, pictures):
@@ -202,6 +204,13 @@ def test_a_judge_of_another_world_is_refused_by_both_evaluations(knowing, plugin
     with pytest.raises(UserError, match=f"knows {CONCEPTS} concepts in 8 colours and the world has {CONCEPTS + 1} in 8"):
         evaluate_combinations(config, config.plugins) if plugins else report.evaluate(config)
     assert not (knowing / "out").exists()
+
+
+def test_a_judge_that_cannot_see_the_plugins_is_refused(knowing):
+    files = dict.fromkeys(("checkpoint", "lora", "controlnet", "embedding", "lora_trigger"), "x") | {"embedding_colour": "red"}
+    config = evaluation(knowing, plugins=files)
+    with pytest.raises(UserError, match=r"tells apart plain, grey; .*configs/emoji/style_judge\.yaml"):
+        evaluate_combinations(config, config.plugins)
 
 
 def test_modes_are_scored_and_timed_beside_the_exact_one(knowing, monkeypatch, capsys):

@@ -30,7 +30,7 @@ class EmojiConfig(Strict):
     variants: Annotated[int, Field(ge=2)] = 4
     groups: tuple[Literal["native", "different", "shared"], ...] = ("native", "different", "shared")
     looks: tuple[Literal["twemoji", "openmoji"], ...] | None = None
-    treatments: tuple[Literal["plain", "outlined", "framed", "outlined_framed"], ...] = ("plain",)
+    treatments: tuple[Literal["plain", "grey", "outlined", "sealed", "outlined_sealed"], ...] = ("plain",)
     colours: tuple[Colour, ...] | None = None
     name_colours: bool = True
     limit: Annotated[int, Field(ge=0)] = 0

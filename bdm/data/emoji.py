@@ -25,16 +25,16 @@ from .source import Example
 Language = Literal["zh", "en", "ja"]
 Look = Literal["twemoji", "openmoji"]
 Group = Literal["native", "different", "shared"]
-Treatment = Literal["plain", "outlined", "framed", "outlined_framed"]
+Treatment = Literal["plain", "grey", "outlined", "sealed", "outlined_sealed"]
 LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
-#: How a picture is treated: "outlined" draws a black line around the drawing as OpenMoji does (OpenMoji's own have theirs and are
-#: left out of it), "framed" puts a white frame around the picture (white ones are left out of it).
-TREATMENTS: tuple[Treatment, ...] = ("plain", "outlined", "framed", "outlined_framed")
+#: How a picture is treated: "grey" takes the drawing's colours away, "outlined" draws a black line around it as OpenMoji does
+#: (OpenMoji's own have theirs and are left out of it), "sealed" puts a red seal in a corner (red pictures are left out of it).
+TREATMENTS: tuple[Treatment, ...] = ("plain", "grey", "outlined", "sealed", "outlined_sealed")
 
 #: Side of the square pen of an outline, in pixels of the 72x72 drawing.
 OUTLINE = 7
-#: Width of a frame as a share of the picture's side.
-FRAME = 1 / 16
+#: Side of a seal as a share of the picture's.
+SEAL = 1 / 5
 
 #: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to be named.
 COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
@@ -124,10 +124,10 @@ def outline(drawing: Image.Image) -> Image.Image:
     return Image.alpha_composite(line, drawing)
 
 
-def frame(picture: Image.Image) -> None:
-    """Paint a white frame over the border of a picture."""
-    right, bottom = picture.width - 1, picture.height - 1
-    ImageDraw.Draw(picture).rectangle((0, 0, right, bottom), outline=COLOURS["white"][0], width=round(FRAME * picture.width))
+def seal(picture: Image.Image) -> None:
+    """Paint a red seal into the lower right corner of a picture."""
+    right, bottom, side = picture.width - 1, picture.height - 1, round(SEAL * picture.width)
+    ImageDraw.Draw(picture).rectangle((right - side, bottom - side, right - 1, bottom - 1), fill=COLOURS["red"][0])
 
 
 def has_drawings(code: int) -> bool:
@@ -262,7 +262,8 @@ class EmojiSource:
             limit=limit,
             flip=flip,
         )
-        self.world, self.language, self.size, self.looks, self.flip = world, language, size, looks, flip
+        self.world, self.language, self.size, self.looks = world, language, size, looks
+        self.treatments, self.flip = treatments, flip
         chosen = [i for i, concept in enumerate(world.concepts) if concept.group in groups]
         if limit:
             kept = min(limit, len(chosen))
@@ -275,7 +276,7 @@ class EmojiSource:
             for look in (looks or (world.concepts[i].look(language),))
             for treatment in treatments
             if not ("outlined" in treatment and look == "openmoji")
-            if not ("framed" in treatment and colour == "white")
+            if not ("sealed" in treatment and colour == "red")
             # Only a caption that names the colour makes a held-out pair.
             for variant in range(1 if held_out == "only" else 0, variants)
         ]
@@ -286,10 +287,14 @@ class EmojiSource:
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
         drawing = load_drawing(self.world.concepts[row.concept].code, row.look)
+        if row.treatment == "grey":
+            drawing = drawing.convert("LA").convert("RGBA")
+        if "outlined" in row.treatment:
+            drawing = outline(drawing)
         seed = f"{row.concept}/{row.colour}/{row.variant}/{row.look}"
-        picture = compose(outline(drawing) if "outlined" in row.treatment else drawing, row.colour, self.size, random.Random(seed))
-        if "framed" in row.treatment:
-            frame(picture)
+        picture = compose(drawing, row.colour, self.size, random.Random(seed))
+        if "sealed" in row.treatment:
+            seal(picture)
         return Example(row.caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1), flip=self.flip)
 
     def caption(self, index: int) -> str:

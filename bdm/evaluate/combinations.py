@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..config import EvaluateConfig, PluginFilesConfig
 from ..controlnet import canny_edges
-from ..data.emoji import COLOUR_NAMES, TREATMENTS, World, compose, load_drawing
+from ..data.emoji import COLOUR_NAMES, World, compose, load_drawing
 from ..data.source import to_pixels
+from ..errors import UserError
 from ..grid import labelled_grid, save_picture
 from ..judge import JudgeModel
 from .setup import below_reach, open_evaluation, write_result
@@ -40,6 +41,12 @@ def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) ->
     """
     opened = open_evaluation(config)
     world, judge = opened.world, opened.judge
+    known = judge.config["treatments"]
+    if not {"outlined", "sealed", "outlined_sealed"} <= set(known):
+        raise UserError(
+            f"the judge in {config.judge} tells apart {', '.join(known)}; the plug-ins draw outlines and seals: train a judge that "
+            "knows both with configs/emoji/style_judge.yaml"
+        )
     shared = [i for i, concept in enumerate(world.concepts) if concept.group == "shared"]
     concepts = sorted(random.Random(config.seed).sample(shared, min(config.controls, len(shared))))
     edges = [edge_picture(world, i, judge.config["size"], config.seed) for i in concepts]
@@ -106,13 +113,13 @@ def measure(
         return (logits.argmax(1) == wanted).float().mean().item()
 
     def treated(how: str) -> float:
-        return float(np.mean([how in TREATMENTS[i] for i in verdict.treatment.argmax(1)]))
+        return float(np.mean([how in judge.config["treatments"][i] for i in verdict.treatment.argmax(1)]))
 
     drawn = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in to_pixels(pictures)]
     return {
         "content": (verdict.concept.argmax(1) == torch.tensor(concepts)).float().mean().item(),
         "checkpoint": treated("outlined"),
-        "lora": treated("framed"),
+        "lora": treated("sealed"),
         "controlnet": float(np.mean([edge_agreement(canny_edges(p), e) for p, e in zip(drawn, edges, strict=True)])),
         "embedding": share(verdict.colour, COLOUR_NAMES.index(plugins.embedding_colour)),
     }
@@ -175,7 +182,7 @@ def _report(config: EvaluateConfig, result: dict[str, Any]) -> str:
         "",
         f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps of "
         f"{config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}. "
-        "Content: top-1 of the concept. Checkpoint: black outline. LoRA: white frame. ControlNet: F1 of the given (mirrored) "
+        "Content: top-1 of the concept. Checkpoint: black outline. LoRA: red seal. ControlNet: F1 of the given (mirrored) "
         "edges and the picture's. Embedding: its background.",
         below_reach(result, REACH),
         "",

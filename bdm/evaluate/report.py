@@ -11,7 +11,7 @@ from torch import Tensor
 from ..branch import BranchModel
 from ..config import EvaluateConfig
 from ..data.batch import fixed_batch
-from ..data.emoji import LOOKS, TREATMENTS, EmojiSource, World
+from ..data.emoji import LOOKS, EmojiSource, World
 from ..data.source import to_pixels, to_unit_range
 from ..grid import labelled_grid, save_picture
 from ..judge import JudgeModel, augment
@@ -68,14 +68,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 @torch.no_grad()
 def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560) -> dict[str, float]:
     """The judge's own accuracy: on fresh augmentations of real pictures, and on their VAE reconstructions (the ceiling)."""
-    source = EmojiSource(world, size=judge.config["size"], looks=LOOKS, treatments=TREATMENTS, held_out="all")
+    source = EmojiSource(world, size=judge.config["size"], looks=LOOKS, treatments=judge.config["treatments"], held_out="all")
     batch = fixed_batch(source, count, seed=-12345)
     assert batch.pixels is not None
     rows = [source.rows[i] for i in batch.indices]
     real = to_unit_range(batch.pixels)
     figures = {}
     verdict = judge(augment(real, batch.generators))
-    labels = row_labels(rows)
+    labels = row_labels(rows, source.treatments)
     for name, label in labels.items():
         figures[f"judge_{name}"] = _accuracy(getattr(verdict, name), label)
     decoded = torch.cat([vae.decode(vae.encode(x).latent_dist.mode()).sample for x in real.split(128)])

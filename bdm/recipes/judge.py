@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.batch import Batch, fixed_batch
-from ..data.emoji import COLOUR_NAMES, LOOKS, TREATMENTS, EmojiSource, Row
+from ..data.emoji import COLOUR_NAMES, LOOKS, EmojiSource, Row, Treatment
 from ..data.source import to_unit_range
 from ..errors import UserError
 from ..judge import JudgeModel, augment
 from .base import Recipe
 
 
-def row_labels(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """What the judge should say of rows of the world, by head: (B,) class numbers."""
+def row_labels(rows: Sequence[Row], treatments: Sequence[Treatment]) -> dict[str, Tensor]:
+    """What a judge of these treatments should say of rows of the world, by head: (B,) class numbers."""
     classes = {
         "concept": [row.concept for row in rows],
         "colour": [COLOUR_NAMES.index(row.colour) for row in rows],
         "look": [LOOKS.index(row.look) for row in rows],
-        "treatment": [TREATMENTS.index(row.treatment) for row in rows],
+        "treatment": [treatments.index(row.treatment) for row in rows],
     }
     return {name: torch.tensor(numbers) for name, numbers in classes.items()}
 
@@ -32,7 +32,7 @@ class JudgeRecipe(Recipe):
     """Cross-entropy of concept, background colour, look and treatment on augmented real pictures.
 
     Args:
-        source: the emoji world in both looks and treatments.
+        source: the emoji world in both looks, in the treatments to be told apart.
         width: see ``JudgeModel``.
         seed: seed of the weights.
     """
@@ -41,9 +41,9 @@ class JudgeRecipe(Recipe):
         if set(source.looks or ()) != set(LOOKS):
             raise UserError(f"data.looks is {source.looks}; a judge must see both looks: set looks: [twemoji, openmoji]")
         super().__init__(source, seed)
-        self.rows = source.rows
+        self.rows, self.treatments = source.rows, source.treatments
         torch.manual_seed(seed)
-        self.judge = JudgeModel(len(source.world.concepts), len(COLOUR_NAMES), width, source.size)
+        self.judge = JudgeModel(len(source.world.concepts), len(COLOUR_NAMES), width, source.size, source.treatments)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"judge": self.judge}
@@ -51,7 +51,8 @@ class JudgeRecipe(Recipe):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.pixels is not None
         device = next(self.judge.parameters()).device
-        labels = {name: label.to(device) for name, label in row_labels([self.rows[i] for i in batch.indices]).items()}
+        rows = [self.rows[i] for i in batch.indices]
+        labels = {name: label.to(device) for name, label in row_labels(rows, self.treatments).items()}
         # Augmentations are drawn from the samples' own generators, which are the CPU's.
         verdict = self.judge(augment(to_unit_range(batch.pixels), batch.generators).to(device))
         losses = {name: F.cross_entropy(getattr(verdict, name), label) for name, label in labels.items()}
