@@ -64,6 +64,7 @@ def set_up(run: RunConfig, recipe: Recipe) -> Work:
         torch.set_num_threads(run.threads)
     torch.set_flush_denormal(True)
     parts = recipe.train_parts(config.checkpointing)
+    parameter_groups(parts, config.rate_factors)  # a wrong pattern is refused before anything heavy
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("optimizer.mixed_precision is fp16, which needs a GPU; use bf16 or no on a CPU")
     recipe.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

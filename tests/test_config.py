@@ -81,6 +81,8 @@ def test_slurm_script_requeues_after_pre_emption_only(tmp_path, status, requeued
         (["recipe={kind: autoencoder, model: {}}", "data={kind: prepared, path: x}"], "prepared shards hold none"),
         (["recipe.cache=true", "data={kind: folder, path: x, flip: 0.5}"], "leave out buckets and flip"),
         (["recipe={kind: judge}", "data={kind: folder, path: x}"], "the judge knows the emoji world only"),
+        (["optimizer.name=prodigy", 'optimizer.rate_factors={"branch.*": 2}'], "one step size for all parameters"),
+        (["recipe.cache=true", "data.flip=0.5"], "leave out buckets and flip"),
     ],
 )
 def test_bad_keys_and_combinations_are_named(overrides, message):

@@ -332,6 +332,18 @@ class Gaps(EmojiSource):
         return super().__getitem__(index)
 
 
+@pytest.mark.parametrize(("trigger", "told"), [("ink", "ink"), ("", "")])
+def test_a_dropped_caption_keeps_the_trigger(folders, monkeypatch, trigger, told):
+    from bdm.recipes.community import CheckpointRecipe
+
+    source = EmojiSource(World(), language="en", limit=2, size=64)
+    recipe = CheckpointRecipe(source, backbone=folders[0], trigger=trigger, empty_caption=1.0).eval()
+    heard = []
+    monkeypatch.setattr(recipe, "encode_texts", lambda texts, own=recipe.encode_texts: heard.append(list(texts)) or own(texts))
+    recipe(fixed_batch(source, 3, seed=0))
+    assert heard == [[told] * 3]
+
+
 def test_a_grid_leaves_out_examples_without_a_caption(folders):
     from bdm.recipes.community import ControlNetRecipe
     from bdm.recipes.denoising import spread_captions

@@ -41,6 +41,8 @@ class OptimizerConfig(Strict):
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+        if self.rate_factors and self.name == "prodigy":
+            raise ValueError("rate_factors: prodigy finds one step size for all parameters; leave them out, or use adamw")
         return self
 
 
