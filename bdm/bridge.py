@@ -16,7 +16,7 @@ from .backbone import check_backbone
 from .branch import BranchModel
 from .errors import UserError
 from .folding import folded_upsampling
-from .packing import packed_convolutions
+from .packing import packed_layers
 from .sharing import SharedWork, each_tensor
 
 HOOK_NAME = "bdm.bridge"
@@ -211,7 +211,7 @@ class Bridge(ModelHook):
                 self._work.attach(unet, self.branch)
                 stack.callback(self._work.detach)
                 stack.enter_context(folded_upsampling(unet))
-                stack.enter_context(packed_convolutions(unet, self.branch))
+                stack.enter_context(packed_layers(unet, self.branch))
             if unet is not None:
                 self._reuse = ReusedWork(condition.approximation)
                 self._reuse.attach(unet, self.branch)

@@ -8,15 +8,16 @@ every small pixel and pair of channels instead of 36 (sub-pixel convolution, arX
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import ModelHook
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .packing import ConvolutionSettings, can_compute_packed, convolve, hang_hook, pack_kernel
 from .sharing import Snapshot
 
 HOOK_NAME = "bdm.folding"
@@ -24,6 +25,7 @@ HOOK_NAME = "bdm.folding"
 LEAST_FLOPS = 5e9
 #: Which rows of a 3x3 kernel fall onto each of the two small rows under it, for even and for odd output rows.
 _FALLS_ON = ((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1))
+_SETTINGS: ConvolutionSettings = (0, 0), (1, 1), (1, 1), 1
 
 
 def fold_weight(weight: Tensor) -> list[Tensor]:
@@ -37,7 +39,7 @@ def enlarge_and_convolve(x: Tensor, kernels: list[Tensor], bias: Tensor | None) 
 
     Args:
         x: (B, I, h, w).
-        kernels: from ``fold_weight``.
+        kernels: from ``fold_weight``, packed or not (see ``bdm.packing``).
         bias: (O,).
 
     Returns:
@@ -45,11 +47,13 @@ def enlarge_and_convolve(x: Tensor, kernels: list[Tensor], bias: Tensor | None) 
     """
     height, width = x.shape[-2:]
     padded = functional.pad(x, (1, 1, 1, 1))
-    result = x.new_empty(len(x), len(kernels[0]), 2 * height, 2 * width)
+    layout = torch.channels_last if kernels[0].is_mkldnn else torch.contiguous_format
+    shape = (len(x), kernels[0].shape[0], 2 * height, 2 * width)
+    result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     for i, kernel in enumerate(kernels):
         p, q = divmod(i, 2)
         window = padded[:, :, p : p + height + 1, q : q + width + 1]
-        result[:, :, p::2, q::2] = functional.conv2d(window, kernel, bias)
+        result[:, :, p::2, q::2] = convolve(window, kernel, bias, _SETTINGS)
     return result
 
 
@@ -73,7 +77,11 @@ class FoldedUpsampling(ModelHook):
             return plain(*args, **kwargs)
         weight: Any = convolution.weight  # pyright: ignore[reportOptionalMemberAccess]
         if self._folded is None or not self._folded[0].holds([weight]):
-            self._folded = (Snapshot([weight]), fold_weight(weight))
+            kernels = fold_weight(weight)
+            if can_compute_packed(x):
+                shape = torch.Size((*x.shape[:2], x.shape[2] + 1, x.shape[3] + 1))
+                kernels = [pack_kernel(kernel, _SETTINGS, shape) for kernel in kernels]
+            self._folded = (Snapshot([weight]), kernels)
         return enlarge_and_convolve(x, self._folded[1], convolution.bias)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _fits(self, module: Any, convolution: Any, x: Tensor) -> bool:
@@ -93,12 +101,12 @@ class FoldedUpsampling(ModelHook):
 
 @contextmanager
 def folded_upsampling(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` block, enlargements of a UNet or VAE run folded; the folded kernels are dropped at its end."""
-    modules = [module for module in model.modules() if isinstance(module, Upsample2D)]
-    for module in modules:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(FoldedUpsampling(), HOOK_NAME)
-    try:
+    """Inside the ``with`` block, enlargements of a UNet or VAE run folded; the folded kernels are dropped at its end.
+
+    A model inside another such block keeps that one's kernels.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, Upsample2D):
+                hang_hook(stack, module, FoldedUpsampling(), HOOK_NAME)
         yield
-    finally:
-        for module in modules:
-            HookRegistry.check_if_exists_or_initialize(module).remove_hook(HOOK_NAME, recurse=False)

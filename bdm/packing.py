@@ -1,8 +1,9 @@
-"""Convolution weights kept, for the time of a call, in the form that the CPU's kernels compute with.
+"""Weights kept, for the time of a call or until they are asked for, in the form that the CPU's kernels compute with.
 
 PyTorch stores a convolution's weight as (O, I, kh, kw) and oneDNN computes with blocks of channels, so every call of an ordinary
 layer rearranges its weight first; where pictures are small that takes as long as the convolution. Here it is done at the first
-step and undone after the last. Memory holds every weight once, in one form or the other, and values are moved, never rounded.
+step. Activations go through convolutions with the channels last, which the kernels read fastest and attention needs anyway.
+Memory holds every weight once, in one form or the other, and values are moved, never rounded.
 """
 
 from __future__ import annotations
@@ -15,14 +16,45 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch.nn import functional
+
+from .sharing import TEXT_PROJECTIONS
 
 HOOK_NAME = "bdm.packing"
-#: Convolutions of fewer channels (latents) or of single pixels (products of matrices) gain nothing.
-LEAST_CHANNELS, LEAST_KERNEL = 32, 3
+#: Fewer weights gain nothing: of a convolution, of one of single pixels, of a linear layer (if it has more than a few rows to
+#: multiply).
+LEAST_CONVOLUTION, LEAST_PIXELWISE, LEAST_LINEAR, LEAST_ROWS = 10_000, 100_000, 1_000_000, 16
+
+#: A convolution's padding, stride, dilation and groups.
+ConvolutionSettings = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 
-class PackedConvolution(ModelHook):
-    """Runs a convolution on its packed weight; the module's parameter is empty meanwhile."""
+def can_compute_packed(x: Tensor) -> bool:
+    """Whether packed kernels may run: single precision on the CPU, no gradient wanted, not being compiled."""
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and (x.dtype, x.device.type) == (torch.float32, "cpu")
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    )
+
+
+def pack_kernel(weight: Tensor, settings: ConvolutionSettings, shape: torch.Size) -> Tensor:
+    """A convolution's weight (O, I, kh, kw) in blocks chosen for inputs of ``shape``; with others the result is the same."""
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *settings, list(shape))
+
+
+def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, settings: ConvolutionSettings) -> Tensor:
+    """Convolve (B, I, h, w) with a kernel that is packed or not; with a packed one the result has its channels last."""
+    if not kernel.is_mkldnn:
+        return functional.conv2d(x, kernel, bias, settings[1], settings[0], settings[2], settings[3])  # pyright: ignore
+    x = x.contiguous(memory_format=torch.channels_last)
+    return torch.ops.mkldnn._convolution_pointwise(x, kernel, bias, *settings, "none", [], "")
+
+
+class PackedLayer(ModelHook):
+    """Runs a convolution or a linear layer on its packed weight; the module's parameter is empty meanwhile."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,69 +62,93 @@ class PackedConvolution(ModelHook):
         self._strides: tuple[int, ...] = ()
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The convolution, packing its weight first if that has not been done; as it is where gradients are wanted."""
-        convolution: Any = module
+        """The layer's result, packing its weight first if that has not been done; as it is where that is not possible."""
+        layer: Any = module
         x = args[0] if args else kwargs["input"]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or (x.dtype, x.device.type) != (torch.float32, "cpu"):
-            self.unpack(convolution)
+        linear = isinstance(layer, nn.Linear)
+        fits = x.numel() >= LEAST_ROWS * layer.in_features if linear else x.ndim == 4
+        if not can_compute_packed(x) or not (fits or self._packed is not None):
+            self.unpack(layer)
             plain: Any = self.fn_ref.original_forward
             return plain(x)
-        settings = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
         if self._packed is None:
-            weight = convolution.weight.data
-            # Blocks are chosen for inputs like this one; with others the result is the same.
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *settings, list(x.shape))
-            self._strides = weight.stride()
-            convolution.weight.data = weight.new_empty(0)
-        return torch.ops.mkldnn._convolution_pointwise(x, self._packed, convolution.bias, *settings, "none", [], "")
+            self._pack(layer, x)
+        if linear:
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, layer.bias, "none", [], "")
+        return convolve(x, self._packed, layer.bias, _settings(layer))  # pyright: ignore[reportArgumentType]
 
-    def unpack(self, convolution: Any) -> None:
-        """Give the parameter its weight back, bit for bit and in its memory layout."""
+    def _pack(self, layer: Any, x: Tensor) -> None:
+        weight = layer.weight.data
+        if isinstance(layer, nn.Linear):
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), x.numel() // layer.in_features)
+        else:
+            self._packed = pack_kernel(weight, _settings(layer), x.shape)
+        self._strides = weight.stride()
+        layer.weight.data = weight.new_empty(0)
+
+    def unpack(self, layer: Any) -> None:
+        """Give the parameter its weight back, bit for bit and in its memory layout, wherever the model has been moved meanwhile."""
         if self._packed is not None:
             dense = self._packed.to_dense()
             if dense.stride() != self._strides:
                 dense = dense.new_empty_strided(dense.shape, self._strides).copy_(dense)
-            convolution.weight.data, self._packed = dense, None
+            layer.weight.data, self._packed = dense.to(layer.weight), None
 
 
-def packable(model: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions of a network that gain, but for those behind enlargements (see ``bdm.folding``)."""
-    if not (torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
-        return []
+def _settings(convolution: nn.Conv2d) -> ConvolutionSettings:
+    return (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)  # pyright: ignore
+
+
+def packable(model: nn.Module) -> list[nn.Module]:
+    """The layers of a network that gain, but for convolutions behind enlargements (see ``bdm.folding``)."""
     folded = {id(module.conv) for module in model.modules() if isinstance(module, Upsample2D) and hasattr(module, "conv")}
-    return [
-        module
-        for module in model.modules()
-        if type(module) is nn.Conv2d
-        and id(module) not in folded
-        and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
-        and min(module.kernel_size) >= LEAST_KERNEL
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-        # An offloaded weight comes and goes with a hook of its own.
-        and not hasattr(module, "_hf_hook")
-        and (module.weight.device.type, module.weight.dtype) == ("cpu", torch.float32)
-        and not module.weight.is_inference()
-    ]
+    return [module for name, module in model.named_modules() if _gains(name, module) and id(module) not in folded]
+
+
+def _gains(name: str, module: nn.Module) -> bool:
+    if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        least = LEAST_PIXELWISE if module.kernel_size == (1, 1) else LEAST_CONVOLUTION
+    elif type(module) is nn.Linear and not name.endswith(TEXT_PROJECTIONS):  # those are computed once for a text
+        least = LEAST_LINEAR
+    else:
+        return False
+    weight: Any = module.weight
+    single_on_cpu = (weight.device.type, weight.dtype) == ("cpu", torch.float32)
+    # An offloaded weight comes and goes with a hook of its own.
+    return single_on_cpu and weight.numel() >= least and not hasattr(module, "_hf_hook") and not weight.is_inference()
 
 
 @contextmanager
-def packed_convolutions(*models: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` block, convolutions keep their weights packed from their first call on."""
+def packed_layers(*models: nn.Module) -> Iterator[None]:
+    """Inside the ``with`` block, layers keep their weights packed from their first call on, until something asks for them.
+
+    A model inside another such block stays in that one's care.
+    """
     with ExitStack() as stack:
-        for convolution in [found for model in models for found in packable(model)]:
-            hook = PackedConvolution()
-            registry = HookRegistry.check_if_exists_or_initialize(convolution)
-            registry.register_hook(hook, HOOK_NAME)
-            stack.callback(registry.remove_hook, HOOK_NAME, recurse=False)
-            stack.callback(hook.unpack, convolution)
+        for model in models:
+            for reading in (model.register_state_dict_pre_hook, model.register_load_state_dict_pre_hook):
+                stack.callback(reading(lambda module, *_: unpack_layers(module)).remove)
+            for layer in packable(model):
+                hook = PackedLayer()
+                if hang_hook(stack, layer, hook, HOOK_NAME):
+                    stack.callback(hook.unpack, layer)
         yield
 
 
-def unpack_convolutions(model: nn.Module) -> None:
+def hang_hook(stack: ExitStack, module: nn.Module, hook: ModelHook, name: str) -> bool:
+    """Hook a module until ``stack`` closes; False and nothing done where a hook of that name is there already."""
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    if registry.get_hook(name) is not None:
+        return False
+    registry.register_hook(hook, name)
+    stack.callback(registry.remove_hook, name, recurse=False)
+    return True
+
+
+def unpack_layers(model: nn.Module) -> None:
     """Give a network its weights back because they are to be read or changed; they are packed again at their next call."""
     for module in model.modules():
         registry: Any = getattr(module, "_diffusers_hook", None)
         hook = registry.get_hook(HOOK_NAME) if registry is not None else None
-        if isinstance(hook, PackedConvolution):
+        if isinstance(hook, PackedLayer):
             hook.unpack(module)

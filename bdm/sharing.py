@@ -17,6 +17,8 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 HOOK_NAME = "bdm.sharing"
+#: Ends of the names of layers that read nothing but the text.
+TEXT_PROJECTIONS = (".attn2.to_k", ".attn2.to_v")
 
 
 class RowPlan:
@@ -176,7 +178,7 @@ class SharedWork:
             self._hook(module, DistinctRows(self.prefix))
         for network in (unet, branch):
             for name, module in network.named_modules():
-                if name.endswith((".attn2.to_k", ".attn2.to_v")):
+                if name.endswith(TEXT_PROJECTIONS):
                     self._hook(module, KeptProjection())
 
     def detach(self) -> None:

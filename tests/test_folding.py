@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers.models.upsampling import Upsample2D
-from torch.utils.flop_counter import FlopCounterMode
 
 from bdm import folding
+from bdm.bench.contest import count_flops
 from bdm.folding import enlarge_and_convolve, fold_weight, folded_upsampling
 
 
@@ -14,28 +14,22 @@ def _small_layers_too(monkeypatch):
     monkeypatch.setattr(folding, "LEAST_FLOPS", 0)
 
 
-def flops_of(run):
-    with FlopCounterMode(display=False) as counter:
-        result = run()
-    return result, counter.get_total_flops()
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("shape", [(2, 6, 5, 7), (1, 6, 1, 1)])
 def test_identity(dtype, tolerance, shape):
     layer = Upsample2D(6, use_conv=True, out_channels=4).to(dtype)
     x = torch.randn(shape, dtype=dtype)
     with torch.no_grad():
-        plain, plain_flops = flops_of(lambda: layer(x))
+        plain, plain_flops = layer(x), count_flops(lambda: layer(x))
         folded = enlarge_and_convolve(x, fold_weight(layer.conv.weight), layer.conv.bias)
         assert (folded - plain).abs().max() <= tolerance * plain.abs().max()
         with folded_upsampling(layer):
-            hooked, _ = flops_of(lambda: layer(x))  # folds the weight
-            again, flops = flops_of(lambda: layer(x))
-        assert torch.equal(hooked, folded)
-        assert torch.equal(again, folded)
+            hooked = layer(x)  # folds the weight, and packs it where that is possible
+            again, flops = layer(x), count_flops(lambda: layer(x))
+        assert (hooked - folded).abs().max() <= tolerance * plain.abs().max()
+        assert torch.equal(again, hooked)
         if shape[-1] > 1:
-            assert flops / plain_flops < 0.65, "4/9, and a little for the rows beyond the border"
+            assert 0.4 < flops / plain_flops < 0.65, "4/9, and a little for the rows beyond the border"
         assert torch.equal(layer(x), plain), "nothing stays behind"
 
 

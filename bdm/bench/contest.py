@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -128,8 +129,15 @@ def stopwatch(run: Callable[[], Any]) -> float:
 
 
 def count_flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of matrix products, convolutions and attentions, two per multiply-add."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of matrix products, convolutions and attentions, two per multiply-add; of packed layers too."""
+
+    def packed(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+        return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+    operators = torch.ops.mkldnn
+    with FlopCounterMode(
+        display=False, custom_mapping={operators._convolution_pointwise: packed, operators._linear_pointwise: packed}
+    ) as counter:
         run()
     return counter.get_total_flops()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..packing import unpack_convolutions
+from ..packing import unpack_layers
 from ..weights import is_finite
 
 #: A weight's place: part of the pipeline and name of the parameter.
@@ -55,7 +55,7 @@ class LayeredWeights:
 
     def base(self, part: str) -> dict[str, Tensor]:
         """The base weights of a part by name."""
-        unpack_convolutions(self._module(part))
+        unpack_layers(self._module(part))
         return {name: self._base.get((part, name), p.data) for name, p in self._module(part).named_parameters()}
 
     @property
@@ -86,7 +86,7 @@ class LayeredWeights:
     def _apply(self, layers: dict[str, Layer], places: set[Place], new: str | None = None) -> None:
         modules = {part: self._module(part) for part in {part for part, _ in places}}
         for module in modules.values():
-            unpack_convolutions(module)  # in a step's callback they are packed
+            unpack_layers(module)  # in a step's callback they are packed
         parameters = {part: dict(module.named_parameters()) for part, module in modules.items()}
         for part, name in places:
             if name not in parameters[part]:
