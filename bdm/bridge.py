@@ -15,8 +15,7 @@ from .approximate import EXACT, Approximation, ReusedWork
 from .backbone import check_backbone
 from .branch import BranchModel
 from .errors import UserError
-from .folding import folded_upsampling
-from .packing import packed_layers
+from .folding import prepared_layers
 from .sharing import SharedWork, each_tensor
 
 HOOK_NAME = "bdm.bridge"
@@ -210,8 +209,7 @@ class Bridge(ModelHook):
             if unet is not None and self.share:
                 self._work.attach(unet, self.branch)
                 stack.callback(self._work.detach)
-                stack.enter_context(folded_upsampling(unet))
-                stack.enter_context(packed_layers(unet, self.branch))
+                stack.enter_context(prepared_layers(unet, self.branch))
             if unet is not None:
                 self._reuse = ReusedWork(condition.approximation)
                 self._reuse.attach(unet, self.branch)

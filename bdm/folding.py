@@ -17,7 +17,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .packing import ConvolutionSettings, can_compute_packed, convolve, hang_hook, pack_kernel
+from .packing import ConvolutionSettings, can_compute_packed, convolve, hang_hook, pack_kernel, packed_layers
 from .sharing import Snapshot
 
 HOOK_NAME = "bdm.folding"
@@ -109,4 +109,14 @@ def folded_upsampling(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, Upsample2D):
                 hang_hook(stack, module, FoldedUpsampling(), HOOK_NAME)
+        yield
+
+
+@contextmanager
+def prepared_layers(*models: nn.Module) -> Iterator[None]:
+    """Inside the ``with`` block, enlargements run folded and other layers packed (see ``bdm.packing``)."""
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(folded_upsampling(model))
+        stack.enter_context(packed_layers(*models))
         yield

@@ -24,7 +24,8 @@ from .backbone import empty_prompt_features, load_backbone
 from .branch import BranchModel
 from .bridge import Bridge, NativeCondition, check_window
 from .errors import UserError
-from .folding import folded_upsampling
+from .execution import Execution
+from .folding import prepared_layers
 from .plugins import Plugins
 from .text.english import encode_english
 from .text.native import NativeTextEncoder
@@ -45,6 +46,8 @@ class BridgeMixin:
 
     #: (1, 77, D) features of the English prompt "", for pipelines without an English text encoder.
     empty_english: Tensor | None = None
+
+    _execution: Execution | None = None
 
     #: The branch is none of the sequence: it comes with the UNet's first step and stays to the end of the call.
     model_cpu_offload_seq = "native_text_encoder->text_encoder->image_encoder->unet->vae"
@@ -145,12 +148,7 @@ class BridgeMixin:
         """
         positive, negative = self._native_features(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         count = len(positive)
-        for name, side in (("height", height), ("width", width)):
-            factor = max(8, self.vae_scale_factor)
-            if side is not None and (side <= 0 or side % factor):
-                raise UserError(
-                    f"{name} {side} is not a positive multiple of {factor}; use {max(factor, round(side / factor) * factor)}"
-                )
+        self._check_sides(height, width)
         check_window(branch_start, branch_end, "branch")
         if seed is not None:
             if generator is not None:
@@ -172,13 +170,21 @@ class BridgeMixin:
             )
             bridge = Bridge(self.branch, share).attach(self.unet)
             try:
-                with bridge.condition(condition), folded_upsampling(self.vae) if share else nullcontext():
+                with bridge.condition(condition), prepared_layers(self.vae) if share else nullcontext():
                     return super().__call__(
                         prompt_embeds=english, negative_prompt_embeds=negative_english, generator=generator,
                         num_images_per_prompt=num_images_per_prompt, **size, **stock,
                     )  # fmt: skip
             finally:
                 bridge.detach()
+
+    def _check_sides(self, height: int | None, width: int | None) -> None:
+        for name, side in (("height", height), ("width", width)):
+            factor = max(8, self.vae_scale_factor)
+            if side is not None and (side <= 0 or side % factor):
+                raise UserError(
+                    f"{name} {side} is not a positive multiple of {factor}; use {max(factor, round(side / factor) * factor)}"
+                )
 
     def _sizes(
         self, height: int | None, width: int | None, stock: Mapping[str, Any]
@@ -193,6 +199,33 @@ class BridgeMixin:
         size = {"height": height or rows * self.vae_scale_factor, "width": width or columns * self.vae_scale_factor}
         known = (size["height"] // self.vae_scale_factor, size["width"] // self.vae_scale_factor)
         return size if given else {}, known if latents is None else None
+
+    def optimize(self, *, height: int | None = None, width: int | None = None, count: int = 1) -> Execution:
+        """Prepare the networks, once for all calls to come, for the machine they are on; the pictures stay the same.
+
+        On the CPU, weights are kept packed between calls, where a call otherwise packs them at its first step and unpacks them at
+        its end (see ``bdm.packing``); a parameter is empty meanwhile, and plug-ins, saving, loading and moving unpack it first. On
+        a GPU, channels are put last and the repeated blocks are compiled. Called again, it starts afresh.
+
+        Args:
+            height: of the pictures to come in pixels, the model's own by default; other sizes work too.
+            width: likewise.
+            count: pictures at once.
+
+        Returns:
+            What was done and how long it took; ``.undo()`` takes it back.
+
+        Raises:
+            UserError: a size that is not a multiple of 8.
+        """
+        self._check_sides(height, width)
+        _, latents = self._sizes(height, width, {})
+        assert latents is not None
+        if self._execution is not None:
+            self._execution.undo()
+        self._execution = Execution()
+        self._execution.prepare(self, latents, count)
+        return self._execution
 
     @property
     def plugins(self) -> Plugins:

@@ -74,9 +74,10 @@ def test_share_of_the_best_rate():
 def test_guided_drawing_equals_the_peer_with_less_work():
     config = BenchInferConfig(kind="infer", **TINY | dict(steps=2, batch=2, decode=True))
     bench = InferBench(config)
-    ours, peer = bench.side(OURS), bench.side("diffusers")
-    torch.testing.assert_close(ours.result(), peer.result(), rtol=0, atol=1e-10)
-    assert ours.flops < peer.flops
+    ours, unprepared, peer = (bench.side(name) for name in (OURS, "bdm unprepared", "diffusers"))
+    for side in (ours, unprepared):
+        torch.testing.assert_close(side.result(), peer.result(), rtol=0, atol=1e-10)
+    assert ours.flops == unprepared.flops < peer.flops
     assert peer.seconds() > 0
 
 

@@ -104,7 +104,8 @@ def test_a_block_within_a_block_leaves_the_outer_ones_weights_packed(layer, monk
 
 def test_what_gains_nothing_or_cannot_is_left_alone():
     others = [
-        nn.Conv2d(4, 48, 3), nn.Conv2d(48, 48, 1), nn.Linear(64, 64), nn.Conv2d(48, 48, 3, padding="same"), nn.Conv2d(48, 48, 3, device="meta"),
+        nn.Conv2d(4, 48, 3), nn.Conv2d(48, 48, 1), nn.Linear(64, 64), nn.Conv2d(48, 48, 3, padding="same"),
+        nn.Conv2d(48, 48, 3, device="meta"),
         nn.Conv2d(48, 48, 3, padding=1, padding_mode="reflect"), nn.Conv2d(48, 48, 3).double(), nn.ConvTranspose2d(48, 48, 3),
     ]  # fmt: skip
     assert packable(nn.ModuleList(others)) == []

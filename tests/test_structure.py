@@ -7,9 +7,9 @@ PACKAGE = Path(__file__).parent.parent / "bdm"
 #: From what everything may use to what nothing may use; a module imports from earlier entries (or its own) only.
 ORDER = [
     "errors", "extras", "config", "weights", "checkpoint", "formats", "grid", "picture_info", "loss", "samplers", "data", "text",
-    "fingerprint", "backbone", "branch", "sharing", "packing", "folding", "approximate", "bridge", "controlnet", "plugins",
-    "averaging", "optimizers", "parallel", "metrics", "cluster", "pipeline", "drawing", "convert", "assemble", "stopping", "judge",
-    "recipes", "plan", "prepare", "work", "resuming", "training", "evaluate", "bench", "cli",
+    "fingerprint", "backbone", "branch", "sharing", "packing", "folding", "frozen", "approximate", "bridge", "execution",
+    "controlnet", "plugins", "averaging", "optimizers", "parallel", "metrics", "cluster", "pipeline", "drawing", "convert", "assemble",
+    "stopping", "judge", "recipes", "plan", "prepare", "work", "resuming", "training", "evaluate", "bench", "cli",
 ]  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import mse_loss
 from ..backbone import encode_moments, sample_latents
 from ..bridge import Bridge, NativeCondition
 from ..config import BenchTrainConfig
+from ..frozen import frugal_backward
 from ..loss import SD15_SCHEDULE, NoiseSchedule, denoising_error
 from .contest import OURS, Bench, Side, count_flops, run_apart, stopwatch
 from .networks import Networks, build_networks, peer_controlnet
@@ -58,7 +60,8 @@ class TrainBench(Bench):
 
     The peer's step is that of diffusers' ControlNet recipe: pictures and texts are encoded in every step, or ("with caches")
     read from memory as ours are; AdamW and clipping as torch gives them by default. It is not charged for a condition
-    picture's convolutions. All sides train the same parameters, so they must run one after the other.
+    picture's convolutions. All sides train the same parameters, so they must run one after the other. A side alone in its
+    process (where its memory is measured) holds the VAE and the text encoders only if its step uses them.
     """
 
     def __init__(self, config: BenchTrainConfig) -> None:
@@ -69,6 +72,8 @@ class TrainBench(Bench):
 
     def side(self, name: str, count: bool = True) -> Side:
         networks, inputs = self._shared = self._shared or self._build()
+        if not count and name != "recipe":
+            networks, inputs = self._shared = _without_encoders(networks, inputs)
         loss = self._our_loss(networks, inputs) if name == OURS else self._recipe_loss(networks, inputs, online=name == "recipe")
         parameters = list(networks.branch.parameters())
         optimizer = self._optimizer(parameters, fused=name == OURS)
@@ -138,7 +143,7 @@ class TrainBench(Bench):
             x_t = schedule.add_noise(sample_latents(networks.vae, inputs.moments, posterior), eps, t).to(eps.dtype)
             bridge.attach(networks.unet)
             try:
-                with bridge.condition(NativeCondition(inputs.native_features)):
+                with bridge.condition(NativeCondition(inputs.native_features)), frugal_backward(networks.unet):
                     return denoising_error(networks.unet(x_t, t, english).sample, eps).mean()
             finally:
                 bridge.detach()
@@ -166,6 +171,13 @@ class TrainBench(Bench):
             return mse_loss(eps_hat.float(), eps.float())
 
         return loss
+
+
+def _without_encoders(networks: Networks, inputs: Inputs) -> tuple[Networks, Inputs]:
+    """What a step from caches needs: of the VAE its factor, of text encoders nothing."""
+    vae = SimpleNamespace(config=networks.vae.config)
+    networks = replace(networks, vae=vae, text_encoder=None, native_text_encoder=None)
+    return networks, replace(inputs, english_model=None, native_model=None)
 
 
 def _random_texts(config: BenchTrainConfig) -> tuple[nn.Module, nn.Module]:

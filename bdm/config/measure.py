@@ -12,7 +12,7 @@ from .reading import Fraction, PositiveInt, Strict
 
 
 class PluginFilesConfig(Strict):
-    """The plug-ins whose combinations are evaluated (see ``bdm.evaluate.combinations``), and their trigger words."""
+    """The plug-ins whose combinations are evaluated (see ``bdm.evaluate.combinations``), their trigger words and strengths."""
 
     checkpoint: str
     lora: str
@@ -20,6 +20,8 @@ class PluginFilesConfig(Strict):
     embedding: str
     lora_trigger: str
     embedding_colour: Colour
+    lora_strength: float = 1.0
+    controlnet_strength: float = 1.0
 
 
 class ModeConfig(Strict):
@@ -84,7 +86,7 @@ class BenchInferConfig(BenchModelConfig):
     """Guided drawing, beside diffusers' UNet and ControlNet on the doubled batch (see ``bdm.bench.infer``)."""
 
     kind: Literal["infer"]
-    peers: tuple[Literal["diffusers", "diffusers compiled"], ...] = ("diffusers",)
+    peers: tuple[Literal["diffusers", "diffusers compiled", "bdm unprepared"], ...] = ("diffusers", "bdm unprepared")
     steps: PositiveInt = 1
     guidance: Annotated[float, Field(gt=1)] = 7.5
     decode: bool = False

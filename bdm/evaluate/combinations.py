@@ -67,7 +67,7 @@ def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) ->
     result["rows"] = [_row(on, rows[on]) for on in combinations]
     result["english"] = [_row(on, english[on]) for on in english]
     save_picture(_grid(world, concepts, shown), config.out / "grid.png")
-    write_result(config.out, result, _report(config, result))
+    write_result(config.out, result, _report(config, plugins, result))
     return result
 
 
@@ -93,9 +93,11 @@ def draw_with(
     pipe: Any, config: EvaluateConfig, plugins: PluginFilesConfig, trial: Trial, edges: Sequence[Image.Image], chosen: Sequence[str]
 ) -> Tensor:
     """Pictures (N, 3, H, W) in [-1, 1] of a trial, with the chosen plug-ins attached for the time of it."""
+    strengths = {"lora": plugins.lora_strength, "controlnet": plugins.controlnet_strength}
     try:
         for name in chosen:
-            pipe.plugins.attach(getattr(plugins, name), name if name != "embedding" else None)
+            settings = {"strength": strengths[name]} if name in strengths else {}
+            pipe.plugins.attach(getattr(plugins, name), name if name != "embedding" else None, **settings)
         control_images = edges if "controlnet" in chosen else None
         return draw(pipe, trial, config.steps, config.guidance, config.batch, config.seed, control_images)
     finally:
@@ -176,14 +178,15 @@ def _grid(world: World, concepts: Sequence[int], shown: dict[tuple[bool, ...], T
     return labelled_grid(to_pixels(torch.stack(pictures)), labels, columns=len(columns), scale=3)
 
 
-def _report(config: EvaluateConfig, result: dict[str, Any]) -> str:
+def _report(config: EvaluateConfig, plugins: PluginFilesConfig, result: dict[str, Any]) -> str:
     lines = [
         "# Combinations of plug-ins",
         "",
         f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps of "
         f"{config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}. "
         "Content: top-1 of the concept. Checkpoint: black outline. LoRA: red seal. ControlNet: F1 of the given (mirrored) "
-        "edges and the picture's. Embedding: its background.",
+        "edges and the picture's. Embedding: its background. "
+        f"Strengths: LoRA {plugins.lora_strength:g}, ControlNet {plugins.controlnet_strength:g}.",
         below_reach(result, REACH),
         "",
         "![rows concepts, columns plug-ins](grid.png)",

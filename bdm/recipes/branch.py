@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from ..branch import BranchModel
 from ..bridge import Bridge, NativeCondition
 from ..data.batch import Batch
 from ..data.source import Source
+from ..frozen import frugal_backward
 from ..text.native import NativeTextEncoder
 from ..weights import DTYPES
 from .denoising import DenoisingRecipe
@@ -58,6 +60,8 @@ class BranchRecipe(DenoisingRecipe):
         else:
             self.branch = BranchModel.from_pretrained(branch, torch_dtype=torch.float32)
         self.bridge = Bridge(self.branch, share=False).attach(self.unet)
+        self._frugal = ExitStack()  # for as long as the recipe lives
+        self._frugal.enter_context(frugal_backward(self.unet))
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
         dtype = DTYPES[frozen_dtype]
         empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)

@@ -1,0 +1,147 @@
+"""What a frozen network keeps for the backward pass: no more than the gradients of its inputs need.
+
+The branch learns through the backbone's frozen decoder. PyTorch keeps the input of every convolution there as if its weight were
+to be trained, and of a normalization with its activation three tensors of which one is enough. Here a frozen convolution keeps
+nothing but its weight, and a normalization with SiLU, or a gate with GELU, its input alone, from which it is worked out again:
+elementwise work, which costs little. Gradients are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers.hooks import ModelHook
+from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from .packing import hang_hook
+
+HOOK_NAME = "bdm.frozen"
+
+
+class _InputGradient(torch.autograd.Function):
+    """A convolution whose backward pass gives its input's gradient only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.input = (x.shape, x.dtype)
+        ctx.settings = settings
+        return functional.conv2d(x, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), (shape, dtype) = ctx.saved_tensors, ctx.input
+        stride, padding, dilation, groups = ctx.settings
+        gradient = gradients[0]
+        # Under autocast the product was made in a lower precision than weights are kept in, and so is its gradient.
+        weight = weight.to(gradient.dtype)
+        placeholder = gradient.new_empty(1).expand(shape)  # of the input, only the shape is asked for
+        found = torch.ops.aten.convolution_backward(
+            gradient, placeholder, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+        )[0]
+        return found.to(dtype), None, None, None
+
+
+class FrozenConvolution(ModelHook):
+    """Runs a convolution so that nothing of its input is kept, while its parameters are frozen."""
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The convolution's result."""
+        layer: Any = module
+        x = args[0] if args else kwargs["input"]
+        if not _keeps_too_much(x) or any(p.requires_grad for p in layer.parameters()):  # such as an adapter's
+            plain: Any = self.fn_ref.original_forward
+            return plain(x)
+        settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return _InputGradient.apply(x, layer.weight, layer.bias, settings)
+
+
+class _Activated:
+    """The last result of a normalization that has its activation in it already."""
+
+    value: Tensor | None = None
+
+
+class RecomputedNorm(ModelHook):
+    """Runs a normalization and the SiLU behind it as one, keeping its input alone."""
+
+    def __init__(self, activated: _Activated) -> None:
+        super().__init__()
+        self._activated = activated
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The activated result, which the activation's own hook then lets pass."""
+        plain: Any = self.fn_ref.original_forward
+        if not _keeps_too_much(args[0]):
+            return plain(*args, **kwargs)
+        self._activated.value = _recomputed(lambda x: functional.silu(plain(x)), args[0])
+        return self._activated.value
+
+
+class PassActivated(ModelHook):
+    """Lets a tensor pass that has been activated already."""
+
+    def __init__(self, activated: _Activated) -> None:
+        super().__init__()
+        self._activated = activated
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The tensor itself, or its activation."""
+        done, self._activated.value = self._activated.value, None
+        plain: Any = self.fn_ref.original_forward
+        return done if done is not None and args[0] is done else plain(*args, **kwargs)
+
+
+class RecomputedGate(ModelHook):
+    """Runs a GEGLU so that only its projection is kept."""
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The gated values."""
+        layer: Any = module
+        plain: Any = self.fn_ref.original_forward
+        if not _keeps_too_much(args[0]):
+            return plain(*args, **kwargs)
+
+        def gated(projected: Tensor) -> Tensor:
+            values, gate = projected.chunk(2, dim=-1)
+            return values * layer.gelu(gate)
+
+        return _recomputed(gated, layer.proj(args[0]))
+
+
+def _keeps_too_much(x: Tensor) -> bool:
+    """Whether autograd records this; compilers see to what is kept themselves."""
+    return torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
+
+
+def _recomputed(function: Any, x: Tensor) -> Any:
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def frugal_backward(model: nn.Module) -> Iterator[None]:
+    """Inside the ``with`` block, a UNet's frozen layers keep no more for the backward pass than their inputs' gradients need."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+                hang_hook(stack, module, FrozenConvolution(), HOOK_NAME)
+            elif isinstance(module, GEGLU):
+                hang_hook(stack, module, RecomputedGate(), HOOK_NAME)
+            elif isinstance(module, ResnetBlock2D) and _activates_norms(module):
+                activated = _Activated()
+                for norm in (module.norm1, module.norm2):
+                    hang_hook(stack, norm, RecomputedNorm(activated), HOOK_NAME)
+                hang_hook(stack, module.nonlinearity, PassActivated(activated), HOOK_NAME)
+        yield
+
+
+def _activates_norms(block: ResnetBlock2D) -> bool:
+    """Whether each normalization is followed by a SiLU at once."""
+    return isinstance(block.nonlinearity, nn.SiLU) and block.time_embedding_norm == "default"
