@@ -10,7 +10,7 @@ from bdm.bench.infer import InferBench
 from bdm.bench.memory import peak_memory
 from bdm.bench.run import run_bench, summary, table
 from bdm.bench.train import TrainBench
-from bdm.config import BenchConfig, BenchInferConfig, BenchTrainConfig
+from bdm.config import BenchConfig, BenchInferConfig, BenchScaleConfig, BenchTrainConfig
 from bdm.errors import UserError
 
 TINY = dict(
@@ -115,6 +115,27 @@ def check_comparison(tmp_path, capsys):
 def test_comparison_from_configuration_to_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(InferBench, "memory", lambda self, name: 100)
     check_comparison(tmp_path, capsys)
+
+
+def test_scaling_curve(tmp_path, capsys, monkeypatch):
+    """Every side draws every number of pictures, and the figures are a picture's, not a call's."""
+    drawn = []
+
+    def side(self, name, count=True):
+        def seconds():
+            drawn.append((name, self.config.batch))
+            return {OURS: 1.0, "diffusers": 3.0}[name] * self.config.batch
+
+        return Side(seconds, lambda: torch.zeros(1))
+
+    monkeypatch.setattr(InferBench, "side", side)
+    settings = TINY | dict(out=tmp_path, kind="scale", batches=(1, 4), peers=("diffusers",))
+    run_bench(BenchScaleConfig(**settings))
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["seconds_per_picture"] == {"diffusers": {"1": 3.0, "4": 3.0}, OURS: {"1": 1.0, "4": 1.0}}
+    assert figures["ratio"] == {"1": 3.0, "4": 3.0}
+    assert {(name, batch) for name, batch in drawn} == {(name, batch) for name in ("diffusers", OURS) for batch in (1, 4)}
+    assert (tmp_path / "scale.png").stat().st_size > 5000
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,10 @@ def test_infer_draws_with_the_shipped_weights(tmp_path, capsys):
     assert Image.open(tmp_path / "lantern-0.png").tobytes() == picture.tobytes(), "picture i uses seed + i"
     assert main(["infer", "龙", "--height", "30", "--out", str(out)]) == 2
     assert "height 30" in capsys.readouterr().err
+    assert main([*arguments, "--stages"]) == 0
+    total, *stages = [float(number) for number in re.findall(r"([0-9.]+) s", capsys.readouterr().err.splitlines()[-1])]
+    assert len(stages) == 3
+    assert sum(stages) == pytest.approx(total, abs=0.05)
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".webp"])

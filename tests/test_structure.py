@@ -8,8 +8,8 @@ PACKAGE = Path(__file__).parent.parent / "bdm"
 ORDER = [
     "errors", "extras", "config", "weights", "checkpoint", "formats", "grid", "picture_info", "loss", "samplers", "data", "text",
     "fingerprint", "backbone", "branch", "sharing", "packing", "folding", "frozen", "approximate", "bridge", "execution",
-    "controlnet", "plugins", "averaging", "optimizers", "parallel", "metrics", "cluster", "pipeline", "drawing", "convert", "assemble",
-    "stopping", "judge", "recipes", "plan", "prepare", "work", "resuming", "training", "evaluate", "bench", "cli",
+    "controlnet", "plugins", "averaging", "optimizers", "parallel", "metrics", "cluster", "pipeline", "drawing", "convert",
+    "assemble", "stopping", "judge", "recipes", "plan", "prepare", "work", "resuming", "training", "evaluate", "bench", "cli",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import decode_latents
-from ..config import BenchInferConfig
+from ..config import BenchDrawConfig
 from ..pipeline import BridgePipeline
 from ..text.english import encode_english
 from .contest import OURS, Bench, Side, count_flops, run_apart, stopwatch
@@ -25,7 +25,7 @@ class InferBench(Bench):
     ``optimize()``; "bdm unprepared" has not, and packs and unpacks its weights within the time measured.
     """
 
-    def __init__(self, config: BenchInferConfig) -> None:
+    def __init__(self, config: BenchDrawConfig) -> None:
         self.config = config
         self.peers = config.peers
         self._networks: Networks | None = None

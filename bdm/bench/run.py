@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..config import BENCHES, BenchConfig, BenchInferConfig, BenchLoadConfig, BenchTrainConfig
+from ..config import BENCHES, BenchConfig, BenchInferConfig, BenchLoadConfig, BenchScaleConfig, BenchTrainConfig
 from .contest import OURS, Bench, Outcome, hold, median_and_spread
 
 
@@ -39,6 +39,10 @@ def build_bench(config: BenchConfig) -> Bench:
 
 def run_bench(config: BenchConfig) -> dict[str, Any]:
     """Hold the comparison, print its table and JSON line, and write ``bench.json`` and ``bench.png`` into ``config.out``."""
+    if isinstance(config, BenchScaleConfig):
+        from .scale import run_scale
+
+        return run_scale(config)
     bench = build_bench(config)
     outcome = hold(bench, config)
     print(table(outcome))

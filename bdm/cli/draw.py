@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
 from .quiet import quiet
+from .stages import Stages
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 DEFAULT_MODEL = ASSETS / "emoji"
@@ -74,6 +76,7 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default=None, help="such as cuda, cuda:1, mps or cpu (default: the best there is)")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default=None, help="default: fp16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--stages", action="store_true", help="say at the end what the time went into, from the process's start")
     fast = parser.add_argument_group("approximate modes (another picture in less time)")
     fast.add_argument(
         "--guidance-interval", metavar="START:END", default="0:1", help="guidance only in this share of the steps, such as 0.1:0.8"
@@ -117,8 +120,11 @@ def _infer(options: argparse.Namespace) -> None:
 
         make_scheduler(options.sampler)  # an unknown name is refused before anything heavy
     if options.prompts is None:
-        for path in Painter(options).draw(requests):
+        painter = Painter(options)
+        for path in painter.draw(requests):
             print(path)
+        if options.stages:
+            painter.stages.show()
         return
     waiting = missing(requests)
     parts = [waiting[start : start + options.batch] for start in range(0, len(waiting), options.batch)]
@@ -155,7 +161,10 @@ class Painter:
     def __init__(self, options: argparse.Namespace) -> None:
         from ..drawing import Settings
 
+        self.stages = Stages()
         quiet()
+        import_module("bdm.pipeline")
+        self.stages.end("imports")
         self.pipe = _pipeline(options)
         control_images = _attach_plugins(self.pipe, options)
         guidance = default_guidance(options.model) if options.guidance is None else options.guidance
@@ -163,16 +172,24 @@ class Painter:
             str(options.model), options.steps, guidance, options.sampler, options.branch_scale, options.width, options.height,
             options.clip_skip, options.enlarge, control_images, _approximation(options),
         )  # fmt: skip
+        self._prepared = False
+        self.stages.end("model")
 
     def draw(self, requests: list[Any]) -> list[Path]:
         """Draw pictures together, with the pipeline's own bar; returns their files."""
         from ..drawing import draw_requests
 
-        return draw_requests(self.pipe, requests, self.settings)
+        paths = draw_requests(self.pipe, requests, self.settings)
+        self.stages.end("pictures")
+        return paths
 
     def run(self, requests: list[Any]) -> int:
         """Draw one of many parts of a file; returns how many pictures it had."""
-        self.pipe.set_progress_bar_config(disable=True)
+        if not self._prepared:
+            self._prepared = True
+            self.pipe.set_progress_bar_config(disable=True)
+            if self.pipe.device.type == "cpu":  # on a GPU that compiles, for longer than many files take
+                self.pipe.optimize(height=self.settings.height, width=self.settings.width, count=len(requests))
         return len(self.draw(requests))
 
 

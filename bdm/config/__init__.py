@@ -4,9 +4,11 @@ from .data import DataConfig as DataConfig
 from .data import PicturesConfig as PicturesConfig
 from .measure import BENCHES as BENCHES
 from .measure import BenchConfig as BenchConfig
+from .measure import BenchDrawConfig as BenchDrawConfig
 from .measure import BenchInferConfig as BenchInferConfig
 from .measure import BenchLoadConfig as BenchLoadConfig
 from .measure import BenchModelConfig as BenchModelConfig
+from .measure import BenchScaleConfig as BenchScaleConfig
 from .measure import BenchTrainConfig as BenchTrainConfig
 from .measure import EvaluateConfig as EvaluateConfig
 from .measure import ModeConfig as ModeConfig

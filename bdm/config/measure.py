@@ -82,14 +82,26 @@ class BenchModelConfig(BenchConfig):
     batch: PositiveInt = 1
 
 
-class BenchInferConfig(BenchModelConfig):
-    """Guided drawing, beside diffusers' UNet and ControlNet on the doubled batch (see ``bdm.bench.infer``)."""
+class BenchDrawConfig(BenchModelConfig):
+    """What is drawn beside diffusers' UNet and ControlNet on the doubled batch."""
 
-    kind: Literal["infer"]
     peers: tuple[Literal["diffusers", "diffusers compiled", "bdm unprepared"], ...] = ("diffusers", "bdm unprepared")
     steps: PositiveInt = 1
     guidance: Annotated[float, Field(gt=1)] = 7.5
     decode: bool = False
+
+
+class BenchInferConfig(BenchDrawConfig):
+    """Guided drawing, beside a peer (see ``bdm.bench.infer``)."""
+
+    kind: Literal["infer"]
+
+
+class BenchScaleConfig(BenchDrawConfig):
+    """The same with several numbers of pictures at once (see ``bdm.bench.scale``); ``batch`` is not used."""
+
+    kind: Literal["scale"]
+    batches: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32, 64)
 
 
 class BenchTrainConfig(BenchModelConfig):
@@ -111,4 +123,9 @@ class BenchLoadConfig(BenchConfig):
 
 
 #: The configuration of each ``bdm bench`` command.
-BENCHES: dict[str, type[BenchConfig]] = {"infer": BenchInferConfig, "train": BenchTrainConfig, "load": BenchLoadConfig}
+BENCHES: dict[str, type[BenchConfig]] = {
+    "infer": BenchInferConfig,
+    "scale": BenchScaleConfig,
+    "train": BenchTrainConfig,
+    "load": BenchLoadConfig,
+}
