@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,36 @@ from torch.utils.flop_counter import flop_registry
 aten = torch.ops.aten
 
 
-#: Normalisations run in float32 under CUDA's autocast and in half precision under the CPU's.
-_FLOAT32_ON_GPUS = (nn.functional.group_norm, nn.functional.layer_norm, torch.group_norm, torch.layer_norm)
+@contextmanager
+def normalisations_in_float32() -> Iterator[None]:
+    """Inside the ``with`` block, mixed precision spares the normalisations as under CUDA's autocast; the CPU's does not.
+
+    The functions are replaced, because modes for functions are off in the backward pass, where checkpoints run them again.
+    """
+
+    def spared(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def norm(*args: Any, **kwargs: Any) -> Any:
+            if torch.is_autocast_enabled("cpu"):
+                args, kwargs = (tree_map_only(Tensor, lambda x: x.float(), part) for part in (args, kwargs))
+            return plain(*args, **kwargs)
+
+        return norm
+
+    with ExitStack() as stack:
+        for name in ("group_norm", "layer_norm"):
+            plain = getattr(nn.functional, name)
+            stack.callback(setattr, nn.functional, name, plain)
+            setattr(nn.functional, name, spared(plain))
+        yield
 
 
-class GpuHabits(TorchFunctionMode):
-    """What a GPU does otherwise than the CPU whose kernels' shapes are used: mixed precision spares the normalisations."""
+class BlankNumpy(TorchFunctionMode):
+    """Turns shadows into blank arrays."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        named: dict[str, Any] = kwargs or {}
-        if func in _FLOAT32_ON_GPUS and torch.is_autocast_enabled("cpu"):
-            args, named = (tree_map_only(Tensor, lambda x: x.float(), part) for part in (args, named))
         if func is Tensor.numpy and isinstance(args[0], FakeTensor):
             return np.zeros(args[0].shape, str(args[0].dtype).removeprefix("torch."))
-        return func(*args, **named)
+        return func(*args, **(kwargs or {}))
 
 
 class ShadowDevice(TorchDispatchMode):
@@ -67,7 +83,8 @@ class ShadowDevice(TorchDispatchMode):
 
     def __enter__(self) -> ShadowDevice:
         # Real tensors are the rule inside: the fake mode is only entered for operations that meet a shadow.
-        self._stack.enter_context(GpuHabits())
+        self._stack.enter_context(normalisations_in_float32())
+        self._stack.enter_context(BlankNumpy())
         super().__enter__()
         return self
 
