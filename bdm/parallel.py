@@ -168,7 +168,8 @@ class ZeroRedundancy(Replicas):
         state = {}
         for i, parameter in enumerate(parameters if steps else ()):
             moments = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
-            state[i] = gathered({"step": steps[0], **moments}, main)
+            # A step of its own for each: whoever takes one tensor up for all would count it up once for each.
+            state[i] = gathered({"step": steps[0].clone(), **moments}, main)
         (group,) = base.state_dict()["param_groups"]
         return {"state": state, "param_groups": [{**group, "params": list(range(len(parameters)))}]}
 
