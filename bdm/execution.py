@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from contextlib import ExitStack
 from typing import Any
 
@@ -32,6 +33,8 @@ class Execution:
         self.lines: list[str] = []
         self.seconds = 0.0
         self._stack = ExitStack()
+        # Not later than the process ends, while its modules are still there.
+        weakref.finalize(self, self._stack.close)
 
     def __str__(self) -> str:
         return "\n".join([*self.lines, f"ready after {self.seconds:.1f} s"])

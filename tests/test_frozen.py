@@ -59,7 +59,7 @@ def test_same_gradients_from_less_memory(checkpointing):
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-14)
     if not checkpointing:
         assert size < 0.8 * plain_size, size / plain_size
-    assert gradients(unet, branch)[0] > 0.99 * plain_size, "nothing stays behind"
+        assert gradients(unet, branch)[0] > 0.99 * plain_size, "nothing stays behind"
 
 
 def test_under_autocast():

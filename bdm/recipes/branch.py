@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,8 +61,10 @@ class BranchRecipe(DenoisingRecipe):
         else:
             self.branch = BranchModel.from_pretrained(branch, torch_dtype=torch.float32)
         self.bridge = Bridge(self.branch, share=False).attach(self.unet)
-        self._frugal = ExitStack()  # for as long as the recipe lives
-        self._frugal.enter_context(frugal_backward(self.unet))
+        frugal = ExitStack()
+        frugal.enter_context(frugal_backward(self.unet))
+        # Ends with the recipe, or with the process while its modules are still there.
+        weakref.finalize(self, frugal.close)
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
         dtype = DTYPES[frozen_dtype]
         empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)
