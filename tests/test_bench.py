@@ -126,7 +126,7 @@ def test_scaling_curve(tmp_path, capsys, monkeypatch):
             drawn.append((name, self.config.batch))
             return {OURS: 1.0, "diffusers": 3.0}[name] * self.config.batch
 
-        return Side(seconds, lambda: torch.zeros(1))
+        return Side(seconds, lambda: torch.ones(1))
 
     monkeypatch.setattr(InferBench, "side", side)
     settings = TINY | dict(out=tmp_path, kind="scale", batches=(1, 4), peers=("diffusers",))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,23 +86,35 @@ def hold(bench: Bench, config: BenchConfig, say: Callable[[str], None] = print) 
     names = (*bench.peers, OURS)
     memory = {name: bench.memory(name) for name in names}
     sides = {name: bench.side(name) for name in names}
-    error = _disagreement(sides, config.tolerance)
+    error = disagreement(sides, config.tolerance)
     say(f"results agree: max relative error {error:.1e}")
     for _ in range(config.warm_up):
         for side in sides.values():
             side.seconds()
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for pair in range(config.pairs):
-        # Who begins alternates, so that a machine that slows down favours nobody.
-        for name in names if pair % 2 == 0 else names[::-1]:
-            seconds[name].append(sides[name].seconds())
-        ratios = ", ".join(f"{peer} / {OURS} {seconds[peer][-1] / seconds[OURS][-1]:.3f}" for peer in bench.peers)
-        say(f"pair {pair + 1} of {config.pairs}: {ratios}")
+    for pair, runs in enumerate(take_turns(sides, config.pairs), 1):
+        for name, run in runs.items():
+            seconds[name].append(run)
+        say(
+            f"pair {pair} of {config.pairs}: " + ", ".join(f"{peer} / {OURS} {runs[peer] / runs[OURS]:.3f}" for peer in bench.peers)
+        )
     flops = {name: side.flops for name, side in sides.items()}
     return Outcome(seconds, flops, memory, error, convolution_rate(config) if any(flops.values()) else 0.0)
 
 
-def _disagreement(sides: dict[str, Side], tolerance: float) -> float:
+def take_turns(sides: Mapping[str, Side], pairs: int) -> Iterator[dict[str, float]]:
+    """Seconds of every side, round by round; who begins alternates, so that a machine that slows down favours nobody."""
+    names = list(sides)
+    for pair in range(pairs):
+        yield {name: sides[name].seconds() for name in (names if pair % 2 == 0 else names[::-1])}
+
+
+def disagreement(sides: Mapping[str, Side], tolerance: float) -> float:
+    """Largest difference of a side's result from the first one's, relative to its largest value.
+
+    Raises:
+        UserError: it is above ``tolerance``.
+    """
     reference, *others = (side.result().double() for side in sides.values())
     largest = 0.0
     for name, result in zip(list(sides)[1:], others, strict=True):

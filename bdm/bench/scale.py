@@ -9,27 +9,29 @@ from typing import Any
 from tqdm import tqdm
 
 from ..config import BenchScaleConfig
-from .contest import OURS, median_and_spread
+from .contest import OURS, disagreement, median_and_spread, take_turns
 from .infer import InferBench
 
 
 def run_scale(config: BenchScaleConfig) -> dict[str, Any]:
-    """Draw with every batch size, all sides in turn; print a table and a JSON line, and write both curves into ``config.out``."""
+    """Draw with every batch size, all sides in turn; print a table and a JSON line, and write the curves into ``config.out``.
+
+    Raises:
+        UserError: the sides' pictures differ by more than ``config.tolerance``.
+    """
     names = (*config.peers, OURS)
     seconds: dict[str, dict[int, float]] = {name: {} for name in names}
     with tqdm(total=len(config.batches) * config.pairs * len(names), desc="drawing", unit="call") as bar:
         for batch in config.batches:
             bench = InferBench(config.model_copy(update={"batch": batch}))
             sides = {name: bench.side(name, count=False) for name in names}
-            for side in sides.values():
-                side.seconds()
-            runs: dict[str, list[float]] = {name: [] for name in names}
-            for pair in range(config.pairs):
-                for name in names if pair % 2 == 0 else names[::-1]:
-                    runs[name].append(sides[name].seconds())
-                    bar.update()
+            disagreement(sides, config.tolerance)  # warms up, too
+            runs = []
+            for run in take_turns(sides, config.pairs):
+                runs.append(run)
+                bar.update(len(names))
             for name in names:
-                seconds[name][batch] = median_and_spread(runs[name])[0] / batch
+                seconds[name][batch] = median_and_spread([run[name] for run in runs])[0] / batch
     print(f"{'pictures at once':<17}" + "".join(f"{name + ', s each':>24}" for name in names) + f"{'ratio':>8}")
     for batch in config.batches:
         times = "".join(f"{seconds[name][batch]:>24.3f}" for name in names)

@@ -76,7 +76,9 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default=None, help="such as cuda, cuda:1, mps or cpu (default: the best there is)")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default=None, help="default: fp16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--stages", action="store_true", help="say at the end what the time went into, from the process's start")
+    parser.add_argument(
+        "--stages", action="store_true", help="prompts on the command line: what the time went into, from the start"
+    )
     fast = parser.add_argument_group("approximate modes (another picture in less time)")
     fast.add_argument(
         "--guidance-interval", metavar="START:END", default="0:1", help="guidance only in this share of the steps, such as 0.1:0.8"
