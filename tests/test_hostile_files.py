@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -21,7 +22,7 @@ from bdm.errors import UserError
 from bdm.formats.checkpoint import CONFIG_KEY, Parts, empty_part, load_controlnet, read_parts
 from bdm.formats.identify import describe_file, identify_source
 from bdm.formats.names import unet_to_original
-from bdm.weights import json_object, read_weights, read_weights_folder, refuse_not_finite
+from bdm.weights import is_finite, json_object, read_weights, read_weights_folder, refuse_not_finite
 
 
 class Call:
@@ -237,6 +238,24 @@ def test_weights_are_checked_without_a_copy_of_them():
     weights[-1] = float("inf")
     with pytest.raises(UserError, match="a holds NaN"):
         refuse_not_finite({"a": weights}, "x")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+@pytest.mark.parametrize("count", [1, 7, 100_003])
+def test_one_value_that_is_not_finite_is_found_wherever_it_lies(dtype, count):
+    largest = torch.finfo(dtype).max
+    weights = torch.full((count, 2), largest, dtype=torch.float64).to(dtype)[
+        :, :1
+    ]  # with gaps, and none may add up beyond the range
+    assert is_finite(weights)
+    for value in (math.nan, math.inf, -math.inf):
+        for place in {0, count // 2, count - 1}:
+            damaged = weights.clone()
+            damaged[place] = torch.tensor(value).to(dtype)  # the largest there is, where there is no infinity
+            assert is_finite(damaged) == bool(torch.isfinite(damaged.float()).all())
+            assert not is_finite(damaged) or (dtype == torch.float8_e4m3fn and math.isinf(value))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[1]", "{", "\ud800"])

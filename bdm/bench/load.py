@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,13 @@ class LoadBench(Bench):
 
     def __init__(self, config: BenchLoadConfig) -> None:
         self.config = config
-        self._folder = tempfile.TemporaryDirectory(prefix="bdm-bench-")
+        self._folder = Path(tempfile.mkdtemp(prefix="bdm-bench-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     @cached_property
     def file(self) -> Path:
         """The checkpoint that is read, written when it is first asked for."""
-        return write_model(self.config, Path(self._folder.name))
+        return write_model(self.config, self._folder)
 
     def side(self, name: str, count: bool = True) -> Side:
         return Side(lambda: self._run(name)["seconds"], lambda: torch.tensor(self._run(name)["sums"], dtype=torch.float64))

@@ -31,7 +31,7 @@ def loader(name: str, folder: Path, dtype: torch.dtype) -> Callable[[], Any]:
 
 
 def main() -> None:
-    """Load once, on the clock; then use every weight."""
+    """Load once, on the clock; then use every weight. The peak is what that takes beside the libraries."""
     name, folder, dtype = sys.argv[1:]
     clip_tokenizer()
     load = loader(name, Path(folder), getattr(torch, dtype))
@@ -50,7 +50,8 @@ def main() -> None:
     def parts() -> tuple[Any, ...]:
         return kept[0].unet, kept[0].vae, kept[0].text_encoder
 
-    figures["peak"] = peak_memory(run)
+    libraries = peak_memory(lambda: None)
+    figures["peak"] = peak_memory(run) - libraries
     figures["sums"] = [sum(p.detach().double().abs().sum().item() for p in part.parameters()) for part in parts()]
     print(json.dumps(figures))
 
