@@ -67,7 +67,7 @@ class Execution:
         size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)  # pyright: ignore
         self._stack.enter_context(prepared_layers(*networks))
         if layers:
-            self.lines.append(f"packed {len(layers)} layers ({size / 2**30:.2f} GiB) in the form oneDNN computes with")
+            self.lines.append(f"put {len(layers)} layers ({size / 2**30:.2f} GiB) into the form in which the CPU computes")
             self.lines.append("folded enlargements and their convolutions")
         else:
             self.lines.append("nothing to do: oneDNN packs single precision that is not offloaded")

@@ -21,9 +21,8 @@ from torch.nn import functional
 from .sharing import TEXT_PROJECTIONS
 
 HOOK_NAME = "bdm.packing"
-#: Fewer weights gain nothing: of a convolution, of one of single pixels, of a linear layer (if it has more than a few rows to
-#: multiply).
-LEAST_CONVOLUTION, LEAST_PIXELWISE, LEAST_LINEAR, LEAST_ROWS = 10_000, 100_000, 1_000_000, 16
+#: Fewer weights gain nothing by being packed: of a convolution, of a linear layer (if it has more than a few rows to multiply).
+LEAST_CONVOLUTION, LEAST_LINEAR, LEAST_ROWS = 10_000, 1_000_000, 16
 
 #: A convolution's padding, stride, dilation and groups.
 ConvolutionSettings = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
@@ -54,45 +53,64 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, settings: Convoluti
 
 
 class PackedLayer(ModelHook):
-    """Runs a convolution or a linear layer on its packed weight; the module's parameter is empty meanwhile."""
+    """Runs a convolution or a linear layer on its packed weight; the module's parameter is empty meanwhile.
+
+    A convolution of single pixels is a linear layer of their channels. Without enough weights to gain by packing it multiplies by
+    the weight as it is, which is still several times as fast as calling oneDNN for few pixels.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._packed: Tensor | None = None
-        self._strides: tuple[int, ...] = ()
+        self._shape, self._strides = torch.Size(), ()
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The layer's result, packing its weight first if that has not been done; as it is where that is not possible."""
         layer: Any = module
         x = args[0] if args else kwargs["input"]
-        linear = isinstance(layer, nn.Linear)
-        fits = x.numel() >= LEAST_ROWS * layer.in_features if linear else x.ndim == 4
-        if not can_compute_packed(x) or not (fits or self._packed is not None):
-            self.unpack(layer)
-            plain: Any = self.fn_ref.original_forward
-            return plain(x)
+        if can_compute_packed(x):
+            if isinstance(layer, nn.Linear):
+                return self._multiply(layer, x)
+            if x.ndim == 4 and _is_pixelwise(layer):
+                x = x.contiguous(memory_format=torch.channels_last).movedim(1, -1)
+                return self._multiply(layer, x).movedim(-1, 1)
+            if x.ndim == 4:
+                return self._convolve(layer, x)
+        self.unpack(layer)
+        plain: Any = self.fn_ref.original_forward
+        return plain(x)
+
+    def _convolve(self, layer: Any, x: Tensor) -> Tensor:
         if self._packed is None:
-            self._pack(layer, x)
-        if linear:
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, layer.bias, "none", [], "")
+            self._pack(layer, pack_kernel(layer.weight.data, _settings(layer), x.shape))
         return convolve(x, self._packed, layer.bias, _settings(layer))  # pyright: ignore[reportArgumentType]
 
-    def _pack(self, layer: Any, x: Tensor) -> None:
+    def _multiply(self, layer: Any, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if self._packed is None:
+            weight = layer.weight.data.flatten(1)
+            if rows < LEAST_ROWS or weight.numel() < LEAST_LINEAR:
+                return functional.linear(x, weight, layer.bias)
+            self._pack(layer, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows))
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, layer.bias, "none", [], "")
+
+    def _pack(self, layer: Any, packed: Tensor) -> None:
         weight = layer.weight.data
-        if isinstance(layer, nn.Linear):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), x.numel() // layer.in_features)
-        else:
-            self._packed = pack_kernel(weight, _settings(layer), x.shape)
-        self._strides = weight.stride()
+        self._packed, self._shape, self._strides = packed, weight.shape, weight.stride()
         layer.weight.data = weight.new_empty(0)
 
     def unpack(self, layer: Any) -> None:
         """Give the parameter its weight back, bit for bit and in its memory layout, wherever the model has been moved meanwhile."""
         if self._packed is not None:
-            dense = self._packed.to_dense()
+            dense = self._packed.to_dense().view(self._shape)
             if dense.stride() != self._strides:
                 dense = dense.new_empty_strided(dense.shape, self._strides).copy_(dense)
             layer.weight.data, self._packed = dense.to(layer.weight), None
+
+
+def _is_pixelwise(layer: nn.Module) -> bool:
+    settings = ((0, 0), (1, 1), (1, 1), 1)
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and _settings(layer) == settings
 
 
 def _settings(convolution: nn.Conv2d) -> ConvolutionSettings:
@@ -107,7 +125,7 @@ def packable(model: nn.Module) -> list[nn.Module]:
 
 def _gains(name: str, module: nn.Module) -> bool:
     if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        least = LEAST_PIXELWISE if module.kernel_size == (1, 1) else LEAST_CONVOLUTION
+        least = 0 if _is_pixelwise(module) else LEAST_CONVOLUTION
     elif type(module) is nn.Linear and not name.endswith(TEXT_PROJECTIONS):  # those are computed once for a text
         least = LEAST_LINEAR
     else:

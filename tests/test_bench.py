@@ -135,7 +135,7 @@ def test_scaling_curve(tmp_path, capsys, monkeypatch):
     assert figures["seconds_per_picture"] == {"diffusers": {"1": 3.0, "4": 3.0}, OURS: {"1": 1.0, "4": 1.0}}
     assert figures["ratio"] == {"1": 3.0, "4": 3.0}
     assert {(name, batch) for name, batch in drawn} == {(name, batch) for name in ("diffusers", OURS) for batch in (1, 4)}
-    assert (tmp_path / "scale.png").stat().st_size > 5000
+    assert (tmp_path / "bench.png").stat().st_size > 5000
 
 
 @pytest.mark.slow

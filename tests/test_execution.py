@@ -10,7 +10,7 @@ from bdm.execution import compilable
 
 @pytest.fixture(autouse=True)
 def _small_layers_too(monkeypatch):
-    for least in ("LEAST_CONVOLUTION", "LEAST_PIXELWISE", "LEAST_LINEAR", "LEAST_ROWS"):
+    for least in ("LEAST_CONVOLUTION", "LEAST_LINEAR", "LEAST_ROWS"):
         monkeypatch.setattr(packing, least, 1)
 
 
@@ -28,7 +28,7 @@ def weights(pipe):
 def test_same_pictures_and_nothing_left_behind(pipe):
     before, plain = weights(pipe), draw(pipe, share=False)
     done = pipe.optimize()
-    assert "packed" in str(done)
+    assert "layers" in str(done)
     assert done.seconds > 0
     empty = [name for name, value in weights(pipe).items() if not value.numel()]
     assert len(empty) > 100, "packed before the first picture"

@@ -16,7 +16,9 @@ def layer():
 LAYERS = {
     "strided": (nn.Conv2d(48, 32, 3, padding=1, stride=2), (2, 48, 8, 8), (1, 48, 5, 7)),
     "channels last": (nn.Conv2d(48, 32, 3).to(memory_format=torch.channels_last), (2, 48, 8, 8), (1, 48, 5, 7)),
-    "pixelwise": (nn.Conv2d(320, 320, 1), (2, 320, 4, 4), (1, 320, 1, 3)),
+    "pixelwise": (nn.Conv2d(1000, 1024, 1), (2, 1000, 4, 4), (1, 1000, 1, 3)),
+    "pixelwise, channels last": (nn.Conv2d(1024, 1000, 1).to(memory_format=torch.channels_last), (2, 1024, 4, 4), (1, 1024, 9, 3)),
+    "pixelwise, strided": (nn.Conv2d(320, 320, 1, stride=2, bias=False), (2, 320, 4, 4), (1, 320, 1, 3)),
     "groups, no bias": (nn.Conv2d(64, 64, 3, groups=2, bias=False), (2, 64, 4, 4), (1, 64, 3, 9)),
     "linear": (nn.Linear(1000, 1024), (2, 16, 1000), (40, 1000)),
     "linear, no bias": (nn.Linear(1024, 1000, bias=False), (1, 3, 16, 1024), (20, 1024)),
@@ -42,6 +44,16 @@ def test_same_result_and_weights_restored_bit_for_bit(name):
     assert layer.weight is parameter
     assert torch.equal(layer.weight, before)
     assert layer.weight.stride() == strides
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_weights_of_single_pixels_are_multiplied_as_they_are(bias):
+    layer, x = nn.Conv2d(24, 40, 1, bias=bias), torch.randn(2, 24, 5, 3)
+    with torch.no_grad():
+        plain = layer(x)
+        with packed_layers(layer):
+            torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)
+            assert layer.weight.shape == (40, 24, 1, 1)
 
 
 def test_an_error_inside_leaves_the_weights(layer):
@@ -104,7 +116,7 @@ def test_a_block_within_a_block_leaves_the_outer_ones_weights_packed(layer, monk
 
 def test_what_gains_nothing_or_cannot_is_left_alone():
     others = [
-        nn.Conv2d(4, 48, 3), nn.Conv2d(48, 48, 1), nn.Linear(64, 64), nn.Conv2d(48, 48, 3, padding="same"),
+        nn.Conv2d(4, 48, 3), nn.Linear(64, 64), nn.Conv2d(48, 48, 3, padding="same"),
         nn.Conv2d(48, 48, 3, device="meta"),
         nn.Conv2d(48, 48, 3, padding=1, padding_mode="reflect"), nn.Conv2d(48, 48, 3).double(), nn.ConvTranspose2d(48, 48, 3),
     ]  # fmt: skip

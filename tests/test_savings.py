@@ -22,7 +22,7 @@ MIXED = dict(prompt=["龙", "红灯笼"], prompt_en=["", "a cat, mood"], num_ima
 @pytest.fixture(autouse=True)
 def _small_layers_too(monkeypatch):
     monkeypatch.setattr(folding, "LEAST_FLOPS", 0)
-    for least in ("LEAST_CONVOLUTION", "LEAST_PIXELWISE", "LEAST_LINEAR", "LEAST_ROWS"):
+    for least in ("LEAST_CONVOLUTION", "LEAST_LINEAR", "LEAST_ROWS"):
         monkeypatch.setattr(packing, least, 1)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +21,7 @@ def prepare(settings: Mapping[str, Any]) -> Bench:
 
 def build_bench(config: BenchConfig) -> Bench:
     """The comparison that a configuration describes, with its number of threads set."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config)
     match config:
         case BenchInferConfig():
             from .infer import InferBench
@@ -37,19 +38,28 @@ def build_bench(config: BenchConfig) -> Bench:
     raise AssertionError(type(config))
 
 
+def set_threads(config: BenchConfig) -> None:
+    """Take as many threads as the configuration says, if it does."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
 def run_bench(config: BenchConfig) -> dict[str, Any]:
     """Hold the comparison, print its table and JSON line, and write ``bench.json`` and ``bench.png`` into ``config.out``."""
     if isinstance(config, BenchScaleConfig):
-        from .scale import run_scale
+        from . import scale
 
-        return run_scale(config)
-    bench = build_bench(config)
-    outcome = hold(bench, config)
-    print(table(outcome))
-    figures = summary(bench, outcome)
+        set_threads(config)
+        curves = scale.measure(config)
+        text, figures, draw = scale.table(curves), scale.summary(curves), partial(scale.draw_curves, curves)
+    else:
+        bench = build_bench(config)
+        outcome = hold(bench, config)
+        text, figures, draw = table(outcome), summary(bench, outcome), partial(draw_chart, outcome)
+    print(text)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "bench.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    draw_chart(outcome, config.out / "bench.png")
+    draw(config.out / "bench.png")
     print(config.out / "bench.png")
     print(json.dumps(figures))
     return figures
@@ -88,7 +98,7 @@ def summary(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def draw_chart(outcome: Outcome, path: Any) -> None:
+def draw_chart(outcome: Outcome, path: Path) -> None:
     """Bars of time (with spread) and peak memory, a side each."""
     from matplotlib.figure import Figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,18 @@ from ..config import BenchScaleConfig
 from .contest import OURS, disagreement, median_and_spread, take_turns
 from .infer import InferBench
 
+#: Seconds a picture by the number of pictures drawn at once, for each side.
+Curves = dict[str, dict[int, float]]
 
-def run_scale(config: BenchScaleConfig) -> dict[str, Any]:
-    """Draw with every batch size, all sides in turn; print a table and a JSON line, and write the curves into ``config.out``.
+
+def measure(config: BenchScaleConfig) -> Curves:
+    """Draw with every batch size, all sides in turn; gives the median.
 
     Raises:
         UserError: the sides' pictures differ by more than ``config.tolerance``.
     """
     names = (*config.peers, OURS)
-    seconds: dict[str, dict[int, float]] = {name: {} for name in names}
+    curves: Curves = {name: {} for name in names}
     with tqdm(total=len(config.batches) * config.pairs * len(names), desc="drawing", unit="call") as bar:
         for batch in config.batches:
             bench = InferBench(config.model_copy(update={"batch": batch}))
@@ -31,30 +33,39 @@ def run_scale(config: BenchScaleConfig) -> dict[str, Any]:
                 runs.append(run)
                 bar.update(len(names))
             for name in names:
-                seconds[name][batch] = median_and_spread([run[name] for run in runs])[0] / batch
-    print(f"{'pictures at once':<17}" + "".join(f"{name + ', s each':>24}" for name in names) + f"{'ratio':>8}")
-    for batch in config.batches:
-        times = "".join(f"{seconds[name][batch]:>24.3f}" for name in names)
-        print(f"{batch:<17}{times}{seconds[names[0]][batch] / seconds[OURS][batch]:>8.2f}")
-    figures = {
-        "seconds_per_picture": {name: {str(k): round(v, 4) for k, v in curve.items()} for name, curve in seconds.items()},
-        "ratio": {str(k): round(seconds[names[0]][k] / seconds[OURS][k], 4) for k in config.batches},
+                curves[name][batch] = median_and_spread([run[name] for run in runs])[0] / batch
+    return curves
+
+
+def ratios(curves: Curves) -> dict[int, float]:
+    """The first peer's time over ours, by batch size."""
+    peer = next(iter(curves.values()))
+    return {batch: peer[batch] / ours for batch, ours in curves[OURS].items()}
+
+
+def table(curves: Curves) -> str:
+    """A line for each batch size: seconds a picture for each side, and the ratio."""
+    lines = [f"{'pictures at once':<17}" + "".join(f"{name + ', s each':>24}" for name in curves) + f"{'ratio':>8}"]
+    for batch, ratio in ratios(curves).items():
+        lines.append(f"{batch:<17}" + "".join(f"{curve[batch]:>24.3f}" for curve in curves.values()) + f"{ratio:>8.2f}")
+    return "\n".join(lines)
+
+
+def summary(curves: Curves) -> dict[str, Any]:
+    """The figures of the JSON line."""
+    return {
+        "seconds_per_picture": {name: {str(k): round(v, 4) for k, v in curve.items()} for name, curve in curves.items()},
+        "ratio": {str(batch): round(ratio, 4) for batch, ratio in ratios(curves).items()},
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "scale.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    draw_curves(seconds, config.out / "scale.png")
-    print(config.out / "scale.png")
-    print(json.dumps(figures))
-    return figures
 
 
-def draw_curves(seconds: dict[str, dict[int, float]], path: Path) -> None:
+def draw_curves(curves: Curves, path: Path) -> None:
     """Pictures per second by batch size, a curve each."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for name, curve in seconds.items():
+    for name, curve in curves.items():
         axes.plot(list(curve), [1 / value for value in curve.values()], "o-", label=name)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("pictures at once")

@@ -174,7 +174,7 @@ class Painter:
             str(options.model), options.steps, guidance, options.sampler, options.branch_scale, options.width, options.height,
             options.clip_skip, options.enlarge, control_images, _approximation(options),
         )  # fmt: skip
-        self._prepared = False
+        self._parts = 0
         self.stages.end("model")
 
     def draw(self, requests: list[Any]) -> list[Path]:
@@ -187,11 +187,11 @@ class Painter:
 
     def run(self, requests: list[Any]) -> int:
         """Draw one of many parts of a file; returns how many pictures it had."""
-        if not self._prepared:
-            self._prepared = True
-            self.pipe.set_progress_bar_config(disable=True)
-            if self.pipe.device.type == "cpu":  # on a GPU that compiles, for longer than many files take
-                self.pipe.optimize(height=self.settings.height, width=self.settings.width, count=len(requests))
+        self._parts += 1
+        self.pipe.set_progress_bar_config(disable=True)
+        # One part alone gains nothing; on a GPU it compiles, for longer than many files take.
+        if self._parts == 2 and self.pipe.device.type == "cpu":
+            self.pipe.optimize(height=self.settings.height, width=self.settings.width, count=len(requests))
         return len(self.draw(requests))
 
 
