@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 
+from bdm import folding
 from bdm.bench.contest import OURS, Bench, Outcome, Side, count_flops, hold, relative_error
+from bdm.bench.decode import DecodeBench
 from bdm.bench.infer import InferBench
 from bdm.bench.memory import peak_memory
 from bdm.bench.run import run_bench, summary, table
 from bdm.bench.train import TrainBench
-from bdm.config import BenchConfig, BenchInferConfig, BenchScaleConfig, BenchTrainConfig
+from bdm.config import BenchConfig, BenchDecodeConfig, BenchInferConfig, BenchScaleConfig, BenchTrainConfig
 from bdm.errors import UserError
 
 TINY = dict(
@@ -79,6 +81,18 @@ def test_guided_drawing_equals_the_peer_with_less_work():
         torch.testing.assert_close(side.result(), peer.result(), rtol=0, atol=1e-10)
     assert ours.flops == unprepared.flops < peer.flops
     assert peer.seconds() > 0
+
+
+def test_decoding_equals_the_peer_with_less_work(monkeypatch):
+    monkeypatch.setattr(folding, "LEAST_FLOPS", 0)
+    bench = DecodeBench(BenchDecodeConfig(kind="decode", **TINY))
+    ours, peer = bench.side(OURS), bench.side("diffusers")
+    torch.testing.assert_close(ours.result(), peer.result(), rtol=0, atol=1e-12)
+    enlarged = [block.upsamplers[0].conv for block in bench.vae.decoder.up_blocks if block.upsamplers]
+    # Of 36 products for a pixel before it is enlarged and a pair of channels, 20 are spared.
+    pixels = [(8 * 2**i) ** 2 for i in range(len(enlarged))]
+    spared = sum(2 * 20 * n * conv.in_channels * conv.out_channels for n, conv in zip(pixels, enlarged, strict=True))
+    assert 0.95 < (peer.flops - ours.flops) / spared <= 1.0, "folding the kernels is counted too"
 
 
 def test_training_step_gives_the_peers_gradient():

@@ -40,11 +40,10 @@ class Networks:
 def build_networks(config: BenchModelConfig) -> Networks:
     """The configured networks, frozen. A branch that is random or missing gets zero convolutions that are not zero."""
     torch.manual_seed(config.seed)
-    dtype, device = getattr(torch, config.dtype), torch.device(config.device)
     if config.model is None:
         sizes: dict[str, Any] = {**UNET, "sample_size": config.latents, **config.unet}
         unet = UNet2DConditionModel(**sizes).requires_grad_(False)
-        vae = AutoencoderKL(**VAE | config.vae).requires_grad_(False)
+        vae = AutoencoderKL(**VAE | config.vae)
         networks = Networks(unet, random_branch(unet, config.native_width), vae, DDIMScheduler(**SD15_SCHEDULE))
     else:
         stock = load_backbone(config.model)
@@ -55,8 +54,18 @@ def build_networks(config: BenchModelConfig) -> Networks:
         )  # fmt: skip
     for part in (networks.unet, networks.branch, networks.vae, networks.text_encoder, networks.native_text_encoder):
         if part is not None:
-            nn.Module.to(part.eval().requires_grad_(False), device, dtype)
+            _freeze(part, config)
     return networks
+
+
+def build_vae(config: BenchModelConfig) -> Any:
+    """The configured VAE alone, frozen."""
+    torch.manual_seed(config.seed)
+    return _freeze(AutoencoderKL(**VAE | config.vae) if config.model is None else load_backbone(config.model).vae, config)
+
+
+def _freeze(part: nn.Module, config: BenchModelConfig) -> nn.Module:
+    return nn.Module.to(part.eval().requires_grad_(False), torch.device(config.device), getattr(torch, config.dtype))
 
 
 def _folder_branch(folder: Path, unet: Any, width: int) -> BranchModel:

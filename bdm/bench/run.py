@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..config import BENCHES, BenchConfig, BenchInferConfig, BenchLoadConfig, BenchScaleConfig, BenchTrainConfig
+from ..config import BENCHES, BenchConfig, BenchDecodeConfig, BenchInferConfig, BenchLoadConfig, BenchScaleConfig, BenchTrainConfig
 from .contest import OURS, Bench, Outcome, hold, median_and_spread
 
 
@@ -27,6 +27,10 @@ def build_bench(config: BenchConfig) -> Bench:
             from .infer import InferBench
 
             return InferBench(config)
+        case BenchDecodeConfig():
+            from .decode import DecodeBench
+
+            return DecodeBench(config)
         case BenchTrainConfig():
             from .train import TrainBench
 

@@ -15,7 +15,7 @@ def add_commands(commands: Any) -> None:
     evaluate.set_defaults(run=_evaluate)
 
     bench = commands.add_parser("bench", help="measure us beside a peer: time, memory, operations, equal results")
-    bench.add_argument("kind", choices=("infer", "scale", "train", "load"))
+    bench.add_argument("kind", choices=("infer", "decode", "scale", "train", "load"))
     bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")
     bench.add_argument("overrides", nargs="*", metavar="key=value")
     bench.set_defaults(run=_bench)

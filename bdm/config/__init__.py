@@ -4,6 +4,7 @@ from .data import DataConfig as DataConfig
 from .data import PicturesConfig as PicturesConfig
 from .measure import BENCHES as BENCHES
 from .measure import BenchConfig as BenchConfig
+from .measure import BenchDecodeConfig as BenchDecodeConfig
 from .measure import BenchDrawConfig as BenchDrawConfig
 from .measure import BenchInferConfig as BenchInferConfig
 from .measure import BenchLoadConfig as BenchLoadConfig

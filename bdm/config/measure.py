@@ -104,6 +104,12 @@ class BenchScaleConfig(BenchDrawConfig):
     batches: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32, 64)
 
 
+class BenchDecodeConfig(BenchModelConfig):
+    """Latents to pictures, beside diffusers (see ``bdm.bench.decode``)."""
+
+    kind: Literal["decode"]
+
+
 class BenchTrainConfig(BenchModelConfig):
     """A training step from cached moments and text, beside diffusers' ControlNet recipe (see ``bdm.bench.train``)."""
 
@@ -126,6 +132,7 @@ class BenchLoadConfig(BenchConfig):
 BENCHES: dict[str, type[BenchConfig]] = {
     "infer": BenchInferConfig,
     "scale": BenchScaleConfig,
+    "decode": BenchDecodeConfig,
     "train": BenchTrainConfig,
     "load": BenchLoadConfig,
 }

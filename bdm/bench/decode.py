@@ -1,0 +1,46 @@
+"""Decoding latents into pictures: the VAE as a call of ours runs it beside the VAE as it is."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbone import decode_latents
+from ..config import BenchDecodeConfig
+from ..folding import prepared_layers
+from .contest import OURS, Bench, Side, count_flops, run_apart, stopwatch
+from .networks import build_vae
+
+
+class DecodeBench(Bench):
+    """The same VAE and latents on both sides. Our time includes preparing its layers and giving them back."""
+
+    peers = ("diffusers",)
+
+    def __init__(self, config: BenchDecodeConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def vae(self) -> Any:
+        """The VAE that both sides decode with."""
+        return build_vae(self.config)
+
+    def side(self, name: str, count: bool = True) -> Side:
+        draw = self._ours if name == OURS else self._plain
+        return Side(lambda: stopwatch(draw), draw, count_flops(draw) if count else 0)
+
+    def memory(self, name: str) -> int:
+        return run_apart("bdm.bench.apart", name, self.config.model_dump_json())["peak"]
+
+    def _ours(self) -> Tensor:
+        with prepared_layers(self.vae):
+            return self._plain()
+
+    @torch.no_grad()
+    def _plain(self) -> Tensor:
+        shape = (self.config.batch, self.vae.config["latent_channels"], self.config.latents, self.config.latents)
+        latents = torch.randn(shape, generator=torch.Generator().manual_seed(self.config.seed))
+        return decode_latents(self.vae, latents.to(self.vae.device, self.vae.dtype))
