@@ -82,11 +82,19 @@ class FoldedUpsampling(ModelHook):
                 shape = torch.Size((*x.shape[:2], x.shape[2] + 1, x.shape[3] + 1))
                 kernels = [pack_kernel(kernel, _SETTINGS, shape) for kernel in kernels]
             self._folded = (Snapshot([weight]), kernels)
-        return enlarge_and_convolve(x, self._folded[1], convolution.bias)  # pyright: ignore[reportOptionalMemberAccess]
+        return self.compute(x, self._folded[1], convolution.bias)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def may_compute(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether folded kernels do all that is asked for: nothing that autograd records."""
+        return not torch.is_grad_enabled()
+
+    def compute(self, x: Tensor, kernels: list[Tensor], bias: Tensor | None) -> Tensor:
+        """The folded result (see ``enlarge_and_convolve``)."""
+        return enlarge_and_convolve(x, kernels, bias)
 
     def _fits(self, module: Any, convolution: Any, x: Tensor) -> bool:
         """A plain enlargement by two before a plain 3x3 convolution on the CPU, where folding was measured to be faster."""
-        if type(convolution) is not nn.Conv2d or module.norm is not None or not module.interpolate or torch.is_grad_enabled():
+        if type(convolution) is not nn.Conv2d or module.norm is not None or not module.interpolate:
             return False
         plain = (convolution.kernel_size, convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
         if plain != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or convolution.padding_mode != "zeros":
@@ -96,7 +104,7 @@ class FoldedUpsampling(ModelHook):
         exact = weight.device.type == "cpu" and weight.dtype == x.dtype in (torch.float32, torch.float64)
         hooked = hasattr(convolution, "_hf_hook") or convolution._forward_hooks or convolution._forward_pre_hooks
         work = 2 * weight.numel() * 4 * x.shape[0] * x.shape[-2] * x.shape[-1]
-        return exact and not hooked and not weight.is_inference() and work >= LEAST_FLOPS
+        return exact and not hooked and not weight.is_inference() and work >= LEAST_FLOPS and self.may_compute(x, weight)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import pytest
 import torch
 from conftest import NATIVE_DIM, make_branch, make_unet
 
+from bdm import folding
+from bdm.bench.contest import count_flops
 from bdm.bridge import Bridge, NativeCondition
 from bdm.frozen import frugal_backward
 
@@ -60,6 +62,25 @@ def test_same_gradients_from_less_memory(checkpointing):
     if not checkpointing:
         assert size < 0.8 * plain_size, size / plain_size
         assert gradients(unet, branch)[0] > 0.99 * plain_size, "nothing stays behind"
+
+
+def test_folded_enlargements_give_the_same_gradients_from_less_work(monkeypatch):
+    unet = make_unet().double()
+    branch = make_branch(unet).requires_grad_(True)
+    monkeypatch.setattr(folding, "LEAST_FLOPS", 0)
+    _, plain_loss, plain = gradients(unet, branch)
+    plain_flops = count_flops(lambda: gradients(unet, branch))
+    with frugal_backward(unet):
+        _, loss, found = gradients(unet, branch)
+        unet.up_blocks[0].upsamplers[0].conv.weight.requires_grad_(True)  # not folded, so that its gradient comes too
+        gradients(unet, branch)
+        unet.requires_grad_(False)
+        flops = count_flops(lambda: gradients(unet, branch))
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-12, atol=0)
+    assert unet.up_blocks[0].upsamplers[0].conv.weight.grad.abs().max() > 0
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-13)
+    assert flops < plain_flops
 
 
 def test_under_autocast():
