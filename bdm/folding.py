@@ -15,6 +15,7 @@ import torch
 from diffusers.hooks import ModelHook
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from .packing import ConvolutionSettings, can_compute_packed, convolve, hang_hook, pack_kernel, packed_layers
@@ -31,7 +32,14 @@ _SETTINGS: ConvolutionSettings = (0, 0), (1, 1), (1, 1), 1
 def fold_weight(weight: Tensor) -> list[Tensor]:
     """A 3x3 kernel (O, I, 3, 3) -> four 2x2 kernels, for output pixels (even, even), (even, odd), (odd, even), (odd, odd)."""
     rows = [torch.tensor(matrix).to(weight) for matrix in _FALLS_ON]
-    return [torch.einsum("ad,be,oide->oiab", rows[p], rows[q], weight).contiguous() for p in (0, 1) for q in (0, 1)]
+    kernels = [torch.einsum("ad,be,oide->oiab", rows[p], rows[q], weight) for p in (0, 1) for q in (0, 1)]
+    return [kernel.contiguous(memory_format=layout_of(weight)) for kernel in kernels]
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Whether a tensor of four axes has its channels last."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def enlarge_and_convolve(x: Tensor, kernels: list[Tensor], bias: Tensor | None) -> Tensor:
@@ -47,7 +55,7 @@ def enlarge_and_convolve(x: Tensor, kernels: list[Tensor], bias: Tensor | None) 
     """
     height, width = x.shape[-2:]
     padded = functional.pad(x, (1, 1, 1, 1))
-    layout = torch.channels_last if kernels[0].is_mkldnn else torch.contiguous_format
+    layout = torch.channels_last if kernels[0].is_mkldnn else layout_of(x)
     shape = (len(x), kernels[0].shape[0], 2 * height, 2 * width)
     result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     for i, kernel in enumerate(kernels):
@@ -84,7 +92,7 @@ class FoldedUpsampling(ModelHook):
             self._folded = (Snapshot([weight]), kernels)
         return self.compute(x, self._folded[1], convolution.bias)  # pyright: ignore[reportOptionalMemberAccess]
 
-    def may_compute(self, x: Tensor, weight: Tensor) -> bool:
+    def may_compute(self, x: Tensor, convolution: nn.Conv2d) -> bool:
         """Whether folded kernels do all that is asked for: nothing that autograd records."""
         return not torch.is_grad_enabled()
 
@@ -102,9 +110,11 @@ class FoldedUpsampling(ModelHook):
         weight = convolution.weight
         # Half precision would round the sums of weights; an offloaded weight is not here; a hook on the convolution must run.
         exact = weight.device.type == "cpu" and weight.dtype == x.dtype in (torch.float32, torch.float64)
+        if isinstance(weight, FakeTensor):  # a shape that stands for a GPU's weight (see ``bdm.plan``)
+            return False
         hooked = hasattr(convolution, "_hf_hook") or convolution._forward_hooks or convolution._forward_pre_hooks
         work = 2 * weight.numel() * 4 * x.shape[0] * x.shape[-2] * x.shape[-1]
-        return exact and not hooked and not weight.is_inference() and work >= LEAST_FLOPS and self.may_compute(x, weight)
+        return exact and not hooked and not weight.is_inference() and work >= LEAST_FLOPS and self.may_compute(x, convolution)
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 The branch learns through the backbone's frozen decoder. PyTorch keeps the input of every convolution there as if its weight were
 to be trained, and of a normalization with its activation three tensors of which one is enough. Here a frozen convolution keeps
 nothing but its weight, and a normalization with SiLU, or a gate with GELU, its input alone, from which it is worked out again:
-elementwise work, which costs little. On the CPU, enlargements run folded as in drawing (see ``bdm.folding``). Gradients are the
-same.
+elementwise work, which costs little. On the CPU, enlargements run folded as in drawing (see ``bdm.folding``), for which their
+folded kernels are kept as well. Gradients are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from .folding import FoldedUpsampling, enlarge_and_convolve
+from .folding import FoldedUpsampling, enlarge_and_convolve, layout_of
 from .packing import hang_hook
 
 HOOK_NAME = "bdm.frozen"
@@ -78,7 +78,8 @@ class _FoldedInputGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         kernels, gradient = ctx.saved_tensors, gradients[0]
         height, width = gradient.shape[-2] // 2, gradient.shape[-1] // 2
-        padded = gradient.new_zeros(len(gradient), kernels[0].shape[1], height + 2, width + 2)
+        shape = (len(gradient), kernels[0].shape[1], height + 2, width + 2)
+        padded = gradient.new_zeros(shape).contiguous(memory_format=layout_of(gradient))
         for i, kernel in enumerate(kernels):
             p, q = divmod(i, 2)
             window = padded[:, :, p : p + height + 1, q : q + width + 1]
@@ -89,9 +90,10 @@ class _FoldedInputGradient(torch.autograd.Function):
 class FrozenUpsampling(FoldedUpsampling):
     """Runs a frozen enlargement folded in training, with nothing of its input kept."""
 
-    def may_compute(self, x: Tensor, weight: Tensor) -> bool:
+    def may_compute(self, x: Tensor, convolution: nn.Conv2d) -> bool:
         """Whether nothing but the input's gradient is wanted, in the precision that the weight has."""
-        return _keeps_too_much(x) and not weight.requires_grad and not torch.is_autocast_enabled(x.device.type)
+        frozen = not any(p.requires_grad for p in convolution.parameters())
+        return _keeps_too_much(x) and frozen and not torch.is_autocast_enabled(x.device.type)
 
     def compute(self, x: Tensor, kernels: list[Tensor], bias: Tensor | None) -> Tensor:
         """The folded result (see ``bdm.folding.enlarge_and_convolve``)."""

@@ -307,9 +307,9 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether weights hold neither NaN nor infinity."""
     if not tensor.is_floating_point():
         return True
-    if tensor.element_size() == 1:  # no kernel compares 8-bit floats; half precision holds them all
-        tensor = tensor.half()
-    # NaN is passed on by both, infinity is one of them: one pass at memory's speed, and nothing is copied.
+    if tensor.element_size() == 1:  # no kernel compares 8-bit floats; this holds them all
+        tensor = tensor.bfloat16()
+    # NaN is passed on by both, infinity is one of them: one pass at memory's speed.
     return all(math.isfinite(bound.item()) for bound in tensor.detach().aminmax()) if tensor.numel() else True
 
 

@@ -45,6 +45,11 @@ def gradients(unet, branch, autocast=False):
     return size, value.detach(), found
 
 
+@pytest.fixture
+def everything_folds(monkeypatch):
+    monkeypatch.setattr(folding, "LEAST_FLOPS", 0)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 def test_same_gradients_from_less_memory(checkpointing):
     unet = make_unet().double()
@@ -64,26 +69,38 @@ def test_same_gradients_from_less_memory(checkpointing):
         assert gradients(unet, branch)[0] > 0.99 * plain_size, "nothing stays behind"
 
 
-def test_folded_enlargements_give_the_same_gradients_from_less_work(monkeypatch):
+@pytest.mark.parametrize("change", ["", "checkpointing", "channels last"])
+def test_folded_enlargements_give_the_same_gradients_from_less_work(everything_folds, change):
     unet = make_unet().double()
     branch = make_branch(unet).requires_grad_(True)
-    monkeypatch.setattr(folding, "LEAST_FLOPS", 0)
+    if change == "checkpointing":
+        unet.enable_gradient_checkpointing()
+        unet.train()
+    if change == "channels last":
+        unet.to(memory_format=torch.channels_last)
+        branch.to(memory_format=torch.channels_last)
     _, plain_loss, plain = gradients(unet, branch)
     plain_flops = count_flops(lambda: gradients(unet, branch))
     with frugal_backward(unet):
         _, loss, found = gradients(unet, branch)
-        unet.up_blocks[0].upsamplers[0].conv.weight.requires_grad_(True)  # not folded, so that its gradient comes too
-        gradients(unet, branch)
-        unet.requires_grad_(False)
         flops = count_flops(lambda: gradients(unet, branch))
     torch.testing.assert_close(loss, plain_loss, rtol=1e-12, atol=0)
-    assert unet.up_blocks[0].upsamplers[0].conv.weight.grad.abs().max() > 0
     for name, gradient in plain.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-13)
     assert flops < plain_flops
 
 
-def test_under_autocast():
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_an_enlargement_that_trains_is_not_folded(everything_folds, name):
+    unet = make_unet()
+    branch = make_branch(unet).requires_grad_(True)
+    trained = getattr(unet.up_blocks[0].upsamplers[0].conv, name).requires_grad_(True)
+    with frugal_backward(unet):
+        gradients(unet, branch)
+    assert trained.grad.abs().max() > 0
+
+
+def test_under_autocast(everything_folds):
     unet = make_unet()
     branch = make_branch(unet).requires_grad_(True)
     _, plain_loss, plain = gradients(unet, branch, autocast=True)

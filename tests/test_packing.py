@@ -47,13 +47,17 @@ def test_same_result_and_weights_restored_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_few_weights_of_single_pixels_are_multiplied_as_they_are(bias):
+def test_few_weights_of_single_pixels_are_multiplied_as_they_are(bias, monkeypatch):
     layer, x = nn.Conv2d(24, 40, 1, bias=bias), torch.randn(2, 24, 5, 3)
+    multiplied, linear = [], nn.functional.linear
+    monkeypatch.setattr(packing.functional, "linear", lambda *given: multiplied.append(1) or linear(*given))
     with torch.no_grad():
         plain = layer(x)
         with packed_layers(layer):
-            torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)
+            for values in (x, x.contiguous(memory_format=torch.channels_last)):
+                torch.testing.assert_close(layer(values), plain, rtol=1e-5, atol=1e-5)
             assert layer.weight.shape == (40, 24, 1, 1)
+    assert multiplied == [1, 1]
 
 
 def test_an_error_inside_leaves_the_weights(layer):

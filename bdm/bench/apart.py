@@ -12,10 +12,10 @@ from .run import prepare
 def main() -> None:
     """Build the side, run it once to warm up and once to be measured."""
     name, text = sys.argv[1:]
-    bench = prepare(json.loads(text))
-    side = bench.side(name, count=False)
+    settings = json.loads(text)
+    side = prepare(settings).side(name, count=False)
     side.seconds()
-    print(json.dumps({"peak": peak_memory(side.seconds)}))
+    print(json.dumps({"peak": peak_memory(side.seconds, settings["device"])}))
 
 
 if __name__ == "__main__":

@@ -67,14 +67,16 @@ class Bench(ABC):
 
     #: The sides we are compared with; the first is the one whose ratio counts.
     peers: tuple[str, ...]
+    #: Its settings; a subclass has a class of its own for them.
+    config: Any
 
     @abstractmethod
     def side(self, name: str, count: bool = True) -> Side:
         """Build a side: a peer by its name, or ``OURS``. ``count`` counts its operations, which takes a run."""
 
     def memory(self, name: str) -> int:
-        """Peak bytes of a side."""
-        raise NotImplementedError
+        """Peak bytes of a side, in a process of its own."""
+        return run_apart("bdm.bench.apart", name, self.config.model_dump_json())["peak"]
 
 
 def hold(bench: Bench, config: BenchConfig, say: Callable[[str], None] = print) -> Outcome:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backbone import decode_latents
 from ..config import BenchDecodeConfig
 from ..folding import prepared_layers
-from .contest import OURS, Bench, Side, count_flops, run_apart, stopwatch
+from .contest import OURS, Bench, Side, count_flops, stopwatch
 from .networks import build_vae
 
 
@@ -31,9 +31,6 @@ class DecodeBench(Bench):
     def side(self, name: str, count: bool = True) -> Side:
         draw = self._ours if name == OURS else self._plain
         return Side(lambda: stopwatch(draw), draw, count_flops(draw) if count else 0)
-
-    def memory(self, name: str) -> int:
-        return run_apart("bdm.bench.apart", name, self.config.model_dump_json())["peak"]
 
     def _ours(self) -> Tensor:
         with prepared_layers(self.vae):

@@ -11,7 +11,7 @@ from ..backbone import decode_latents
 from ..config import BenchDrawConfig
 from ..pipeline import BridgePipeline
 from ..text.english import encode_english
-from .contest import OURS, Bench, Side, count_flops, run_apart, stopwatch
+from .contest import OURS, Bench, Side, count_flops, stopwatch
 from .networks import Networks, build_networks, peer_controlnet
 
 PROMPT = "红灯笼，蓝色背景"
@@ -44,9 +44,6 @@ class InferBench(Bench):
             lambda: stopwatch(lambda: self._draw(networks, unet, controlnet)),
             lambda: self._draw(networks, unet, controlnet), flops,
         )  # fmt: skip
-
-    def memory(self, name: str) -> int:
-        return run_apart("bdm.bench.apart", name, self.config.model_dump_json())["peak"]
 
     def _ours(self, networks: Networks, count: bool, prepared: bool) -> Side:
         pipe = BridgePipeline(

@@ -14,9 +14,9 @@ import torch
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_memory(run: Callable[[], Any]) -> int:
-    """Peak bytes while ``run`` works, with everything that was there before: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
+def peak_memory(run: Callable[[], Any], device: str = "cpu") -> int:
+    """Peak bytes while ``run`` works, with everything that was there before: of the GPU ("cuda"), or resident ("cpu")."""
+    if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated()

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..backbone import load_backbone
+from ..backbone import load_backbone, load_vae
 from ..branch import BranchModel
 from ..config import BenchModelConfig
 from ..loss import SD15_SCHEDULE
@@ -42,7 +42,7 @@ def build_networks(config: BenchModelConfig) -> Networks:
     torch.manual_seed(config.seed)
     if config.model is None:
         sizes: dict[str, Any] = {**UNET, "sample_size": config.latents, **config.unet}
-        unet = UNet2DConditionModel(**sizes).requires_grad_(False)
+        unet = UNet2DConditionModel(**sizes)
         vae = AutoencoderKL(**VAE | config.vae)
         networks = Networks(unet, random_branch(unet, config.native_width), vae, DDIMScheduler(**SD15_SCHEDULE))
     else:
@@ -54,17 +54,18 @@ def build_networks(config: BenchModelConfig) -> Networks:
         )  # fmt: skip
     for part in (networks.unet, networks.branch, networks.vae, networks.text_encoder, networks.native_text_encoder):
         if part is not None:
-            _freeze(part, config)
+            freeze(part, config)
     return networks
 
 
 def build_vae(config: BenchModelConfig) -> Any:
     """The configured VAE alone, frozen."""
     torch.manual_seed(config.seed)
-    return _freeze(AutoencoderKL(**VAE | config.vae) if config.model is None else load_backbone(config.model).vae, config)
+    return freeze(AutoencoderKL(**VAE | config.vae) if config.model is None else load_vae(config.model), config)
 
 
-def _freeze(part: nn.Module, config: BenchModelConfig) -> nn.Module:
+def freeze(part: nn.Module, config: BenchModelConfig) -> nn.Module:
+    """Make a network ready to be run: on its device, in its precision, nothing to be trained."""
     return nn.Module.to(part.eval().requires_grad_(False), torch.device(config.device), getattr(torch, config.dtype))
 
 

@@ -17,8 +17,8 @@ from ..bridge import Bridge, NativeCondition
 from ..config import BenchTrainConfig
 from ..frozen import frugal_backward
 from ..loss import SD15_SCHEDULE, NoiseSchedule, denoising_error
-from .contest import OURS, Bench, Side, count_flops, run_apart, stopwatch
-from .networks import Networks, build_networks, peer_controlnet
+from .contest import OURS, Bench, Side, count_flops, stopwatch
+from .networks import Networks, build_networks, freeze, peer_controlnet
 
 #: CLIP-L's text encoder and Chinese CLIP huge's.
 TEXT: dict[str, Any] = dict(
@@ -93,9 +93,6 @@ class TrainBench(Bench):
 
         return Side(lambda: stopwatch(step), gradient, count_flops(gradient) if count else 0)
 
-    def memory(self, name: str) -> int:
-        return run_apart("bdm.bench.apart", name, self.config.model_dump_json())["peak"]
-
     def _optimizer(self, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
         """Ours is fused; both keep one state, so that the machine holds it once."""
         if fused not in self._optimizers:
@@ -142,6 +139,7 @@ class TrainBench(Bench):
             posterior, eps, t = self._draws(inputs)
             x_t = schedule.add_noise(sample_latents(networks.vae, inputs.moments, posterior), eps, t).to(eps.dtype)
             bridge.attach(networks.unet)
+            # Anew in every step, and folded anew, because the peers compute with the same UNet; in training it is done once.
             try:
                 with bridge.condition(NativeCondition(inputs.native_features)), frugal_backward(networks.unet):
                     return denoising_error(networks.unet(x_t, t, english).sample, eps).mean()
@@ -187,5 +185,5 @@ def _random_texts(config: BenchTrainConfig) -> tuple[nn.Module, nn.Module]:
     english = CLIPTextModel(CLIPTextConfig(**TEXT | config.text))
     native = ChineseCLIPTextModel(ChineseCLIPTextConfig(**NATIVE_TEXT | config.native_text), add_pooling_layer=False)
     for model in (english, native):
-        nn.Module.to(model.eval().requires_grad_(False), torch.device(config.device), getattr(torch, config.dtype))
+        freeze(model, config)
     return english, native

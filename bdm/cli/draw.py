@@ -77,7 +77,7 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="such as cuda, cuda:1, mps or cpu (default: the best there is)")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default=None, help="default: fp16 on a GPU, fp32 on a CPU")
     parser.add_argument(
-        "--stages", action="store_true", help="prompts on the command line: what the time went into, from the start"
+        "--stages", action="store_true", help="say what the time went into, from the start of the process (not with --prompts)"
     )
     fast = parser.add_argument_group("approximate modes (another picture in less time)")
     fast.add_argument(
@@ -115,6 +115,8 @@ def _infer(options: argparse.Namespace) -> None:
             f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch {options.batch}: "
             "each must be at least 1"
         )
+    if options.stages and options.prompts is not None:
+        raise UserError("--stages times one drawing; give prompts on the command line instead of --prompts")
     requests = _requests(options)
     _approximation(options)
     if options.sampler:
@@ -189,8 +191,8 @@ class Painter:
         """Draw one of many parts of a file; returns how many pictures it had."""
         self._parts += 1
         self.pipe.set_progress_bar_config(disable=True)
-        # One part alone gains nothing; on a GPU it compiles, for longer than many files take.
-        if self._parts == 2 and self.pipe.device.type == "cpu":
+        # It takes a step of its own, so two parts gain nothing; on a GPU it compiles, for longer than many files take.
+        if self._parts == 3 and self.pipe.device.type == "cpu":
             self.pipe.optimize(height=self.settings.height, width=self.settings.width, count=len(requests))
         return len(self.draw(requests))
 
