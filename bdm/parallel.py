@@ -42,15 +42,23 @@ def make_accelerator(mixed_precision: str, accumulation: int, **options: Any) ->
         if not torch.cuda.is_available():
             options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
     accelerator = Accelerator(
-        mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation, step_scheduler_with_optimizer=False, **options
+        cpu=cpu_only(),
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=accumulation,
+        step_scheduler_with_optimizer=False,
+        **options,
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise UserError(
-            f"{started} processes were started and see {accelerator.num_processes} of each other, because there is no GPU; "
-            "start them with accelerate launch --cpu, or set ACCELERATE_USE_CPU=true"
+            f"{started} processes were started and see {accelerator.num_processes} of each other; start them with accelerate launch"
         )
     return accelerator
+
+
+def cpu_only() -> bool:
+    """Whether there is no GPU. accelerate must be told, or else each of several processes takes itself for the only one."""
+    return not torch.accelerator.is_available() and not _launched_with("DEEPSPEED")
 
 
 def _launched_with(name: str) -> bool:

@@ -96,6 +96,7 @@ def test_processes_share_the_pictures(folder):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "infer.py")]
     run = subprocess.run([*launch, *COMMAND, "--batch", "1", "--out", "two", "--device", "cpu"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    assert "3/3" in run.stderr, "of five, the first process draws three"
     assert same(pixels("two"), pixels("one"))
 
 

@@ -141,7 +141,9 @@ def _infer(options: argparse.Namespace) -> None:
     from accelerate import PartialState
     from tqdm import tqdm
 
-    state = PartialState()
+    from ..parallel import cpu_only
+
+    state = PartialState(cpu=cpu_only())
     # All know what is missing before the first picture is written.
     state.wait_for_everyone()
     ours = parts[state.process_index :: state.num_processes]
@@ -236,12 +238,13 @@ def _pipeline(options: argparse.Namespace) -> Any:
     import torch
     from accelerate import PartialState
 
+    from ..parallel import cpu_only
     from ..pipeline import BridgePipeline
     from ..samplers import make_scheduler
     from ..weights import DTYPES
 
     try:
-        device = torch.device(options.device or PartialState().device or "cpu")
+        device = torch.device(options.device or PartialState(cpu=cpu_only()).device or "cpu")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {options.device} cannot be used ({first_line(error)}); leave it out, or give cpu") from None

@@ -23,6 +23,7 @@ from ..data.prepared import DUPLICATES, FORMAT, MANIFEST
 from ..data.source import Source
 from ..errors import UserError
 from ..fingerprint import text_fingerprint, tokens_fingerprint, vae_fingerprint
+from ..parallel import cpu_only
 from ..recipes.build import build_buckets, build_source
 from ..text.native import NativeTextEncoder
 from ..weights import DTYPES
@@ -136,7 +137,7 @@ def prepare(config: PrepareConfig, engine: Engine = "accelerate") -> dict[str, A
     begin = time.perf_counter()
     # Processes that are done wait for the others, and shards differ: the usual ten minutes would end the work of days.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
-    accelerator = Accelerator(kwargs_handlers=[patience]) if engine == "accelerate" else None
+    accelerator = Accelerator(cpu=cpu_only(), kwargs_handlers=[patience]) if engine == "accelerate" else None
     job = Job(config, accelerator.device if accelerator else "cpu")
     first = accelerator is None or accelerator.is_main_process
     if first:
