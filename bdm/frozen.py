@@ -26,6 +26,8 @@ from .folding import FoldedUpsampling, enlarge_and_convolve, layout_of
 from .packing import hang_hook
 
 HOOK_NAME = "bdm.frozen"
+#: Of inputs with fewer values, less is saved than a call takes: small networks would train more slowly.
+LEAST_VALUES = 600_000
 
 
 class _InputGradient(torch.autograd.Function):
@@ -93,7 +95,7 @@ class FrozenUpsampling(FoldedUpsampling):
     def may_compute(self, x: Tensor, convolution: nn.Conv2d) -> bool:
         """Whether nothing but the input's gradient is wanted, in the precision that the weight has."""
         frozen = not any(p.requires_grad for p in convolution.parameters())
-        return _keeps_too_much(x) and frozen and not torch.is_autocast_enabled(x.device.type)
+        return _is_recorded(x) and frozen and not torch.is_autocast_enabled(x.device.type)
 
     def compute(self, x: Tensor, kernels: list[Tensor], bias: Tensor | None) -> Tensor:
         """The folded result (see ``bdm.folding.enlarge_and_convolve``)."""
@@ -154,6 +156,11 @@ class RecomputedGate(ModelHook):
 
 
 def _keeps_too_much(x: Tensor) -> bool:
+    """Whether autograd would keep enough of this to be worth the calls."""
+    return x.numel() >= LEAST_VALUES and _is_recorded(x)
+
+
+def _is_recorded(x: Tensor) -> bool:
     """Whether autograd records this; compilers see to what is kept themselves."""
     return torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
 

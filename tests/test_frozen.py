@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import NATIVE_DIM, make_branch, make_unet
 
-from bdm import folding
+from bdm import folding, frozen
 from bdm.bench.contest import count_flops
 from bdm.bridge import Bridge, NativeCondition
 from bdm.frozen import frugal_backward
@@ -43,6 +43,11 @@ def gradients(unet, branch, autocast=False):
     found = {name: p.grad.clone() for name, p in branch.named_parameters()}
     branch.zero_grad(set_to_none=True)
     return size, value.detach(), found
+
+
+@pytest.fixture(autouse=True)
+def _small_layers_too(monkeypatch):
+    monkeypatch.setattr(frozen, "LEAST_VALUES", 0)
 
 
 @pytest.fixture
@@ -126,3 +131,14 @@ def test_layers_that_train_keep_their_gradients():
         gradients(unet, branch)
     for parameter, gradient in zip(trained, plain, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_small_inputs_take_the_plain_way(monkeypatch):
+    monkeypatch.setattr(frozen, "LEAST_VALUES", 10**6)
+    unet = make_unet()
+    branch = make_branch(unet).requires_grad_(True)
+    plain_size, _, plain = gradients(unet, branch)
+    with frugal_backward(unet):
+        size, _, found = gradients(unet, branch)
+    assert size == plain_size
+    assert all(torch.equal(found[name], gradient) for name, gradient in plain.items())
