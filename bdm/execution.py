@@ -67,7 +67,7 @@ class Execution:
         size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)  # pyright: ignore
         self._stack.enter_context(prepared_layers(*networks))
         if layers:
-            self.lines.append(f"put {len(layers)} layers ({size / 2**30:.2f} GiB) into the form in which the CPU computes")
+            self.lines.append(f"{len(layers)} layers ({size / 2**30:.2f} GiB) compute in the CPU's own layout")
             self.lines.append("folded enlargements and their convolutions")
         else:
             self.lines.append("nothing to do: oneDNN packs single precision that is not offloaded")

@@ -246,9 +246,8 @@ def test_weights_are_checked_without_a_copy_of_them():
 @pytest.mark.parametrize("count", [1, 7, 100_003])
 def test_one_value_that_is_not_finite_is_found_wherever_it_lies(dtype, count):
     largest = torch.finfo(dtype).max
-    weights = torch.full((count, 2), largest, dtype=torch.float64).to(dtype)[
-        :, :1
-    ]  # with gaps, and none may add up beyond the range
+    # With gaps between them, and none may add up beyond the range.
+    weights = torch.full((count, 2), largest, dtype=torch.float64).to(dtype)[:, :1]
     assert is_finite(weights)
     for value in (math.nan, math.inf, -math.inf):
         for place in {0, count // 2, count - 1}:
