@@ -9,24 +9,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .approximate import Approximation
-    from .branch import BranchModel, BranchOutput
-    from .bridge import Bridge, NativeCondition
     from .errors import UserError
+    from .method.branch import BranchModel, BranchOutput
+    from .method.bridge import Bridge, NativeCondition
+    from .models.samplers import make_scheduler
     from .pipeline import BridgeControlNetPipeline, BridgeImg2ImgPipeline, BridgeInpaintPipeline, BridgePipeline
     from .plugins import Plugin, Plugins
-    from .samplers import make_scheduler
+    from .speed.approximate import Approximation
     from .text.native import NativeTextEncoder, NativeTextSettings
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Approximation": "approximate",
-    "BranchModel": "branch", "BranchOutput": "branch", "Bridge": "bridge", "NativeCondition": "bridge", "UserError": "errors",
-    "BridgePipeline": "pipeline", "BridgeImg2ImgPipeline": "pipeline", "BridgeInpaintPipeline": "pipeline",
-    "BridgeControlNetPipeline": "pipeline", "make_scheduler": "samplers", "Plugin": "plugins", "Plugins": "plugins",
-    "NativeTextEncoder": "text.native", "NativeTextSettings": "text.native",
-}  # fmt: skip
+    "Approximation": "speed.approximate",
+    "BranchModel": "method.branch",
+    "BranchOutput": "method.branch",
+    "Bridge": "method.bridge",
+    "NativeCondition": "method.bridge",
+    "UserError": "errors",
+    "BridgePipeline": "pipeline",
+    "BridgeImg2ImgPipeline": "pipeline",
+    "BridgeInpaintPipeline": "pipeline",
+    "BridgeControlNetPipeline": "pipeline",
+    "make_scheduler": "models.samplers",
+    "Plugin": "plugins",
+    "Plugins": "plugins",
+    "NativeTextEncoder": "text.native",
+    "NativeTextSettings": "text.native",
+}
 
 __all__ = [
     "Approximation",

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from .backbone import load_backbone
-from .branch import BranchModel
-from .checkpoint import publish_folder, refuse_occupied
+from .files import publish_folder, refuse_occupied
+from .method.branch import BranchModel
+from .models.backbone import load_backbone
+from .models.samplers import make_scheduler
 from .pipeline import BridgePipeline
-from .samplers import make_scheduler
 from .text.native import NativeTextEncoder
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json")

@@ -14,10 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .backbone import load_backbone
-from .branch import BranchModel
-from .checkpoint import publish_folder, refuse_occupied, write_json
 from .errors import UserError, first_line
+from .files import publish_folder, refuse_occupied, write_json
 from .formats.adapter import KOHYA_ENDINGS, Change, split_adapter
 from .formats.checkpoint import (
     CONFIG_KEY,
@@ -33,7 +31,9 @@ from .formats.configs import differs
 from .formats.embedding import embedding_vectors
 from .formats.identify import identify_source, require
 from .formats.names import controlnet_to_original, flat, vae_to_original
-from .weights import read_weights, refuse_not_finite
+from .formats.weights import read_weights, refuse_not_finite
+from .method.branch import BranchModel
+from .models.backbone import load_backbone
 
 #: Layouts that ``convert`` writes, by kind; the first is the one of files, the others' ends are folders.
 LAYOUTS = {

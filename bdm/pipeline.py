@@ -19,17 +19,17 @@ from diffusers import (
 )
 from torch import Tensor
 
-from .approximate import EXACT, Approximation
-from .backbone import empty_prompt_features, load_backbone
-from .branch import BranchModel
-from .bridge import Bridge, NativeCondition, check_window
 from .errors import UserError
-from .execution import Execution
-from .folding import prepared_layers
+from .formats.weights import resolve_folder
+from .method.branch import BranchModel
+from .method.bridge import Bridge, NativeCondition, check_window
+from .models.backbone import empty_prompt_features, load_backbone
 from .plugins import Plugins
+from .speed.approximate import EXACT, Approximation
+from .speed.folding import prepared_layers
+from .speed.optimize import Execution
 from .text.english import encode_english
 from .text.native import NativeTextEncoder
-from .weights import resolve_folder
 
 Texts = str | Sequence[str]
 
@@ -134,8 +134,8 @@ class BridgeMixin:
             clip_skip: layer of the English text encoder whose states are used, counted from the end as A1111 does: 1 is the last.
             control_images: condition pictures of the attached ControlNets, by name; of a single one without its name.
             plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder apart.
-            share: do once what both halves of a guided step would do twice (see ``bdm.sharing``), with enlargements folded (see
-                ``bdm.folding``) and weights packed (see ``bdm.packing``); False only compares.
+            share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with enlargements folded
+                (see ``bdm.speed.folding``) and weights packed (see ``bdm.speed.packing``); False only compares.
             approximation: work to leave out although the picture changes (see ``bdm.Approximation``).
             stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``, ``latents``, ``output_type``,
                 ``callback_on_step_end``, ``image``, ``strength``, ``mask_image`` ...
@@ -204,8 +204,8 @@ class BridgeMixin:
         """Prepare the networks, once for all calls to come, for the machine they are on; the pictures stay the same.
 
         On the CPU, weights are kept packed between calls, where a call otherwise packs them at its first step and unpacks them at
-        its end (see ``bdm.packing``); a parameter is empty meanwhile, and plug-ins, saving, loading and moving unpack it first. On
-        a GPU, channels are put last and the repeated blocks are compiled. Called again, it starts afresh.
+        its end (``bdm.speed.packing``); a parameter is empty meanwhile, and plug-ins, saving, loading and moving unpack it first.
+        On a GPU, channels are put last and the repeated blocks are compiled. Called again, it starts afresh.
 
         Args:
             height: of the pictures to come in pixels, the model's own by default; other sizes work too.

@@ -1,4 +1,4 @@
-"""Tiny random models with SD1.5's structure and key names."""
+"""What all tests share: tiny models as fixtures, one thread, a cache of their own."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import os
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel, CLIPTextConfig, CLIPTextModel
+from community_files import make_controlnet, write_original
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from tiny import TEXT_DIM, make_branch, make_native, make_text_encoder, make_unet, make_vae
+from transformers import CLIPTextModel
 
-from bdm import backbone
-from bdm.branch import BranchModel
-from bdm.loss import SD15_SCHEDULE
+from bdm.formats import names
+from bdm.method.branch import BranchModel
+from bdm.models import backbone
+from bdm.models.noise_schedule import SD15_SCHEDULE
 from bdm.pipeline import BridgePipeline
 from bdm.text.native import NativeTextEncoder
-from bdm.text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
+from bdm.text.vocabulary import clip_tokenizer
 
-TEXT_DIM, NATIVE_DIM = 32, 48
+ATTENTION = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 # Processes that tests start get one thread each; without it accelerate warns, and warnings are errors here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,32 +30,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def _deterministic() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # tiny models: more threads only wait for each other
-
-
-def make_unet(**changes) -> UNet2DConditionModel:
-    arguments = dict(
-        sample_size=8, block_out_channels=(16, 16, 32, 32), cross_attention_dim=TEXT_DIM, attention_head_dim=4, norm_num_groups=8
-    )
-    return UNet2DConditionModel(**arguments | changes).eval().requires_grad_(False)
-
-
-def make_vae() -> AutoencoderKL:
-    kinds = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-    return AutoencoderKL(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, **kinds).eval().requires_grad_(False)
-
-
-def make_branch(unet: UNet2DConditionModel, width: int = NATIVE_DIM) -> BranchModel:
-    """A branch whose zero convolutions are not zero, so that it acts."""
-    branch = BranchModel.from_backbone(unet, width).eval()
-    for convolution in (*branch.controlnet_down_blocks, branch.controlnet_mid_block):
-        torch.nn.init.normal_(convolution.weight, std=0.2)
-        torch.nn.init.normal_(convolution.bias, std=0.2)
-    return branch
-
-
-def make_native_model(**changes) -> ChineseCLIPTextModel:
-    arguments = dict(vocab_size=21128, hidden_size=NATIVE_DIM, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    return ChineseCLIPTextModel(ChineseCLIPTextConfig(**arguments | changes), add_pooling_layer=False).eval()
 
 
 @pytest.fixture
@@ -64,10 +42,6 @@ def branch(unet) -> BranchModel:
     return make_branch(unet)
 
 
-def make_native() -> NativeTextEncoder:
-    return NativeTextEncoder(make_native_model(), chinese_clip_tokenizer())
-
-
 @pytest.fixture
 def native() -> NativeTextEncoder:
     return make_native()
@@ -76,14 +50,6 @@ def native() -> NativeTextEncoder:
 @pytest.fixture
 def text_encoder() -> CLIPTextModel:
     return make_text_encoder()
-
-
-def make_text_encoder() -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=49408, hidden_size=TEXT_DIM, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-    )  # fmt: skip
-    return CLIPTextModel(config).eval()
 
 
 @pytest.fixture
@@ -100,3 +66,37 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone, "cache_folder", lambda: folder)
         yield folder
+
+
+@pytest.fixture
+def files(pipe, tmp_path):
+    """One file of each kind, made for the tiny pipeline."""
+    torch.manual_seed(3)
+    other_text = CLIPTextModel(pipe.text_encoder.config)
+    other = type("Other", (), {"unet": make_unet(), "vae": make_vae(), "text_encoder": other_text})()
+    write_original(other, tmp_path / "style.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in names.vae_to_original(make_vae().state_dict()).items()}, tmp_path / "colours.safetensors"
+    )
+    save_file(
+        {
+            f"lora_unet_{ATTENTION}.lora_down.weight": torch.randn(2, TEXT_DIM),
+            f"lora_unet_{ATTENTION}.lora_up.weight": torch.randn(16, 2),
+            f"lora_unet_{ATTENTION}.alpha": torch.tensor(1.0),
+            "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.randn(2, TEXT_DIM),
+            "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.randn(32, 2),
+        },
+        tmp_path / "ink.safetensors",
+    )  # fmt: skip
+    save_file(
+        {"lora_unet_mid_block_attentions_0_proj_in.diff": torch.randn(32, 32, 1, 1) * 0.2,
+         "lora_unet_mid_block_attentions_0_proj_in.diff_b": torch.randn(32)},
+        tmp_path / "shift.safetensors",
+    )  # fmt: skip
+    # No metadata tells the tiny network's groups and heads, so the ControlNet comes as a folder.
+    make_controlnet(pipe.unet).save_pretrained(tmp_path / "edges")
+    torch.save(
+        {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.randn(3, TEXT_DIM)}, "name": "x", "step": 5},
+        tmp_path / "mood.pt",
+    )
+    return {path.stem: path for path in tmp_path.iterdir()}

@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import make_branch
+from tiny import make_branch
 from torch import nn
 
 from bdm.config import RunConfig
 from bdm.data.batch import fixed_batch
-from bdm.data.emoji import EmojiSource, World
 from bdm.data.source import Example
-from bdm.recipes.base import Recipe
-from bdm.recipes.branch import BranchRecipe
-from bdm.training import train
+from bdm.emoji.world import EmojiSource, World
+from bdm.training.loop import train
+from bdm.training.recipes.base import Recipe
+from bdm.training.recipes.branch import BranchRecipe
 
 
 class Recording:

@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from bdm.assemble import assemble
-from bdm.backbone import load_backbone
 from bdm.errors import UserError
+from bdm.models.backbone import load_backbone
 from bdm.pipeline import BridgePipeline
 
 ASSETS = Path(__file__).parent.parent / "assets"

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEXT_DIM, make_unet
+from community_files import make_controlnet, same, write_original
 from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from test_formats import make_controlnet, same, write_original
+from tiny import TEXT_DIM, make_unet
 
-from bdm.branch import BranchModel
 from bdm.convert import convert
 from bdm.errors import UserError
 from bdm.formats.adapter import split_adapter
 from bdm.formats.checkpoint import CONFIG_KEY, load_controlnet, read_parts
 from bdm.formats.names import UNetBuild, rename, to_original
-from bdm.weights import read_tensors, read_weights
+from bdm.formats.weights import read_tensors, read_weights
+from bdm.method.branch import BranchModel
 
 KEY = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"

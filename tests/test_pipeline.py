@@ -1,6 +1,5 @@
 import pytest
 import torch
-from conftest import NATIVE_DIM, make_branch, make_native_model, make_unet, make_vae
 from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
@@ -13,12 +12,13 @@ from diffusers import (
     UNetMotionModel,
 )
 from PIL import Image
+from tiny import NATIVE_DIM, make_branch, make_native_model, make_unet, make_vae
 
-from bdm.branch import BranchModel
-from bdm.bridge import Bridge, NativeCondition
 from bdm.errors import UserError
+from bdm.method.branch import BranchModel
+from bdm.method.bridge import Bridge, NativeCondition
+from bdm.models.samplers import SAMPLERS, make_scheduler
 from bdm.pipeline import BridgeControlNetPipeline, BridgeImg2ImgPipeline, BridgeInpaintPipeline, BridgePipeline
-from bdm.samplers import SAMPLERS, make_scheduler
 from bdm.text.english import encode_english
 from bdm.text.native import NativeTextEncoder
 
@@ -240,7 +240,7 @@ def test_one_side_alone_is_heeded(pipe):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_english_text_encoder_the_empty_prompt_is_the_same(pipe, tmp_path, monkeypatch, own_cache, dtype):
     """What "" says is worked out at the first load; from then on the text encoder is not even built."""
-    from bdm import backbone
+    from bdm.models import backbone
 
     pipe.save_pretrained(tmp_path / "model")
 

@@ -6,11 +6,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "bdm"
 #: From what everything may use to what nothing may use; a module imports from earlier entries (or its own) only.
 ORDER = [
-    "errors", "extras", "config", "weights", "checkpoint", "formats", "grid", "picture_info", "loss", "samplers", "data", "text",
-    "fingerprint", "backbone", "branch", "sharing", "packing", "folding", "frozen", "approximate", "bridge", "execution",
-    "controlnet", "plugins", "averaging", "optimizers", "parallel", "metrics", "cluster", "pipeline", "drawing", "convert",
-    "assemble", "stopping", "judge", "recipes", "plan", "prepare", "work", "resuming", "training", "evaluate", "bench", "cli",
+    "errors", "extras", "files", "config", "formats", "parallel", "text", "data", "emoji", "models", "method", "speed",
+    "plugins", "pipeline", "convert", "assemble", "drawing", "training", "prepare", "evaluate", "plan", "bench", "cli",
 ]  # fmt: skip
+
+#: What still runs back up: the bridge owns its savings.
+BACKWARDS = {("method.bridge", "speed")}
 
 
 def place(module: str) -> int:
@@ -44,7 +45,8 @@ def test_imports_point_one_way():
         if parts == ("__init__",):
             continue
         for target in imported(path):
-            assert place(target) <= place(parts[0]), f"{'.'.join(parts)} imports {target}"
+            allowed = (".".join(parts), target.split(".")[0]) in BACKWARDS
+            assert allowed or place(target) <= place(parts[0]), f"{'.'.join(parts)} imports {target}"
             checked += 1
     assert checked > 300
 

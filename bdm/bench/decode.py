@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import decode_latents
 from ..config import BenchDecodeConfig
-from ..folding import prepared_layers
-from .contest import OURS, Bench, Side, count_flops, stopwatch
+from ..models.backbone import decode_latents
+from ..speed.folding import prepared_layers
+from .compare import OURS, Bench, Side, count_flops, stopwatch
 from .networks import build_vae
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import decode_latents
 from ..config import BenchDrawConfig
+from ..models.backbone import decode_latents
 from ..pipeline import BridgePipeline
 from ..text.english import encode_english
-from .contest import OURS, Bench, Side, count_flops, stopwatch
+from .compare import OURS, Bench, Side, count_flops, stopwatch
 from .networks import Networks, build_networks, peer_controlnet
 
 PROMPT = "红灯笼，蓝色背景"

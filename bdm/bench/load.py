@@ -19,9 +19,9 @@ from torch import Tensor
 from ..config import BenchLoadConfig
 from ..formats.checkpoint import write_checkpoint
 from ..formats.names import text_to_plain
-from ..loss import SD15_SCHEDULE
+from ..models.noise_schedule import SD15_SCHEDULE
 from ..text.vocabulary import clip_tokenizer
-from .contest import Bench, Side, run_apart
+from .compare import Bench, Side, run_apart
 from .networks import UNET, VAE
 from .train import TEXT
 
@@ -56,7 +56,7 @@ class LoadBench(Bench):
         return self._run(name)["peak"]
 
     def _run(self, name: str) -> dict[str, Any]:
-        return run_apart("bdm.bench.load_apart", name, str(self.file.parent), self.config.dtype)
+        return run_apart("bdm.bench.load_subprocess_main", name, str(self.file.parent), self.config.dtype)
 
 
 def write_model(config: BenchLoadConfig, folder: Path) -> Path:

@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..backbone import load_backbone, load_vae
-from ..branch import BranchModel
 from ..config import BenchModelConfig
-from ..loss import SD15_SCHEDULE
+from ..method.branch import BranchModel
+from ..models.backbone import load_backbone, load_vae
+from ..models.noise_schedule import SD15_SCHEDULE
 from ..text.native import NativeTextEncoder
 
 #: The VAE of SD1.5; its UNet differs from diffusers' defaults only in the text width.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config import BENCHES, BenchConfig, BenchDecodeConfig, BenchInferConfig, BenchLoadConfig, BenchScaleConfig, BenchTrainConfig
-from .contest import OURS, Bench, Outcome, hold, median_and_spread
+from .compare import OURS, Bench, Outcome, hold, median_and_spread
 
 
 def prepare(settings: Mapping[str, Any]) -> Bench:

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..config import BenchScaleConfig
-from .contest import OURS, disagreement, median_and_spread, take_turns
+from .compare import OURS, disagreement, median_and_spread, take_turns
 from .infer import InferBench
 
 #: Seconds a picture by the number of pictures drawn at once, for each side.

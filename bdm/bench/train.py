@@ -12,12 +12,12 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ..backbone import encode_moments, sample_latents
-from ..bridge import Bridge, NativeCondition
 from ..config import BenchTrainConfig
-from ..frozen import frugal_backward
-from ..loss import SD15_SCHEDULE, NoiseSchedule, denoising_error
-from .contest import OURS, Bench, Side, count_flops, stopwatch
+from ..method.bridge import Bridge, NativeCondition
+from ..models.backbone import encode_moments, sample_latents
+from ..models.noise_schedule import SD15_SCHEDULE, NoiseSchedule, denoising_error
+from ..speed.lean_backward import frugal_backward
+from .compare import OURS, Bench, Side, count_flops, stopwatch
 from .networks import Networks, build_networks, freeze, peer_controlnet
 
 #: CLIP-L's text encoder and Chinese CLIP huge's.

@@ -108,7 +108,7 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    from ..drawing import missing
+    from ..drawing.requests import missing
 
     if min(options.steps, options.count, options.enlarge, options.batch) < 1:
         raise UserError(
@@ -120,7 +120,7 @@ def _infer(options: argparse.Namespace) -> None:
     requests = _requests(options)
     _approximation(options)
     if options.sampler:
-        from ..samplers import make_scheduler
+        from ..models.samplers import make_scheduler
 
         make_scheduler(options.sampler)  # an unknown name is refused before anything heavy
     if options.prompts is None:
@@ -133,7 +133,7 @@ def _infer(options: argparse.Namespace) -> None:
     waiting = missing(requests)
     parts = [waiting[start : start + options.batch] for start in range(0, len(waiting), options.batch)]
     if options.engine == "ray":
-        from ..cluster import run_on_ray
+        from ..parallel.ray import run_on_ray
 
         run_on_ray(Painter, (options,), parts, len(waiting), "drawing")
         print(f"{len(requests)} pictures in {options.out}")
@@ -141,7 +141,7 @@ def _infer(options: argparse.Namespace) -> None:
     from accelerate import PartialState
     from tqdm import tqdm
 
-    from ..parallel import cpu_only
+    from ..parallel.processes import cpu_only
 
     state = PartialState(cpu=cpu_only())
     # All know what is missing before the first picture is written.
@@ -165,7 +165,7 @@ class Painter:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from ..drawing import Settings
+        from ..drawing.requests import Settings
 
         self.stages = Stages()
         quiet()
@@ -183,7 +183,7 @@ class Painter:
 
     def draw(self, requests: list[Any]) -> list[Path]:
         """Draw pictures together, with the pipeline's own bar; returns their files."""
-        from ..drawing import draw_requests
+        from ..drawing.requests import draw_requests
 
         paths = draw_requests(self.pipe, requests, self.settings)
         self.stages.end("pictures")
@@ -200,14 +200,14 @@ class Painter:
 
 
 def _approximation(options: argparse.Namespace) -> Any:
-    from ..approximate import Approximation
+    from ..speed.approximate import Approximation
 
     return Approximation(*_interval(options.guidance_interval), options.branch_every, options.deep_every)
 
 
 def _requests(options: argparse.Namespace) -> list[Any]:
     """The pictures that the command line asks for."""
-    from ..drawing import Request, read_requests
+    from ..drawing.requests import Request, read_requests
 
     texts = {"negative": options.negative, "prompt_en": options.prompt_en, "negative_en": options.negative_en}
     if bool(options.prompt) == (options.prompts is not None):
@@ -238,10 +238,10 @@ def _pipeline(options: argparse.Namespace) -> Any:
     import torch
     from accelerate import PartialState
 
-    from ..parallel import cpu_only
+    from ..formats.weights import DTYPES
+    from ..models.samplers import make_scheduler
+    from ..parallel.processes import cpu_only
     from ..pipeline import BridgePipeline
-    from ..samplers import make_scheduler
-    from ..weights import DTYPES
 
     try:
         device = torch.device(options.device or PartialState(cpu=cpu_only()).device or "cpu")
@@ -268,7 +268,7 @@ def default_guidance(model: str) -> float:
 
 def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | None:
     """Attach what the command line names; returns the control pictures by ControlNet."""
-    from ..controlnet import annotate, open_picture
+    from ..plugins.controlnet import annotate, open_picture
 
     if len(options.controlnet) != len(options.control_image):
         raise UserError(
@@ -324,7 +324,7 @@ def split_numbers(text: str, option: str, counts: tuple[int, ...]) -> tuple[str,
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from ..grid import labelled_grid, save_picture
+    from ..drawing.grid import labelled_grid, save_picture
     from ..pipeline import BridgePipeline
 
     quiet()

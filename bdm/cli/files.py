@@ -44,7 +44,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     from ..convert import convert
-    from ..weights import DTYPES
+    from ..formats.weights import DTYPES
 
     quiet()
     print(convert(options.source, options.out, options.layout, DTYPES.get(options.dtype)))
@@ -52,7 +52,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _assemble(options: argparse.Namespace) -> None:
     from ..assemble import assemble
-    from ..weights import DTYPES
+    from ..formats.weights import DTYPES
 
     quiet()
     dtype = DTYPES["fp16" if options.fp16 else "fp32"]

@@ -66,8 +66,8 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _memory(options: argparse.Namespace) -> None:
-    from ..plan.memory import drawing_memory, memory_table
-    from ..weights import DTYPES
+    from ..formats.weights import DTYPES
+    from ..plan.drawing_memory import drawing_memory, memory_table
 
     quiet()
     settings = drawing_memory(

@@ -63,8 +63,8 @@ def _train(options: argparse.Namespace) -> None:
     from ..extras import require_packages
 
     require_packages(run.optimizer.name, *run.trackers)
-    from ..recipes.build import build_recipe
-    from ..training import Stopped, train
+    from ..training.loop import Stopped, train
+    from ..training.recipes.build import build_recipe
 
     quiet()
     if options.dry_run:
@@ -86,9 +86,9 @@ def _dry_run(run: Any) -> None:
     """Build everything and go through one batch, one step, one save and one grid; says what each took and keeps nothing."""
     import tempfile
 
-    from ..metrics import read_metrics, timed
-    from ..recipes.build import build_recipe
-    from ..training import train
+    from ..training.loop import train
+    from ..training.metrics import read_metrics, timed
+    from ..training.recipes.build import build_recipe
 
     logging.getLogger("bdm").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="bdm-dry-run-") as folder:
@@ -130,7 +130,7 @@ def _plan(options: argparse.Namespace) -> None:
     import json
 
     from ..config import RunConfig, read_config
-    from ..plan.estimate import Machine, make_plan
+    from ..plan.plan import Machine, make_plan
     from ..plan.report import plan_facts, plan_table
 
     run = read_config(options.config, options.overrides, RunConfig)

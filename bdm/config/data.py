@@ -9,19 +9,19 @@ from pydantic import Field
 
 from .reading import Fraction, PositiveInt, Strict
 
-#: The backgrounds of the emoji world (the keys of ``bdm.data.emoji.COLOURS``).
+#: The backgrounds of the emoji world (the keys of ``bdm.emoji.world.COLOURS``).
 Colour = Literal["white", "red", "orange", "yellow", "green", "blue", "purple", "pink"]
 
 
 class WorldConfig(Strict):
-    """Which emoji take part (see ``bdm.data.emoji.World``)."""
+    """Which emoji take part (see ``bdm.emoji.world.World``)."""
 
     concepts: int = 640
     seed: int = 0
 
 
 class EmojiConfig(Strict):
-    """The emoji world (see ``bdm.data.emoji.EmojiSource``)."""
+    """The emoji world (see ``bdm.emoji.world.EmojiSource``)."""
 
     kind: Literal["emoji"]
     world: WorldConfig = WorldConfig()

@@ -61,7 +61,7 @@ class Source(Protocol):
 
     A source may also have ``shard_sizes`` (samples of each of its shards: neighbours are kept together, see ``draw_indices``),
     ``bucket_of`` ((N,) number of each example's bucket: every batch is of one, see ``bdm.data.buckets``), ``key(index)`` (what
-    messages call an example) and ``fingerprints`` (of the models that prepared it, see ``bdm.fingerprint``).
+    messages call an example) and ``fingerprints`` (of the models that prepared it, see ``bdm.models.fingerprint``).
     """
 
     def __len__(self) -> int: ...

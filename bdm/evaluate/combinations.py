@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import EvaluateConfig, PluginFilesConfig
-from ..controlnet import canny_edges
-from ..data.emoji import COLOUR_NAMES, World, compose, load_drawing
 from ..data.source import to_pixels
+from ..drawing.grid import labelled_grid, save_picture
+from ..emoji.judge import JudgeModel
+from ..emoji.world import COLOUR_NAMES, World, compose, load_drawing
 from ..errors import UserError
-from ..grid import labelled_grid, save_picture
-from ..judge import JudgeModel
+from ..plugins.controlnet import canny_edges
 from .setup import below_reach, open_evaluation, write_result
 from .trials import Trial, draw
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..approximate import Approximation
 from ..config import EvaluateConfig, ModeConfig
 from ..data.source import to_pixels
-from ..grid import labelled_grid, save_picture
-from ..samplers import make_scheduler
+from ..drawing.grid import labelled_grid, save_picture
+from ..models.samplers import make_scheduler
+from ..speed.approximate import Approximation
 from .setup import open_evaluation, write_result
 from .trials import Trial, draw, make_trials, score
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..branch import BranchModel
 from ..config import EvaluateConfig
 from ..data.batch import fixed_batch
-from ..data.emoji import LOOKS, EmojiSource, World
 from ..data.source import to_pixels, to_unit_range
-from ..grid import labelled_grid, save_picture
-from ..judge import JudgeModel, augment
-from ..recipes.judge import row_labels
+from ..drawing.grid import labelled_grid, save_picture
+from ..emoji.judge import JudgeModel, augment
+from ..emoji.world import LOOKS, EmojiSource, World
+from ..method.branch import BranchModel
+from ..training.recipes.judge import row_labels
 from .setup import below_reach, open_evaluation, write_result
 from .trials import Score, Trial, draw, make_trials, score, sweep_trials
 

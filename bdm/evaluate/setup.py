@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import check_writable, write_json
 from ..config import EvaluateConfig
-from ..data.emoji import COLOUR_NAMES, World
+from ..emoji.judge import JudgeModel
+from ..emoji.world import COLOUR_NAMES, World
 from ..errors import UserError
-from ..judge import JudgeModel
+from ..files import check_writable, write_json
+from ..models.samplers import make_scheduler
 from ..pipeline import BridgePipeline
-from ..samplers import make_scheduler
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.emoji import COLOUR_NAMES, World
-from ..judge import JudgeModel
+from ..emoji.judge import JudgeModel
+from ..emoji.world import COLOUR_NAMES, World
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..weights import WeightFile
 from .names import UNetBuild, flat
 from .peft_settings import PeftSettings
+from .weights import WeightFile
 
 #: Endings of keys and what they are called here. kohya/LyCORIS, peft and diffusers name the same factors differently.
 _FACTORS = {

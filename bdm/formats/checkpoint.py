@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..weights import WeightFile, json_object, read_json, read_weights, read_weights_folder, refuse_not_finite
 from .configs import ONE_TRANSFORMER, check_counts, part_config
 from .identify import identify_source, require
 from .names import (
@@ -25,6 +24,7 @@ from .names import (
     vae_to_diffusers,
     vae_to_original,
 )
+from .weights import WeightFile, json_object, read_json, read_weights, read_weights_folder, refuse_not_finite
 
 #: Prefixes of the parts in an original-layout file.
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import UserError
-from ..weights import WeightFile, refuse_not_finite
 from .identify import identify, require
+from .weights import WeightFile, refuse_not_finite
 
 
 def embedding_vectors(file: WeightFile, width: int) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import UserError
-from ..weights import WeightFile, read_json, read_weights, weight_files
 from .adapter import adapter_metadata, split_key
+from .weights import WeightFile, read_json, read_weights, weight_files
 
 Kind = Literal["checkpoint", "unet", "vae", "text encoder", "controlnet", "branch", "adapter", "embedding", "unknown"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..weights import WeightFile, json_object, read_json
+from .weights import WeightFile, json_object, read_json
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .estimate import GIB, Plan
+from .plan import GIB, Plan
 
 _RULE = "-" * 72
 

@@ -14,18 +14,18 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 
-from ..bridge import check_window
-from ..controlnet import ControlNetHook
 from ..errors import UserError
 from ..formats.adapter import split_adapter
 from ..formats.checkpoint import Parts, check_weights, load_controlnet, named_like, read_parts, read_vae
 from ..formats.embedding import embedding_vectors
 from ..formats.identify import Kind
+from ..formats.weights import read_weights, refuse_not_finite
+from ..method.bridge import check_window
 from ..text.english import trigger_tokens
-from ..weights import read_weights, refuse_not_finite
-from .layers import Layer, LayeredWeights, Place
+from .controlnet import ControlNetHook
+from .stack import Layer, LayeredWeights, Place
 
-_HOOK = "bdm.controlnet."
+_HOOK = "bdm.plugins.controlnet."
 #: Who has asked for a module. Two that put layers on it would each take the other's for the base.
 _HOSTS: WeakKeyDictionary[nn.Module, WeakSet[PluginHost]] = WeakKeyDictionary()
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..controlnet import ControlCondition, ControlNetHook, control_tensor
 from ..errors import UserError
 from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
-from ..weights import WEIGHT_SUFFIXES, resolve_folder
+from ..formats.weights import WEIGHT_SUFFIXES, resolve_folder
+from .controlnet import ControlCondition, ControlNetHook, control_tensor
 from .kinds import PluginHost, finite, holders
 
 
@@ -84,7 +84,7 @@ class Plugins:
 
         Returns:
             What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its file must not be written
-            over in place while it is attached (see ``bdm.weights.WeightFile``).
+            over in place while it is attached (see ``bdm.formats.weights.WeightFile``).
 
         Raises:
             UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed then.

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_json
 from ..data.prepared import DUPLICATES
+from ..files import write_json
 from .hashing import find_duplicates
 from .shard import Encoders, ShardSettings
 

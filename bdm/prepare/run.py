@@ -15,18 +15,18 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm import tqdm
 
-from ..backbone import load_vae
-from ..checkpoint import write_json
-from ..cluster import run_on_ray
 from ..config import PrepareConfig
 from ..data.prepared import DUPLICATES, FORMAT, MANIFEST
 from ..data.source import Source
 from ..errors import UserError
-from ..fingerprint import text_fingerprint, tokens_fingerprint, vae_fingerprint
-from ..parallel import cpu_only
-from ..recipes.build import build_buckets, build_source
+from ..files import write_json
+from ..formats.weights import DTYPES
+from ..models.backbone import load_vae
+from ..models.fingerprint import text_fingerprint, tokens_fingerprint, vae_fingerprint
+from ..parallel.processes import cpu_only
+from ..parallel.ray import run_on_ray
 from ..text.native import NativeTextEncoder
-from ..weights import DTYPES
+from ..training.recipes.build import build_buckets, build_source
 from .report import disk_cost, finish_folder
 from .score import CaptionScorer
 from .shard import Encoders, ShardSettings, prepare_shard

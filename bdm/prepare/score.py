@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
+from ..formats.weights import read_json, read_weights_folder, resolve_folder
 from ..text.vocabulary import chinese_clip_tokenizer
-from ..weights import read_json, read_weights_folder, resolve_folder
 
 #: Positions of a caption in Chinese CLIP.
 LENGTH = 52

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..backbone import encode_moments
 from ..data.source import Example, Source, UnreadableExample, example_or_reason, to_unit_range
 from ..errors import UserError
+from ..models.backbone import encode_moments
 from ..text.native import NativeTextEncoder
 from .hashing import perceptual_hash
 from .score import CaptionScorer

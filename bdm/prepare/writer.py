@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ..checkpoint import write_json, writing_to
+from ..files import write_json, writing_to
 
 #: What a full disk leaves alone.
 STAYS = "whole shards stay"

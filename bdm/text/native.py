@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..weights import read_tensors, read_weights_folder, resolve_folder
+from ..formats.weights import read_tensors, read_weights_folder, resolve_folder
 from .chunks import ChunkLayout, content_ids, execution_device, lay_out
 from .vocabulary import chinese_clip_tokenizer
 

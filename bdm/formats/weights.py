@@ -1,0 +1,324 @@
+"""Weight files: safetensors and pickles that hold nothing but tensors. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import UserError, first_line
+
+#: Names of whole-model weight files, preferred first.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "model.fp16.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+)
+
+#: Precisions by the names that configurations and options use.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: Endings of the files that hold weights.
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+#: More entries, or a longer name, than any model's file holds: nested mappings that a pickle names many times over would
+#: otherwise be walked for ever.
+_MOST_ENTRIES, _LONGEST_NAME = 100_000, 500
+
+#: What torch itself writes before a pickle: a zip archive, or (before 1.6) a pickle at once.
+_ZIP = b"PK\x03\x04"
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+class _Inert:
+    """Stands for a class that community pickles name beside their tensors; it only keeps what it is given."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _stand_in(name: str) -> tuple[Any, str]:
+    return type(name.rpartition(".")[2], (_Inert,), {}), name
+
+
+#: Harmless names in old Stable Diffusion checkpoints (the trainer's callbacks) and A1111 embeddings (parameter containers).
+#: None of the real objects is imported or built.
+_STAND_INS: list[Any] = [
+    _stand_in("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    _stand_in("pytorch_lightning.utilities.types._Metadata"),
+    _stand_in("torch.nn.modules.container.ParameterDict"),
+    # Counters and losses that trainers of 2022 kept as numpy scalars.
+    *(_stand_in(f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    _stand_in("numpy.dtype"),
+    _stand_in("numpy.ndarray"),
+    _stand_in("numpy.dtypes.Float64DType"),
+]
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file's tensors by name, and the texts beside them.
+
+    Attributes:
+        path: where it lies.
+        tensors: by name; names inside nested mappings are joined by dots. On the meta device if only the header was read,
+            otherwise views of the mapped file, which take memory as they are used. The file must stay as it is while they are
+            in use: written over in place it changes them, and cut short it ends the process. Replacing it by renaming another
+            is safe.
+        metadata: the safetensors header's texts, or the plain values in a pickle.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def resolve_folder(source: str | Path, subfolder: str | None = None, files: list[str] | None = None) -> Path:
+    """A local model folder for a path or a hub name (downloaded through ``huggingface_hub``; HF_ENDPOINT is honoured).
+
+    Args:
+        source: folder or hub name.
+        subfolder: folder inside it.
+        files: patterns of the files that are wanted of a hub's model, such as ``["*.json"]``; all if None.
+
+    Raises:
+        UserError: a file, a folder that is not there, or a name that the hub does not give.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        if path.is_file():
+            raise UserError(f"{source} is a file; give the folder that holds config.json and the weights")
+        if path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) != 2:
+            raise UserError(f"{source}: no such folder; give a local folder or a hub name of the form owner/model")
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(str(source), allow_patterns=files))
+        except Exception as error:  # offline, unknown name, no permission: one line for each
+            raise UserError(
+                f"{source}: neither a local folder nor a model the hub gives ({type(error).__name__}); "
+                "give a local folder, or set HF_ENDPOINT to a mirror"
+            ) from None
+    return path / subfolder if subfolder else path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a folder's weights are read from: the preferred whole one, else its shards; none if it holds none."""
+    for name in WEIGHT_FILES:
+        if (folder / name).exists():
+            return [folder / name]
+    index = _shard_index(folder)
+    return sorted(folder.glob(index.name.split(".")[0] + "-*.safetensors")) if index else []
+
+
+def _shard_index(folder: Path) -> Path | None:
+    return min(folder.glob("*.safetensors.index.json"), default=None)
+
+
+def read_weights_folder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the weight file in a folder, sharded or not.
+
+    Raises:
+        UserError: no weight file, a missing shard, or what ``read_weights`` refuses.
+    """
+    files, index = weight_files(folder), _shard_index(folder)
+    if index and not (files and files[0].name in WEIGHT_FILES):
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise UserError(f"{index} names no files of weights (weight_map); get the folder again")
+        named = set(listed.values())
+        if missing := sorted(named - {shard.name for shard in files}):
+            raise UserError(f"{folder} lacks {len(missing)} of the {len(named)} files that its index names, such as {missing[0]}")
+    if not files:
+        raise UserError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
+    return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder.
+
+    Raises:
+        UserError: missing, not JSON, or not an object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); get the folder again") from None
+    return json_object(text, path)
+
+
+def json_object(text: str, what: object) -> dict[str, Any]:
+    """A JSON object out of a file or a header.
+
+    Args:
+        text: JSON.
+        what: for messages.
+
+    Raises:
+        UserError: not JSON, nested too deep, or not an object.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} cannot be read as JSON ({first_line(error)}); get it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{what} holds a JSON {type(content).__name__}, not an object; get it again")
+    return content
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file by name (see ``read_weights``)."""
+    return read_weights(path).tensors
+
+
+def read_weights(path: str | Path, header_only: bool = False) -> WeightFile:
+    """Read a weight file.
+
+    Args:
+        path: ``.safetensors``, or a torch pickle (``.bin``, ``.pt``, ``.pth``, ``.ckpt``). Pickles go through torch's restricted
+            unpickler, which refuses every global but those that rebuild tensors. A top-level ``"state_dict"`` is unwrapped.
+        header_only: read names, shapes and texts, but no values.
+
+    Raises:
+        UserError: missing, truncated or malformed file; a pickle that names anything but tensors, or holds sparse, quantised or
+            complex ones.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weight file; check the path")
+    try:
+        with open(path, "rb") as raw:
+            start = raw.read(9)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    # Files are renamed in the wild: a safetensors file is one that begins with a length and a JSON object.
+    if path.suffix.lower() == ".safetensors" or (start[8:9] == b"{" and start[:1] != b"\x80"):
+        return _read_safetensors(path, header_only)
+    return _read_pickle(path, header_only, archive=start.startswith(_ZIP))
+
+
+def _read_safetensors(path: Path, header_only: bool) -> WeightFile:
+    try:
+        # Opening checks that header and file agree; the values stay on disk until they are asked for.
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {} if header_only else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if header_only:
+            with open(path, "rb") as raw:
+                header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
+            header.pop("__metadata__", None)
+            tensors = {
+                key: torch.empty(entry["shape"], dtype=_SAFETENSORS_DTYPES.get(entry["dtype"], torch.uint8), device="meta")
+                for key, entry in header.items()
+            }
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); download or save it again") from None
+    return WeightFile(path, {key: _plain(tensor, key, path, header_only) for key, tensor in tensors.items()}, metadata)
+
+
+def _read_pickle(path: Path, header_only: bool, archive: bool) -> WeightFile:
+    try:
+        if archive:
+            _check_archive(path)
+        with torch.serialization.safe_globals(_STAND_INS):
+            content: Any = torch.load(path, map_location="meta" if header_only else "cpu", weights_only=True, mmap=archive)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many kinds; its text names the refused global
+        reason = next((line.strip()[:160] for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        if "GLOBAL" in reason or "class" in reason:
+            raise UserError(f"{path} is a pickle that holds more than tensors and was not loaded: {reason}") from None
+        raise UserError(
+            f"{path} is damaged or not a torch file ({reason or type(error).__name__}); download or save it again"
+        ) from None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    if isinstance(content, Mapping):
+        for count, (name, value) in enumerate(_entries(content)):
+            if count >= _MOST_ENTRIES or len(name) > _LONGEST_NAME:
+                raise UserError(f"{path} holds more entries or longer names than a model has; it is damaged or made to harm")
+            if isinstance(value, Tensor):
+                tensors[name] = _plain(value, name, path, header_only)
+            elif isinstance(value, str | int | float | bool):
+                metadata[name] = str(value)
+    if not tensors:
+        raise UserError(f"{path} holds {type(content).__name__} that is not a mapping of names to tensors; give a weight file")
+    largest = 2 * path.stat().st_size
+    # A view with stride 0 may claim any size from a few bytes.
+    if sum(t.numel() * t.element_size() for t in tensors.values()) > largest:
+        raise UserError(f"{path} claims tensors larger than the file; it is damaged or made to exhaust memory")
+    return WeightFile(path, tensors, metadata)
+
+
+def _check_archive(path: Path) -> None:
+    """torch stores without compression, so an archive that grows on reading was not written by it."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise UserError(f"{path} is a compressed archive, which torch never writes; unpack it or download it again")
+
+
+def _entries(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """All entries under their whole names, mappings before what they hold; keys that are no text name no weights."""
+    for key, value in content.items():
+        if not isinstance(key, str):
+            continue
+        name = f"{prefix}{key}"
+        if isinstance(value, _Inert):
+            value = getattr(value, "state", None)
+            value = value.get("_parameters", value) if isinstance(value, Mapping) else value
+        yield name, value
+        if isinstance(value, Mapping) and depth < 3:
+            yield from _entries(value, f"{name}.", depth + 1)
+
+
+def _plain(tensor: Tensor, name: str, path: Path, header_only: bool) -> Tensor:
+    """A tensor without its history, refused unless its values lie one beside the other."""
+    odd = {
+        "sparse": tensor.layout != torch.strided, "quantised": tensor.is_quantized, "complex": tensor.is_complex(),
+        "empty (meta)": tensor.is_meta and not header_only,
+    }  # fmt: skip
+    if kinds := [kind for kind, so in odd.items() if so]:
+        raise UserError(f"{path}: {name} is a {kinds[0]} tensor; give a file of plain weights")
+    return tensor.detach()
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether weights hold neither NaN nor infinity."""
+    if not tensor.is_floating_point():
+        return True
+    if tensor.element_size() == 1:  # no kernel compares 8-bit floats; this holds them all
+        tensor = tensor.bfloat16()
+    # NaN is passed on by both, infinity is one of them: one pass at memory's speed.
+    return all(math.isfinite(bound.item()) for bound in tensor.detach().aminmax()) if tensor.numel() else True
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise UserError(f"{source}: {name} holds NaN or infinite values; the file is damaged, get it again")

@@ -1,0 +1,186 @@
+"""The frozen backbone: what Stable Diffusion 1.5 is, and how its pixels and latents relate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..errors import UserError
+from ..formats.checkpoint import Parts, build_part, read_parts, read_vae
+from ..formats.names import text_to_plain
+from ..formats.weights import read_json, read_tensors, read_weights_folder, refuse_not_finite, resolve_folder, weight_files
+from ..text.english import encode_english
+from ..text.vocabulary import clip_tokenizer
+from .samplers import make_scheduler
+
+
+@dataclass
+class Backbone:
+    """The parts of a Stable Diffusion 1.5 model, in evaluation mode and without gradients."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel | Any
+    tokenizer: CLIPTokenizer | Any
+    unet: UNet2DConditionModel
+    scheduler: Any
+
+
+def load_backbone(
+    source: str | Path, dtype: torch.dtype | None = torch.float32, vae: str | Path | None = None, text_encoder: bool = True
+) -> Backbone:
+    """Load an SD1.5 model; nothing goes online for a local file or folder.
+
+    Args:
+        source: a single file in the original layout (``.safetensors``, ``.ckpt``), a diffusers folder or a hub name.
+        dtype: of the weights; None keeps the file's.
+        vae: another VAE (file or folder), for files without one.
+        text_encoder: load the text encoder and its tokenizer; None takes their places otherwise (see ``empty_prompt_features``).
+
+    Returns:
+        The parts; CLIP's vocabulary comes from a pip package where the source has none, the scheduler is DPM++ 2M there.
+
+    Raises:
+        UserError: missing or damaged files, or a model that is not SD1.5's.
+    """
+    path = Path(source)
+    path = path if path.is_file() else resolve_folder(source)
+    parts = read_parts(path)
+    if vae is not None:
+        other = read_vae(Path(vae))
+        configs = {name: config for name, config in parts.configs.items() if name != "vae"}
+        parts = Parts(parts.weights | other.weights, configs | other.configs)
+    built: dict[str, Any] = {"text_encoder": None}
+    for name in ("unet", "vae", *(["text_encoder"] if text_encoder else [])):
+        built[name] = build_part(name, parts, path, dtype)
+    check_backbone(built["unet"])
+    tokenizer = _tokenizer(path) if text_encoder else None
+    config = path / "scheduler" / "scheduler_config.json"
+    if config.is_file():
+        settings = read_json(config)
+        kind = getattr(diffusers, str(settings.get("_class_name")), None)
+        if kind is None:
+            raise UserError(f"{config} names the unknown scheduler {settings.get('_class_name')!r}; get the folder again")
+        scheduler = kind.from_config(settings)
+    else:
+        scheduler = make_scheduler("DPM++ 2M")
+    return Backbone(tokenizer=tokenizer, scheduler=scheduler, **built)
+
+
+def _tokenizer(path: Path) -> CLIPTokenizer:
+    has_vocabulary = any((path / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    return CLIPTokenizer.from_pretrained(path / "tokenizer") if has_vocabulary else clip_tokenizer()
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be worked out again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdm"
+
+
+@torch.no_grad()
+def empty_prompt_features(source: str | Path, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What a model's text encoder says of "", the only English prompt that most pictures have.
+
+    It is worked out once and kept in the user's cache folder (``XDG_CACHE_HOME/bdm``), by the place, size and time of the
+    weights, so that the text encoder need not be loaded.
+
+    Args:
+        source: see ``load_backbone``.
+        dtype: of the text encoder's weights, and so of the features.
+
+    Returns:
+        (1, 77, D).
+    """
+    path = Path(source)
+    path = path if path.is_file() else resolve_folder(source)
+    files = [path] if path.is_file() else weight_files(path / "text_encoder")
+    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps([facts, str(dtype)]).encode()).hexdigest()[:32]
+    kept = cache_folder() / f"empty-{key}.safetensors"
+    with suppress(OSError, UserError, KeyError):
+        if kept.is_file():
+            return read_tensors(kept)["features"]
+    text_encoder = build_part("text_encoder", read_parts(path), path, dtype)
+    features = encode_english([""], text_encoder, _tokenizer(path))
+    with suppress(OSError):  # a cache that cannot be written is no reason to stop
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
+        save_file({"features": features.contiguous()}, partial)
+        partial.replace(kept)
+    return features
+
+
+def load_vae(source: str | Path) -> AutoencoderKL:
+    """A VAE alone, in float32: from a file, a folder (its own or a whole model's) or a hub name.
+
+    Raises:
+        UserError: nothing is there, it holds no VAE, or it is damaged.
+    """
+    path = Path(source)
+    path = path if path.exists() else resolve_folder(source)
+    return build_part("vae", read_vae(path), path, torch.float32)
+
+
+def load_clip_text(source: str | Path) -> CLIPTextModel:
+    """The text part of a CLIP, in float32: from the folder of a text encoder or of a whole CLIP, or a hub name.
+
+    Raises:
+        UserError: nothing is there, it holds no text encoder of CLIP, or it is damaged.
+    """
+    folder = resolve_folder(source)
+    config = read_json(folder / "config.json")
+    weights = text_to_plain(read_weights_folder(folder))
+    refuse_not_finite(weights, folder)
+    # A whole CLIP's folder keeps both encoders' configurations.
+    parts = Parts({"text_encoder": weights} if weights else {}, {"text_encoder": config.get("text_config", config)})
+    return build_part("text_encoder", parts, folder, torch.float32)
+
+
+def check_backbone(unet: UNet2DConditionModel) -> None:
+    """Refuse UNets that a branch cannot bridge, by their name.
+
+    Raises:
+        UserError: SDXL, SD2, an inpainting or another modified UNet.
+    """
+    config = unet.config
+    if config.get("addition_embed_type") == "text_time":
+        kind = f"SDXL (addition_embed_type 'text_time', cross_attention_dim {config['cross_attention_dim']})"
+    elif config.get("use_linear_projection"):
+        kind = f"SD2 (use_linear_projection, cross_attention_dim {config['cross_attention_dim']})"
+    elif config["in_channels"] == 9:
+        kind = "an inpainting UNet (9 input channels)"
+    elif config["in_channels"] != 4 or any(
+        config.get(key) for key in ("class_embed_type", "encoder_hid_dim", "addition_embed_type", "time_cond_proj_dim")
+    ):
+        kind = f"a modified UNet ({config['in_channels']} input channels)"
+    else:
+        return
+    raise UserError(f"the backbone is {kind}; a branch needs an SD1.5 UNet: use an SD1.5 checkpoint")
+
+
+def encode_moments(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] -> (B, 2C, h, w) mean and log variance of the VAE posterior, unscaled."""
+    return vae.encode(pictures).latent_dist.parameters  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def sample_latents(vae: AutoencoderKL, moments: Tensor, noise: Tensor) -> Tensor:
+    """A fresh draw of scaled latents from posterior moments: (mean + std * noise) * scaling_factor."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+    return (mean + std * noise) * vae.config["scaling_factor"]
+
+
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W), about [-1, 1]."""
+    return vae.decode((latents / vae.config["scaling_factor"]).to(vae.dtype)).sample  # pyright: ignore[reportAttributeAccessIssue]

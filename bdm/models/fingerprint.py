@@ -1,0 +1,69 @@
+"""Which models prepared a cache: hashes of what decides the features, and the refusal of a cache made with others."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..text.native import NativeTextEncoder
+
+
+def vae_fingerprint(vae: Any) -> str:
+    """Of what turns pictures into posterior moments: VAEs that differ in their decoder alone have the same."""
+    tensors = {name: t for name, t in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
+    return _digest(tensors, {"norm_groups": vae.config["norm_num_groups"]})
+
+
+def text_fingerprint(encoder: NativeTextEncoder) -> str:
+    """Of what turns native texts into features: weights, vocabulary and settings."""
+    config: Any = encoder.model.config
+    beyond = {name: getattr(config, name, None) for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
+    return _digest(encoder.model.state_dict(), _tokens(encoder) | beyond | {"mask": encoder.settings.mask})
+
+
+def tokens_fingerprint(encoder: NativeTextEncoder) -> str:
+    """Of what turns native texts into token ids: vocabulary and settings."""
+    return _digest({}, _tokens(encoder))
+
+
+def check_fingerprints(cached: Mapping[str, Mapping[str, str]], own: Mapping[str, tuple[str, str]], origin: str) -> None:
+    """Refuse a cache that was made with other models than those in use.
+
+    Args:
+        cached: ``{"vae": {"source": ..., "fingerprint": ...}}`` of the cache, by part.
+        own: (source, fingerprint) of the models in use, by part.
+        origin: of the cache.
+
+    Raises:
+        UserError: naming every part that differs, with both models.
+    """
+    wrong = [
+        f"its {part.replace('_', ' ')} was {made['source']} ({made['fingerprint'][:10]}), "
+        f"in use is {own[part][0]} ({own[part][1][:10]})"
+        for part, made in cached.items()
+        if part in own and made["fingerprint"] != own[part][1]
+    ]
+    if wrong:
+        raise UserError(f"{origin} was prepared with other models: {'; '.join(wrong)}; use those models, or prepare the data again")
+
+
+def _tokens(encoder: NativeTextEncoder) -> dict[str, Any]:
+    settings = {name: value for name, value in dataclasses.asdict(encoder.settings).items() if name != "mask"}
+    return settings | {"layout": dataclasses.asdict(encoder.layout), "vocabulary": sorted(encoder.tokenizer.get_vocab().items())}
+
+
+def _digest(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """sha256 over weights (as float32, so that the precision in use does not matter) and settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode())
+    for name, tensor in sorted(tensors.items()):
+        if tensor.is_floating_point():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,86 @@
+"""Work on a Ray cluster: actors hold the models, Ray schedules the tasks, restarts what dies and scales."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..extras import import_extra
+
+
+class Worker(Protocol):
+    """What a process does for tasks of its kind; it is built once in each actor and holds what they share."""
+
+    def run(self, task: Any) -> int:
+        """Do a task; returns how many pictures it had."""
+        ...
+
+
+class _Actor:
+    """A worker in a process of the cluster."""
+
+    def __init__(self, kind: Any, arguments: tuple[Any, ...], threads: int, folder: Path) -> None:
+        # Paths are relative to where the command was given.
+        if folder.is_dir():
+            os.chdir(folder)
+        # Ray gives its workers one thread; sums in another order would round otherwise than elsewhere.
+        torch.set_num_threads(threads)
+        self.worker: Worker = kind(*arguments)
+
+    def run(self, task: Any) -> int | str:
+        """Pictures dealt with, or what is wrong: a mistake the user can mend is no reason to try again."""
+        try:
+            return self.worker.run(task)
+        except UserError as error:
+            return str(error)
+
+
+def run_on_ray(kind: Any, arguments: tuple[Any, ...], tasks: Sequence[Any], pictures: int, what: str) -> None:
+    """Share tasks out to the workers of the running cluster (``RAY_ADDRESS``), or of a local one.
+
+    Each actor takes a GPU where the cluster has some, else one CPU; files must be reachable from all.
+
+    Args:
+        kind: class of the worker.
+        arguments: what it is built with.
+        tasks: what the workers do, in any order.
+        pictures: of all tasks together, for the progress bar.
+        what: the bar's description.
+
+    Raises:
+        UserError: ray is not installed, or a task failed for a reason that the user can mend.
+    """
+    ray = import_extra("--engine ray")
+    if not tasks:
+        return
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    started = not ray.is_initialized()
+    if started:
+        ray.init(runtime_env={"env_vars": {"PYTHONPATH": path}}, include_dashboard=False, log_to_driver=False)
+    try:
+        resources = ray.cluster_resources()
+        graphics = int(resources.get("GPU", 0))
+        count = min(len(tasks), graphics or max(1, int(resources.get("CPU", 1))))
+        actor = ray.remote(num_cpus=1, num_gpus=1 if graphics else 0, max_restarts=3, max_task_retries=3)(_Actor)
+        workers = [actor.remote(kind, arguments, torch.get_num_threads(), Path.cwd()) for _ in range(count)]
+        with tqdm(total=pictures, desc=f"{what} ({count} workers)", unit="picture", mininterval=2) as bar:
+            waiting = [*tasks][::-1]
+            busy = {worker.run.remote(waiting.pop()): worker for worker in workers}
+            while busy:
+                (done,), _ = ray.wait(list(busy), num_returns=1)
+                worker, result = busy.pop(done), ray.get(done)
+                if isinstance(result, str):
+                    raise UserError(result)
+                bar.update(result)
+                if waiting:
+                    busy[worker.run.remote(waiting.pop())] = worker
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,285 @@
+"""One training step on the shadow device: what it holds in memory and how many operations it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as all_modules
+
+from ..config import RunConfig
+from ..data.batch import Batch
+from ..data.source import Example, Source
+from ..errors import UserError
+from ..formats.weights import DTYPES
+from ..models.backbone import encode_moments
+from ..training.averaging import AveragedWeights
+from ..training.recipes.base import Recipe
+from ..training.recipes.build import build_recipe, build_source
+from ..training.recipes.denoising import DenoisingRecipe
+from .fake_device import ShadowDevice
+from .meta_models import outline_models
+
+#: Labels of the shadow device; the first is followed by a part's name.
+ACTIVATIONS, TEMPORARY = "activations: ", "temporary"
+
+#: Bytes of an optimizer's state for each parameter: two moments, in 8 bits or in float32; Prodigy keeps the start and a sum too.
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
+
+#: A caption of usual length: one chunk of tokens.
+CAPTION = "红灯笼"
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What one process needs for one micro-batch.
+
+    Attributes:
+        batch: samples of the micro-batch.
+        peak: most bytes in use at once, from the weights to the last temporary tensor.
+        at_peak: how they were made up, by label.
+        activations: bytes that the forward pass leaves for the backward pass, by the part that made them.
+        validation_peak: the same as ``peak`` while validating, or 0 where that was not asked for.
+        largest_convolution: most bytes of one convolution's inputs and outputs.
+        parameters: of each part, by name.
+        trained: names of the parts that are trained, or hold what is trained.
+        trained_parameters: how many parameters are trained.
+        forward: operations (a multiplication and an addition count as two) of the forward pass, by part, per sample.
+        backward: of the backward pass, with what checkpointing works out again, per sample.
+        encoding: of the pictures' and captions' encoding, which caches spare, per sample; part of ``forward`` without them.
+        moments: shape of a sample's VAE moments, if it has any.
+        features: shape of a caption's features, if it has any.
+    """
+
+    batch: int
+    peak: int
+    at_peak: dict[str, int]
+    activations: dict[str, int]
+    validation_peak: int
+    largest_convolution: int
+    parameters: dict[str, int]
+    trained: tuple[str, ...]
+    trained_parameters: int
+    forward: dict[str, float]
+    backward: float
+    encoding: float
+    moments: tuple[int, ...]
+    features: tuple[int, ...]
+
+
+class BlankSource:
+    """Examples of the right shape in place of data that may lie elsewhere."""
+
+    def __init__(self, example: Example, real: Source | None = None) -> None:
+        self._example, self._real = example, real
+
+    def __len__(self) -> int:
+        return 1 << 20 if self._real is None else len(self._real)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._example
+
+    def caption(self, index: int) -> str:
+        return CAPTION
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    @property
+    def validation(self) -> BlankSource:
+        return self
+
+
+def measure_step(run: RunConfig, batch: int, processes: int = 1, validate: bool = True) -> StepFigures:
+    """Work out a step of a run with ``batch`` samples in a process.
+
+    Args:
+        run: the configuration; neither its data nor its weights need be here.
+        batch: samples of a micro-batch.
+        processes: with several, gradients are exchanged through buckets of their own size.
+        validate: work out the validation losses too.
+
+    Raises:
+        UserError: see ``outline_recipe``.
+    """
+    return measure_recipe(outline_recipe(run), run, batch, processes, validate)
+
+
+def picture_size(run: RunConfig) -> int:
+    """Side of a run's pictures in pixels; that of the square where they come in buckets, whose areas are the same at most.
+
+    Raises:
+        UserError: the pictures were prepared, and what their sizes were is not in the configuration.
+    """
+    if run.data.kind == "prepared":
+        raise UserError(
+            "data.kind is prepared; plan the run on the raw data that were prepared: its table shows the speed from caches too"
+        )
+    return run.data.size
+
+
+def outline_recipe(run: RunConfig) -> Recipe:
+    """A run's recipe on the meta device; its examples are blank.
+
+    Raises:
+        UserError: a model's configuration is not known, or the recipe cannot be planned.
+    """
+    if run.recipe.kind == "contrastive":
+        raise UserError(
+            "recipe.kind is contrastive, whose loss picks pairs by their values, and a plan has shapes only; "
+            "train.py --dry-run goes through a real step"
+        )
+    size = picture_size(run)
+    pixels = torch.zeros(3, size, size, dtype=torch.uint8)
+    # The judge's labels come from the world's rows.
+    real = build_source(run.data) if run.recipe.kind == "judge" else None
+    ready = outline_models(run.recipe)
+    with ShadowDevice(), torch.device("meta"):
+        return build_recipe(run, BlankSource(Example(CAPTION, pixels), real), **ready)
+
+
+def measure_recipe(recipe: Recipe, run: RunConfig, batch: int, processes: int = 1, validate: bool = True) -> StepFigures:
+    """Work out a step of a recipe whose models have no values (see ``measure_step``)."""
+    shadow = ShadowDevice()
+    size = picture_size(run)
+    shadow.label = "batch"
+    pixels = shadow.blank(3, size, size, dtype=torch.uint8)
+    parts = make_ready(recipe, run.optimizer.checkpointing)
+    with shadow:
+        owners = {module: name for name, part in reversed([*recipe.named_children()]) for module in part.modules()}
+        trained = {id(p) for part in parts.values() for p in part.parameters()}
+        sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in recipe.named_children()}
+        names = {owners.get(part, name) for name, part in parts.items()}
+        shadow.place(recipe, lambda p: "trained weights" if id(p) in trained else "frozen weights")
+        parameters = [p for part in recipe.parts().values() for p in part.parameters()]
+        _keep_beside(parameters, run, shadow, processes)
+        moments, features, encoding = _encode(recipe, pixels, shadow)
+        given = _batch(pixels, moments if _cached(recipe) else None, batch, shadow)
+        shadow.reset_peak()
+        dtype = DTYPES.get(run.optimizer.mixed_precision)
+        with _labelled(owners, shadow):
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                loss = recipe(given)["loss"]
+            activations, forward = _of_parts(shadow.live), _of_parts(shadow.flops)
+            shadow.flops.clear()
+            shadow.label = TEMPORARY
+            loss.backward()
+            backward = shadow.flops.total()
+        peak, at_peak = shadow.peak, shadow.at_peak
+        validation_peak = _validation_peak(recipe, shadow) if validate else 0
+    return StepFigures(
+        batch=batch,
+        peak=peak,
+        at_peak={label: size for label, size in at_peak.items() if size},
+        activations=activations,
+        validation_peak=validation_peak,
+        largest_convolution=shadow.largest_convolution,
+        parameters=sizes,
+        trained=tuple(sorted(names)),
+        trained_parameters=sum(p.numel() for p in parameters),
+        forward={name: count / batch for name, count in forward.items()},
+        backward=backward / batch,
+        encoding=encoding,
+        moments=() if moments is None else tuple(moments.shape[1:]),
+        features=() if features is None else tuple(features.shape[1:]),
+    )
+
+
+def make_ready(recipe: Recipe, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Train the parts, freeze the rest, as the training loop does before its first step."""
+    parts = recipe.train_parts(checkpointing)
+    recipe.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return parts
+
+
+def _keep_beside(parameters: list[nn.Parameter], run: RunConfig, shadow: ShadowDevice, processes: int) -> None:
+    """Take the memory of what stays from step to step beside the weights."""
+    shadow.label = "moving average"
+    shadow.kept = [AveragedWeights(parameters, run.optimizer.ema_decay)]
+    shadow.label = "optimizer states"
+    shadow.kept += [shadow.blank(p.numel(), STATE_BYTES[run.optimizer.name], dtype=torch.uint8) for p in parameters]
+    if processes > 1:
+        shadow.label = "buckets of gradients"
+        shadow.kept += [torch.zeros_like(p) for p in parameters]
+    for parameter in parameters:
+        if run.optimizer.accumulation > 1:  # the first micro-batch leaves them to the next
+            shadow.label = "gradients"
+            parameter.grad = torch.zeros_like(parameter)
+        else:
+            parameter.register_post_accumulate_grad_hook(lambda p: shadow.relabel(p.grad, "gradients"))
+
+
+def _cached(recipe: Recipe) -> bool:
+    return isinstance(recipe, DenoisingRecipe) and recipe.cache
+
+
+@torch.no_grad()
+def _encode(recipe: Recipe, pixels: Tensor, shadow: ShadowDevice) -> tuple[Tensor | None, Tensor | None, float]:
+    """Moments and features of one sample, and the operations of encoding them; a cache in the recipe is filled on the way."""
+    if not isinstance(recipe, DenoisingRecipe):
+        return None, None, 0.0
+    shadow.label = "encoding"
+    moments = encode_moments(recipe.vae, pixels[None].float())
+    features = recipe.text_features([CAPTION])
+    operations = shadow.flops.total()
+    recipe.text_features([""])  # what dropped captions become
+    return moments, features, operations
+
+
+def _batch(pixels: Tensor, moments: Tensor | None, count: int, shadow: ShadowDevice) -> Batch:
+    shadow.label = "batch"
+    return Batch(
+        pixels=pixels.expand(count, -1, -1, -1).clone() if moments is None else None,
+        moments=None if moments is None else moments.expand(count, -1, -1, -1).clone(),
+        captions=[CAPTION] * count,
+        features=None,
+        indices=list(range(count)),
+        generators=[torch.Generator().manual_seed(i) for i in range(count)],
+    )
+
+
+@contextmanager
+def _labelled(owners: dict[nn.Module, str], shadow: ShadowDevice) -> Iterator[None]:
+    """Label memory and operations by the part whose code runs, as long as nobody sets another label."""
+    stack = ["loss"]
+    shadow.label = ACTIVATIONS + "loss"
+    shadow.flops.clear()
+
+    def enter(module: nn.Module, _: Any) -> None:
+        stack.append(owners.get(module, stack[-1]))
+        relabel()
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+        relabel()
+
+    def relabel() -> None:
+        if shadow.label != TEMPORARY:  # a checkpoint runs modules again in the backward pass
+            shadow.label = ACTIVATIONS + stack[-1]
+
+    handles = [
+        all_modules.register_module_forward_pre_hook(enter),
+        all_modules.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _of_parts(counts: Mapping[str, int]) -> dict[str, int]:
+    return {label.removeprefix(ACTIVATIONS): n for label, n in counts.items() if n and label.startswith(ACTIVATIONS)}
+
+
+def _validation_peak(recipe: Recipe, shadow: ShadowDevice) -> int:
+    for parameter in recipe.parameters():
+        parameter.grad = None
+    shadow.label = TEMPORARY
+    shadow.reset_peak()
+    recipe.eval().validate()
+    return shadow.peak

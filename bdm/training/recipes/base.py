@@ -1,0 +1,85 @@
+"""The contract between the training loop and what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from ...data.batch import Batch, fixed_batch
+from ...data.source import Source
+from ...errors import UserError
+
+
+class Recipe(nn.Module):
+    """What a run trains and with which loss. Subclasses hold every model they need as sub-modules.
+
+    The loop asks only for what stands here: which parts receive gradients, the loss of a batch, the validation figures, a
+    picture to look at and how the result is saved.
+    """
+
+    def __init__(self, source: Source, seed: int = 0) -> None:
+        super().__init__()
+        self.source = source
+        self.seed = seed
+        #: Most pictures of a sample grid.
+        self.grid_size = 24
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The sub-modules that are trained, by name. Everything else must be frozen."""
+        raise NotImplementedError
+
+    def train_parts(self, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:
+        """Let every part train and freeze everything else; ``checkpointing`` as in ``checkpoint_activations``. Gives the parts."""
+        self.requires_grad_(False)
+        parts = self.parts()
+        for part in parts.values():
+            part.requires_grad_(True).train()
+        self.checkpoint_activations(checkpointing)
+        return parts
+
+    def checkpointable(self) -> dict[str, Any]:
+        """Diffusers models whose activations can be computed again in the backward pass instead of being kept, by name."""
+        return {}
+
+    def checkpoint_activations(self, names: Sequence[str]) -> None:
+        """Spend time to save memory: gradient checkpointing (arXiv 1604.06174) in the models of these names.
+
+        Raises:
+            UserError: a name that the recipe does not know.
+        """
+        models = self.checkpointable()
+        for name in names:
+            if name not in models:
+                raise UserError(
+                    f"optimizer.checkpointing names {name!r}; this recipe knows {', '.join(models) or 'none'}: correct or remove it"
+                )
+            models[name].enable_gradient_checkpointing()
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Work before the first step that needs the device: caches and constants."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars of a batch: ``"loss"``, which is minimised, and whatever else is worth logging."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Losses on examples that training never sees, with fixed noise, so that every call is comparable."""
+        return {name: value.item() for name, value in self(fixed_batch(self.source.validation, 64, self.seed)).items()}
+
+    def grid(self) -> Image.Image | None:
+        """A picture that shows what the parts can do now."""
+        return None
+
+    def finish(self) -> None:
+        """Work behind the last step that runs the trained parts; every process takes part, with the averaged weights."""
+
+    def save(self, folder: Path) -> None:
+        """Write the trained parts for use."""
+        raise NotImplementedError

@@ -1,0 +1,274 @@
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bdm.config import EvaluateConfig, ModeConfig
+from bdm.emoji.judge import JudgeModel, Verdict, augment
+from bdm.emoji.world import COLOUR_NAMES, World
+from bdm.errors import UserError
+from bdm.evaluate import modes, report, setup
+from bdm.evaluate.combinations import NAMES, combination_trial, edge_agreement, evaluate_combinations, ratios
+from bdm.evaluate.trials import draw, make_trials, score, sweep_trials
+from bdm.files import check_writable
+
+
+def generators(count, seed=0):
+    return [torch.Generator().manual_seed(seed + i) for i in range(count)]
+
+
+def test_augmentation_belongs_to_the_picture_and_keeps_a_plain_background():
+    pictures = torch.rand(3, 3, 32, 32) * 2 - 1
+    whole = augment(pictures, generators(3))
+    torch.testing.assert_close(augment(pictures[1:2], generators(3)[1:2]), whole[1:2])
+    assert (whole - pictures).abs().mean() > 0.02
+    plain = torch.full((1, 3, 32, 32), 0.5)
+    changed = augment(plain, generators(1))
+    assert (changed - changed.mean()).abs().mean() < 0.1, "only noise on a plain picture"
+
+
+def test_judge_saves_and_loads(tmp_path):
+    judge = JudgeModel(concepts=5, colours=8, width=8, treatments=("plain", "outlined", "sealed")).eval()
+    judge.save_pretrained(tmp_path)
+    pictures = torch.rand(2, 3, 32, 32)
+    loaded = JudgeModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(pictures).concept, judge(pictures).concept, atol=2e-3, rtol=1e-2)
+    assert loaded(torch.rand(2, 3, 64, 64)).colour.shape == (2, 8)
+    assert loaded(pictures).treatment.shape == (2, 3)
+    assert loaded.config["treatments"] == ["plain", "outlined", "sealed"]
+
+
+class FixedJudge:
+    """A judge that says what it is told."""
+
+    def __init__(self, concepts, colours, looks):
+        sizes = (640, len(COLOUR_NAMES), 2, 2)
+        said = (concepts, colours, looks, [0] * len(looks))
+        self.verdict = Verdict(*(torch.nn.functional.one_hot(torch.tensor(v), n).float() for v, n in zip(said, sizes)))
+
+    def __call__(self, pictures):
+        return self.verdict
+
+
+def test_trials_cover_the_world_and_scores_are_shares():
+    world = World()
+    trials = {t.name: t for t in make_trials(world, controls=8, seed=0)}
+    assert trials["chinese"].concepts == list(range(640))
+    assert set(zip(trials["held_out"].concepts, trials["held_out"].colours)) == world.held_out
+    seen = set(zip(trials["trained_pairs"].concepts, trials["trained_pairs"].colours))
+    alone, sweep = sweep_trials(world, 64, seed=0)
+    assert len(set(alone.concepts)) == 64
+    assert alone.native == [world.caption(i, None, "zh") for i in alone.concepts]
+    assert not (seen | set(zip(sweep.concepts, sweep.colours))) & world.held_out
+    assert sorted(trials["trained_pairs"].concepts) == sorted(trials["held_out"].concepts)
+    assert len(sweep.native) == 64
+    assert all(world.concepts[i].group != "native" for i in trials["english"].concepts)
+    assert not any(trials["english"].native)
+    assert not any(trials["chinese"].english)
+    assert trials["scale_0"].branch_scale == 0
+    trial = trials["mixed"]
+    right = [COLOUR_NAMES.index(c) for c in trial.colours]
+    wrong_colour = [*right[:6], *((c + 1) % 8 for c in right[6:])]
+    concepts = [*trial.concepts[:4], *((i + 1) % 640 for i in trial.concepts[4:])]
+    result = score(FixedJudge(concepts, wrong_colour, [1] * 2 + [0] * 6), torch.zeros(8, 3, 32, 32), trial)
+    assert (result.concept, result.colour, result.both, result.openmoji) == (0.5, 0.75, 0.5, 0.25)
+
+
+def test_ratios_compare_what_each_plugin_adds():
+    """Each plug-in adds 0.4 in English, 0.3 beside the branch, 0.2 to the three others; each costs a tenth of the content."""
+    rows, english = {}, {}
+    for on in product((False, True), repeat=4):
+        adds = 0.2 if all(on) else 0.3
+        rows[on] = {"content": 0.8 * 0.9 ** sum(on)} | {name: 0.1 * sum(on) + adds * own for name, own in zip(NAMES, on)}
+        english[on] = {name: 0.05 + 0.4 * own for name, own in zip(NAMES, on)}
+    rows[True, False, False, False]["content"] = 0.4
+    result = ratios(rows, english)
+    assert result["single_content_ratio"] == 0.5
+    assert result["single_effect_ratio"] == pytest.approx((0.3 + 0.1) / 0.4)
+    assert result["all_content_ratio"] == pytest.approx(0.9**4, abs=1e-4)
+    # In the last row 0.1 more than in one of three, which all have the same figure of their own kind.
+    assert result["all_effect_ratio"] == pytest.approx((0.2 + 0.1) / 0.4)
+
+
+def test_edges_agree_where_they_are_at_the_same_place():
+    drawn, given = (np.zeros((4, 4), np.uint8) for _ in range(2))
+    drawn[0, :2], given[0, 1:] = 255, 255
+    # One pixel of two drawn and of three given: precision 1/2, recall 1/3.
+    assert edge_agreement(Image.fromarray(drawn), Image.fromarray(given)) == pytest.approx(0.4)
+    assert edge_agreement(Image.fromarray(drawn), Image.fromarray(drawn)) == 1
+    assert edge_agreement(*[Image.fromarray(np.zeros((4, 4), np.uint8))] * 2) == 0
+
+
+def test_a_folder_of_something_else_is_no_judges(tmp_path):
+    JudgeModel(concepts=5, colours=8, width=8).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for wrong in ({"_class_name": "BranchModel"}, config | {"more": 1}, config | {"width": "8"}, config | {"treatments": ["ink"]}):
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="is not a judge's folder"):
+            JudgeModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"width": 16}))
+    with pytest.raises(UserError, match="has shape"):
+        JudgeModel.from_pretrained(tmp_path)
+
+
+def test_draw_gives_every_prompt_its_seed(pipe):
+    world = World()
+    trial = make_trials(world, controls=3, seed=0)[-1]
+    whole = draw(pipe, trial, steps=2, guidance=2.0, batch=3, seed=5)
+    parts = draw(pipe, trial, steps=2, guidance=2.0, batch=2, seed=5)
+    assert whole.shape == (3, 3, 64, 64)
+    torch.testing.assert_close(whole, parts, atol=1e-4, rtol=1e-4)
+
+
+#: The smallest world; whether an evaluation's figures are right does not depend on its size.
+CONCEPTS = 148
+
+
+class KnowingJudge:
+    """Told what each trial asked for, it finds every third picture's concept right, every second one's colour and look."""
+
+    def __init__(self):
+        self.config = {"concepts": CONCEPTS, "colours": len(COLOUR_NAMES), "width": 8, "size": 16, "treatments": ["plain", "grey"]}
+        self.trial = None
+
+    def __call__(self, pictures):
+        numbers = torch.arange(len(pictures))
+        concepts, colours = torch.zeros_like(numbers), torch.zeros_like(numbers)
+        if self.trial is not None and len(self.trial.concepts) == len(pictures):
+            concepts = (torch.tensor(self.trial.concepts) + (numbers % 3 > 0)) % CONCEPTS
+            if self.trial.colours:
+                colours = (torch.tensor([COLOUR_NAMES.index(c) for c in self.trial.colours]) + numbers % 2) % 8
+        said = ((concepts, CONCEPTS), (colours, 8), (numbers % 2, 2), (torch.zeros_like(numbers), 2))
+        return Verdict(*(torch.nn.functional.one_hot(classes, n).float() for classes, n in said))
+
+
+@pytest.fixture
+def knowing(pipe, tmp_path, monkeypatch):
+    """A tiny model's folder, and a judge that knows which trial is drawn."""
+    judge = KnowingJudge()
+
+    def noted(pipe, trial, *arguments, **named):
+        judge.trial = trial
+        return draw(pipe, trial, *arguments, **named)
+
+    monkeypatch.setattr(report, "draw", noted)
+    monkeypatch.setattr(modes, "draw", noted)
+    monkeypatch.setattr(setup.JudgeModel, "from_pretrained", lambda _: judge)
+    pipe.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def evaluation(folder, **changes):
+    settings = dict(model=str(folder / "model"), judge="stub", out=folder / "out", steps=1, batch=64, controls=6)
+    return EvaluateConfig(**settings | dict(world=dict(concepts=CONCEPTS), guidance_sweep=(1.0, 2.0)) | changes)
+
+
+def thirds(count):
+    return len(range(0, count, 3)) / count
+
+
+def test_an_evaluation_writes_what_the_judge_said(knowing, capsys):
+    figures = report.evaluate(evaluation(knowing, shuffled_branch=str(knowing / "model/branch")))
+    world = World(CONCEPTS)
+    pairs, native = len(world.held_out), [i for i, c in enumerate(world.concepts) if c.group == "native"]
+    different = [c for c in world.concepts if c.group == "different"]
+    sixths = len(range(0, pairs, 6)) / pairs
+    expected = {
+        "chinese_top1": thirds(CONCEPTS), "native_top1": sum(i % 3 == 0 for i in native) / len(native),
+        "native_look": len(different) // 2 / len(different), "held_out_pairs": sixths, "trained_pairs": sixths,
+        "control_scale_0_top1": thirds(6), "control_shuffled_top1": thirds(6), "control_empty_top1": thirds(6),
+        "mixed_concept": thirds(6), "mixed_colour": 1 / 2, "mixed_both": 1 / 6, "chance": 1 / CONCEPTS,
+        "guidance_1_concepts": 1 / 3, "guidance_1_pairs": 1 / 6,
+        "english_top1": thirds(CONCEPTS - len(native)),
+    }  # fmt: skip
+    assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-4)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert json.loads((knowing / "out/result.json").read_text()) == figures
+    text = (knowing / "out/report.md").read_text()
+    assert f"chinese_top1 {figures['chinese_top1']:.3f} (reach 0.90)" in text
+    assert f"| Chinese prompts, all concepts | {CONCEPTS} | {figures['chinese_top1']:.3f} |  |  | 0.500 |" in text
+    assert "| 2 | 0." in text, "the sweep"
+    pictures = {path.stem for path in (knowing / "out").glob("*.png")}
+    assert pictures == {trial.name for trial in make_trials(world, 6, 0)}
+    assert all(f"({name}.png)" in text for name in pictures)
+
+
+@pytest.mark.parametrize("plugins", [False, True])
+def test_a_judge_of_another_world_is_refused_by_both_evaluations(knowing, plugins):
+    names = ("checkpoint", "lora", "controlnet", "embedding", "lora_trigger")
+    files = dict.fromkeys(names, "x") | {"embedding_colour": "red"}
+    config = evaluation(knowing, world=dict(concepts=CONCEPTS + 1), plugins=files)
+    with pytest.raises(UserError, match=f"knows {CONCEPTS} concepts in 8 colours and the world has {CONCEPTS + 1} in 8"):
+        evaluate_combinations(config, config.plugins) if plugins else report.evaluate(config)
+    assert not (knowing / "out").exists()
+
+
+def test_a_judge_that_cannot_see_the_plugins_is_refused(knowing):
+    files = dict.fromkeys(("checkpoint", "lora", "controlnet", "embedding", "lora_trigger"), "x") | {"embedding_colour": "red"}
+    config = evaluation(knowing, plugins=files)
+    with pytest.raises(UserError, match=r"tells apart plain, grey; .*configs/emoji/style_judge\.yaml"):
+        evaluate_combinations(config, config.plugins)
+
+
+def test_modes_are_scored_and_timed_beside_the_exact_one(knowing, monkeypatch, capsys):
+    monkeypatch.setattr(modes, "ROUNDS", 2)
+    chosen = {"fewer": dict(steps=1), "half": dict(guidance_interval=(0, 0.5), sampler="lcm"), "deep": dict(deep_every=2)}
+    config = evaluation(knowing, steps=2, modes=chosen)
+    rows = modes.evaluate_modes(config, config.modes)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["modes"] == rows
+    assert list(rows) == ["exact", *chosen]
+    assert all(row["chinese_top1"] == pytest.approx(thirds(CONCEPTS), abs=1e-4) for row in rows.values())
+    assert rows["exact"]["speedups"] == [1.0, 1.0]
+    assert rows["fewer"]["speedup"] > 1.2, "one step for two"
+    text = (knowing / "out/report.md").read_text()
+    assert "| fewer | 1 | 4 |" in text
+    assert "| deep | 2 | 4 |" in text
+    assert (knowing / "out/grid.png").is_file()
+
+
+def test_a_mode_is_undone_and_what_it_cannot_load_is_said_first(knowing, pipe):
+    scheduler = pipe.scheduler
+    with modes.in_mode(pipe, ModeConfig(steps=1, guidance=1.0, sampler="lcm")):
+        assert type(pipe.scheduler).__name__ == "LCMScheduler"
+    assert pipe.scheduler is scheduler
+    config = evaluation(knowing, modes={"none": dict(lora=str(knowing / "none.safetensors"))})
+    with pytest.raises(UserError, match="none.safetensors"):
+        modes.evaluate_modes(config, config.modes)
+    assert not list((knowing / "out").glob("*"))
+
+
+def test_reach_is_named():
+    assert setup.below_reach({"a": 0.5, "b": 0.9}, {"a": 0.6, "b": 0.9}) == "Below reach: a 0.500 (reach 0.60)."
+    assert setup.below_reach({"a": 0.7}, {"a": 0.6}) == "Below reach: nothing."
+
+
+def test_trigger_words_stand_in_the_english_prompt():
+    world = World(CONCEPTS)
+    config = evaluation_plugins()
+    native = combination_trial(world, [3, 5], config, ["lora", "controlnet", "embedding"], native=True)
+    english = combination_trial(world, [3, 5], config, ["lora", "controlnet", "embedding"], native=False)
+    assert native.native == [world.caption(i, None, "zh") for i in (3, 5)]
+    assert native.english == ["ink, dusk"] * 2
+    assert english.english == [f"{world.caption(i, None, 'en')}, ink, dusk" for i in (3, 5)]
+    assert (english.native, english.branch_scale, native.branch_scale) == (["", ""], 0.0, 1.0)
+
+
+def evaluation_plugins():
+    from bdm.config import PluginFilesConfig
+
+    return PluginFilesConfig(
+        checkpoint="a", lora="b", controlnet="c", embedding="folder/dusk.pt", lora_trigger="ink", embedding_colour="red"
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_none_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_writable(tmp_path / "a/b/c")
+    check_writable(tmp_path)
+    assert not (tmp_path / "a").exists()
+    for wrong in ("file", "file/a/b"):
+        with pytest.raises(UserError, match="file is a file; choose another with out="):
+            check_writable(tmp_path / wrong)
