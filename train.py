@@ -1,4 +1,7 @@
-"""Train what a configuration describes: ``python train.py CONFIG.yaml key=value ...`` (the same as ``bdm train``)."""
+"""Train what a configuration describes.
+
+``python train.py CONFIG.yaml key=value ...`` (the same as ``bdm train``).
+"""
 
 import sys
 

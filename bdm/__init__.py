@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from .method.branch import BranchModel, BranchOutput
     from .method.bridge import Bridge, NativeCondition
     from .models.samplers import make_scheduler
-    from .pipeline import BridgeControlNetPipeline, BridgeImg2ImgPipeline, BridgeInpaintPipeline, BridgePipeline
+    from .pipeline import (
+        BridgeControlNetPipeline,
+        BridgeImg2ImgPipeline,
+        BridgeInpaintPipeline,
+        BridgePipeline,
+    )
     from .plugins import Plugin, Plugins
     from .speed.approximate import Approximation
     from .text.native import NativeTextEncoder, NativeTextSettings

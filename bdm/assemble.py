@@ -18,7 +18,12 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "spe
 
 
 def assemble(
-    backbone: str, branch: str, native_text_encoder: str, out: Path, dtype: torch.dtype = torch.float32, vocabularies: bool = True
+    backbone: str,
+    branch: str,
+    native_text_encoder: str,
+    out: Path,
+    dtype: torch.dtype = torch.float32,
+    vocabularies: bool = True,
 ) -> None:
     """Write a ``BridgePipeline`` folder, with the cards of the parts that have one.
 
@@ -28,7 +33,8 @@ def assemble(
         native_text_encoder: folder, hub name or cn_clip file of the native text encoder.
         out: the new folder; a ``BridgePipeline``'s that is there is replaced once the new one is whole.
         dtype: dtype of the stored weights.
-        vocabularies: store the tokenizers' vocabularies; CLIP's and Chinese CLIP's are found in pip packages without.
+        vocabularies: store the tokenizers' vocabularies; CLIP's and Chinese CLIP's are found in pip packages
+            without.
 
     Raises:
         UserError: a part cannot be read, or ``out`` holds something else; nothing is written then.

@@ -37,28 +37,35 @@ from .models.backbone import load_backbone
 
 #: Layouts that ``convert`` writes, by kind; the first is the one of files, the others' ends are folders.
 LAYOUTS = {
-    "checkpoint": ("original", "diffusers"), "vae": ("original", "diffusers"), "controlnet": ("original", "diffusers"),
-    "branch": ("diffusers", "BDM"), "adapter": ("kohya", "diffusers"), "embedding": ("A1111", "diffusers"),
-}  # fmt: skip
+    "checkpoint": ("original", "diffusers"),
+    "vae": ("original", "diffusers"),
+    "controlnet": ("original", "diffusers"),
+    "branch": ("diffusers", "BDM"),
+    "adapter": ("kohya", "diffusers"),
+    "embedding": ("A1111", "diffusers"),
+}
 
 
-def convert(source: Path, out: Path, layout: str, dtype: torch.dtype | None = None, modules: Any = None) -> Path:
+def convert(
+    source: Path, out: Path, layout: str, dtype: torch.dtype | None = None, modules: Any = None
+) -> Path:
     """Write a file in another layout.
 
     Args:
         source: file or diffusers folder of any kind that ``LAYOUTS`` names.
-        out: a ``.safetensors`` file, or a new or empty folder where the layout is one of folders (diffusers, BDM; not for
-            adapters and embeddings).
+        out: a ``.safetensors`` file, or a new or empty folder where the layout is one of folders (diffusers,
+            BDM; not for adapters and embeddings).
         layout: see ``LAYOUTS``.
         dtype: of the written weights; None keeps the file's.
-        modules: names of the modules that an adapter may change, by part ("unet", "text_encoder"); SD1.5's by default.
+        modules: names of the modules that an adapter may change, by part ("unet", "text_encoder"); SD1.5's by
+            default.
 
     Returns:
         ``out``.
 
     Raises:
-        UserError: an unknown kind, a layout it does not have, a damaged or incomplete file, or a place that cannot be written
-            to; nothing has changed then.
+        UserError: an unknown kind, a layout it does not have, a damaged or incomplete file, or a place that
+            cannot be written to; nothing has changed then.
     """
     found = identify_source(source)
     require(found, tuple(LAYOUTS), source)  # pyright: ignore[reportArgumentType]
@@ -94,7 +101,9 @@ def convert(source: Path, out: Path, layout: str, dtype: torch.dtype | None = No
     return out
 
 
-def _write(kind: str, source: Path, partial: Path, layout: str, folder: bool, dtype: torch.dtype | None, modules: Any) -> None:
+def _write(
+    kind: str, source: Path, partial: Path, layout: str, folder: bool, dtype: torch.dtype | None, modules: Any
+) -> None:
     if kind in ("adapter", "embedding"):
         write = _adapter if kind == "adapter" else _embedding
         tensors, metadata = write(source, layout, modules)
@@ -109,8 +118,13 @@ def _write(kind: str, source: Path, partial: Path, layout: str, folder: bool, dt
         _save(tensors, metadata, partial, dtype)
 
 
-def _save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, dtype: torch.dtype | None) -> None:
-    kept = {key: (t.to(dtype) if dtype and t.is_floating_point() else t).contiguous() for key, t in tensors.items()}
+def _save(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, dtype: torch.dtype | None
+) -> None:
+    kept = {
+        key: (t.to(dtype) if dtype and t.is_floating_point() else t).contiguous()
+        for key, t in tensors.items()
+    }
     # safetensors refuses tensors that share memory, as tied weights of old pickles do.
     pointers: set[int] = set()
     for key, tensor in kept.items():
@@ -127,8 +141,13 @@ def _checkpoint_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _noted(parts: Parts) -> dict[str, str]:
-    """Header texts with the configurations of parts that differ from what their weights tell; SD1.5's do not."""
-    kept = {name: config for name, config in parts.configs.items() if differs(name, config, parts.weights[name])}
+    """Header texts with the configurations of parts that differ from what their weights tell.
+
+    SD1.5's do not.
+    """
+    kept = {
+        name: config for name, config in parts.configs.items() if differs(name, config, parts.weights[name])
+    }
     return {CONFIG_KEY: json.dumps(kept)} if kept else {}
 
 
@@ -140,7 +159,9 @@ def _vae_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _controlnet_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     model = load_controlnet(source)
-    tensors = {f"control_model.{key}": tensor for key, tensor in controlnet_to_original(model.state_dict()).items()}
+    tensors = {
+        f"control_model.{key}": tensor for key, tensor in controlnet_to_original(model.state_dict()).items()
+    }
     return tensors, {CONFIG_KEY: json.dumps({"controlnet": _plain_config(model)})}
 
 
@@ -156,7 +177,10 @@ def _embedding(source: Path, layout: str, _: Any) -> tuple[dict[str, Tensor], di
 
 
 def _adapter(source: Path, layout: str, modules: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """An adapter under kohya's or diffusers' names; diffusers only has names for the low-rank form, scale folded in."""
+    """An adapter under kohya's or diffusers' names.
+
+    Diffusers only has names for the low-rank form, scale folded in.
+    """
     file = read_weights(source)
     refuse_not_finite(file.tensors, source)
     tensors: dict[str, Tensor] = {}
@@ -180,7 +204,9 @@ def _refuse_incomplete(source: Path, module: str, factors: Mapping[str, Tensor])
         if name not in factors:
             raise UserError(f"{source}: {module} has no {name} factor; the file is incomplete, get it again")
         if factors[name].ndim < 2:
-            raise UserError(f"{source}: the {name} factor of {module} is no matrix; the file is damaged, get it again")
+            raise UserError(
+                f"{source}: the {name} factor of {module} is no matrix; the file is damaged, get it again"
+            )
     if "alpha" in factors and factors["alpha"].numel() != 1:
         raise UserError(f"{source}: the alpha of {module} is no number; the file is damaged, get it again")
 
@@ -199,13 +225,22 @@ def _kohya_keys(source: Path, part: str, module: str, change: Change) -> dict[st
 
 
 def _lycoris_gain(source: Path, part: str, module: str, factor: Tensor) -> dict[str, Tensor]:
-    """(IA)3 of peft, where 1 is neutral, as LyCORIS keeps it: 0 is neutral, and a number says whether inputs are scaled."""
+    """(IA)3 of peft, where 1 is neutral, as LyCORIS keeps it.
+
+    0 is neutral, and a number says whether inputs are scaled.
+    """
     if factor.ndim != 2 or 1 not in factor.shape:
-        raise UserError(f"{source}: {module} holds an (IA)3 factor of shape {tuple(factor.shape)}, which LyCORIS has no names for")
+        raise UserError(
+            f"{source}: {module} holds an (IA)3 factor of shape {tuple(factor.shape)}, which LyCORIS has no"
+            " names for"
+        )
     on_input = factor.shape[0] == 1
     if not on_input and not (part == "unet" and module.endswith(("to_q", "to_k", "to_v"))):
         # The others have a bias, and peft scales whole outputs.
-        raise UserError(f"{source}: {module}'s outputs are scaled with their bias, for which LyCORIS has no names; keep this file")
+        raise UserError(
+            f"{source}: {module}'s outputs are scaled with their bias, for which LyCORIS has no names; keep"
+            " this file"
+        )
     return {"gain": factor.flatten() - 1, "on_input": torch.tensor(int(on_input))}
 
 
@@ -214,10 +249,17 @@ def _diffusers_keys(source: Path, part: str, module: str, change: Change) -> dic
     other = sorted(factors.keys() - {"up", "down", "alpha", "magnitude", "row_magnitude"})
     if not other and "up" not in factors:
         other = ["no low-rank product"]
-    if "magnitude" in factors and "up" in factors and factors["magnitude"].shape[:1] != factors["up"].shape[:1]:
+    if (
+        "magnitude" in factors
+        and "up" in factors
+        and factors["magnitude"].shape[:1] != factors["up"].shape[:1]
+    ):
         other = ["a magnitude over inputs"]
     if other:
-        raise UserError(f"{source}: {module} holds {', '.join(other)}, for which diffusers has no names; keep the kohya layout")
+        raise UserError(
+            f"{source}: {module} holds {', '.join(other)}, for which diffusers has no names; keep the kohya"
+            " layout"
+        )
     prefix = f"unet.{module}" if part == "unet" else f"text_encoder.text_model.{module}"
     up = (factors["up"].float() * change.multiplier).to(factors["up"].dtype)
     keys = {f"{prefix}.lora_A.weight": factors["down"], f"{prefix}.lora_B.weight": up}
@@ -235,11 +277,17 @@ def _sd15_modules() -> dict[str, list[str]]:
 
     with init_empty_weights():
         unet: Any = UNet2DConditionModel(cross_attention_dim=768)
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+            )
+        )
     return {
         "unet": [name.removesuffix(".weight") for name in unet.state_dict() if name.endswith(".weight")],
         "text_encoder": [
-            name.removesuffix(".weight").removeprefix("text_model.") for name in text.state_dict() if name.endswith(".weight")
+            name.removesuffix(".weight").removeprefix("text_model.")
+            for name in text.state_dict()
+            if name.endswith(".weight")
         ],
     }
 
@@ -250,9 +298,14 @@ def _checkpoint_folder(source: Path, _: str, dtype: torch.dtype | None) -> Any:
     stock = load_backbone(source, dtype)
     extra: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
     return StableDiffusionPipeline(
-        vae=stock.vae, text_encoder=stock.text_encoder, tokenizer=stock.tokenizer, unet=stock.unet, scheduler=stock.scheduler,
-        requires_safety_checker=False, **extra,
-    )  # fmt: skip
+        vae=stock.vae,
+        text_encoder=stock.text_encoder,
+        tokenizer=stock.tokenizer,
+        unet=stock.unet,
+        scheduler=stock.scheduler,
+        requires_safety_checker=False,
+        **extra,
+    )
 
 
 def _vae_folder(source: Path, _: str, dtype: torch.dtype | None) -> Any:
@@ -271,5 +324,8 @@ _FILES: dict[str, Callable[[Path], tuple[dict[str, Tensor], dict[str, str]]]] = 
     "checkpoint": _checkpoint_file, "vae": _vae_file, "controlnet": _controlnet_file,
 }  # fmt: skip
 _FOLDERS: dict[str, Callable[[Path, str, torch.dtype | None], Any]] = {
-    "checkpoint": _checkpoint_folder, "vae": _vae_folder, "controlnet": _controlnet_folder, "branch": _branch_folder,
-}  # fmt: skip
+    "checkpoint": _checkpoint_folder,
+    "vae": _vae_folder,
+    "controlnet": _controlnet_folder,
+    "branch": _branch_folder,
+}

@@ -32,7 +32,9 @@ def require_packages(*settings: str) -> None:
     for setting in settings:
         package, module = PACKAGES.get(setting, (None, None))
         if module is not None and find_spec(module) is None:
-            raise UserError(f"{setting} needs the package {module}, which is not installed; run: pip install {package}")
+            raise UserError(
+                f"{setting} needs the package {module}, which is not installed; run: pip install {package}"
+            )
 
 
 def import_extra(setting: str, name: str = "") -> Any:

@@ -45,13 +45,13 @@ def append_line(path: Path, content: Any) -> None:
 
 @contextmanager
 def writing_to(path: Path, what_stays: str = "saved states are intact") -> Iterator[None]:
-    """Turns what the system says of a full disk or a read-only folder into one line, which says what is safe."""
+    """Turn what the system says of a full disk or read-only folder into one line, which says what is safe."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); {what_stays}: make room or choose another out=, and start "
-            "again with the same command"
+            f"{path} cannot be written ({error.strerror or error}); {what_stays}: make room or choose another"
+            " out=, and start again with the same command"
         ) from None
 
 
@@ -67,7 +67,9 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"folder {folder}: {existing} {what}; choose another with out=FOLDER")
 
 
-def save_state(folder: Path, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0) -> Path:
+def save_state(
+    folder: Path, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0
+) -> Path:
     """Publish a training state atomically: write beside, sync, rename, and only then delete old ones.
 
     Args:
@@ -111,10 +113,12 @@ def state_files(folder: Path) -> list[Path]:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest state that is whole, or None where there is none; only tensors and plain containers are read.
+    """The newest state that is whole, or None where there is none.
 
-    A state that was damaged after it was written (its checksums do not agree) is set aside as ``.damaged`` with a warning, so
-    that it takes the place of no good one. What a kill left half-written is removed.
+    Only tensors and plain containers are read.
+
+    A state that was damaged after it was written (its checksums do not agree) is set aside as ``.damaged``
+    with a warning, so that it takes the place of no good one. What a kill left half-written is removed.
 
     Raises:
         UserError: there are states and none can be read.
@@ -129,12 +133,17 @@ def load_state(folder: Path) -> dict[str, Any] | None:
                 return torch.load(path, map_location="cpu", weights_only=True)
             with suppress(OSError):  # another process was first, or the folder is read-only
                 os.replace(path, path.with_name(f"{path.name}.damaged"))
-        except Exception as error:  # too little memory, a disk that fails for now: says nothing against the file
+        except (
+            Exception
+        ) as error:  # too little memory, a disk that fails for now: says nothing against the file
             reason = type(error).__name__
         logger.warning("state %s cannot be read (%s); trying the one before it", path, reason)
-    # Those that an earlier start set aside count, too: a run does not begin anew because it was started twice.
+    # Those that an earlier start set aside count, too: a run does not begin anew because it was started
+    # twice.
     if unread := len(list(folder.glob("step-*.pt*"))):
-        raise UserError(f"none of the {unread} states in {folder} can be read; delete the folder to start over")
+        raise UserError(
+            f"none of the {unread} states in {folder} can be read; delete the folder to start over"
+        )
     return None
 
 
@@ -179,9 +188,16 @@ def refuse_occupied(folder: Path, replaces: str | None = None) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     index = folder / "model_index.json"
-    if replaces is None or not index.is_file() or f'"{replaces}"' not in index.read_text(encoding="utf-8", errors="replace"):
+    if (
+        replaces is None
+        or not index.is_file()
+        or f'"{replaces}"' not in index.read_text(encoding="utf-8", errors="replace")
+    ):
         allowed = f" or one that holds a {replaces}" if replaces else ""
-        raise UserError(f"{folder} is a folder with files in it, which stay as they are; give a new or empty folder{allowed}")
+        raise UserError(
+            f"{folder} is a folder with files in it, which stay as they are; give a new or empty"
+            f" folder{allowed}"
+        )
 
 
 def publish_folder(partial: Path, final: Path) -> None:

@@ -1,4 +1,7 @@
-"""Bilingual pipelines: stock diffusers pipelines with the bridge on their UNet and four independent text inputs."""
+"""Bilingual pipelines.
+
+Stock diffusers pipelines with the bridge on their UNet and four independent text inputs.
+"""
 
 # A mixin calls the methods of the stock pipeline it is mixed into, which the type checker cannot see.
 # pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
@@ -35,7 +38,10 @@ Texts = str | Sequence[str]
 
 
 class BridgeMixin:
-    """What turns a stock Stable Diffusion pipeline into a bilingual one; everything else is the stock pipeline's."""
+    """What turns a stock Stable Diffusion pipeline into a bilingual one.
+
+    Everything else is the stock pipeline's.
+    """
 
     vae: Any
     unet: Any
@@ -49,7 +55,8 @@ class BridgeMixin:
 
     _execution: Execution | None = None
 
-    #: The branch is none of the sequence: it comes with the UNet's first step and stays to the end of the call.
+    #: The branch is none of the sequence: it comes with the UNet's first step and stays to the end of the
+    #: call.
     model_cpu_offload_seq = "native_text_encoder->text_encoder->image_encoder->unet->vae"
 
     def __init__(
@@ -79,8 +86,8 @@ class BridgeMixin:
         width = branch.config["cross_attention_dim"]
         if native_text_encoder is not None and native_text_encoder.text_dim != width:
             raise UserError(
-                f"the native text encoder's features are {native_text_encoder.text_dim} wide and the branch reads {width}; "
-                "use the text encoder that the branch was trained with"
+                f"the native text encoder's features are {native_text_encoder.text_dim} wide and the branch"
+                f" reads {width}; use the text encoder that the branch was trained with"
             )
         Bridge(branch).check(unet)
 
@@ -116,8 +123,8 @@ class BridgeMixin:
         Args:
             prompt: P native prompts (a text is a list of one); read by the branch.
             negative_prompt: one native negative prompt, or P.
-            prompt_en: English prompt of the backbone, or P of them. "" is what the branch was trained with; LoRA trigger words,
-                embeddings and quality tags go here.
+            prompt_en: English prompt of the backbone, or P of them. "" is what the branch was trained with;
+                LoRA trigger words, embeddings and quality tags go here.
             negative_prompt_en: English negative prompt, or P.
             prompt_embeds: (P, L, D) native features instead of ``prompt``.
             negative_prompt_embeds: (P, L, D) native features instead of ``negative_prompt``.
@@ -131,14 +138,19 @@ class BridgeMixin:
             generator: instead of ``seed``, as in diffusers.
             height: of the pictures in pixels, a multiple of 8; the model's own by default.
             width: likewise.
-            clip_skip: layer of the English text encoder whose states are used, counted from the end as A1111 does: 1 is the last.
-            control_images: condition pictures of the attached ControlNets, by name; of a single one without its name.
-            plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder apart.
-            share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with enlargements folded
-                (see ``bdm.speed.folding``) and weights packed (see ``bdm.speed.packing``); False only compares.
+            clip_skip: layer of the English text encoder whose states are used, counted from the end as A1111
+                does: 1 is the last.
+            control_images: condition pictures of the attached ControlNets, by name; of a single one without
+                its name.
+            plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder
+                apart.
+            share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with
+                enlargements folded (see ``bdm.speed.folding``) and weights packed (see
+                ``bdm.speed.packing``); False only compares.
             approximation: work to leave out although the picture changes (see ``bdm.Approximation``).
-            stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``, ``latents``, ``output_type``,
-                ``callback_on_step_end``, ``image``, ``strength``, ``mask_image`` ...
+            stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``,
+                ``latents``, ``output_type``, ``callback_on_step_end``, ``image``, ``strength``,
+                ``mask_image`` ...
 
         Returns:
             The stock pipeline's output (``.images``).
@@ -146,14 +158,18 @@ class BridgeMixin:
         Raises:
             UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing.
         """
-        positive, negative = self._native_features(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        positive, negative = self._native_features(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
+        )
         count = len(positive)
         self._check_sides(height, width)
         check_window(branch_start, branch_end, "branch")
         if seed is not None:
             if generator is not None:
                 raise UserError("both seed and generator are given; give one of them")
-            generator = [torch.Generator().manual_seed(seed + i) for i in range(count * num_images_per_prompt)]
+            generator = [
+                torch.Generator().manual_seed(seed + i) for i in range(count * num_images_per_prompt)
+            ]
         condition = NativeCondition(
             positive, negative, branch_scale, branch_start, branch_end,
             steps=lambda: self._num_timesteps, images_per_prompt=num_images_per_prompt,
@@ -183,29 +199,38 @@ class BridgeMixin:
             factor = max(8, self.vae_scale_factor)
             if side is not None and (side <= 0 or side % factor):
                 raise UserError(
-                    f"{name} {side} is not a positive multiple of {factor}; use {max(factor, round(side / factor) * factor)}"
+                    f"{name} {side} is not a positive multiple of {factor}; use"
+                    f" {max(factor, round(side / factor) * factor)}"
                 )
 
     def _sizes(
         self, height: int | None, width: int | None, stock: Mapping[str, Any]
     ) -> tuple[dict[str, int], tuple[int, int] | None]:
-        """What the stock pipeline is told of the pictures' size, and height and width of the latents where that tells them."""
+        """What the stock pipeline is told of the pictures' size, and height and width of the latents where
+        that tells them.
+        """
         given, latents = height is not None or width is not None, stock.get("latents")
         if not given and (latents is not None or "image" in stock):  # they have a size of their own
             return {}, None
         sides = self.unet.config["sample_size"]
         rows, columns = (sides, sides) if isinstance(sides, int) else sides
         # diffusers takes its default for both where only one is given.
-        size = {"height": height or rows * self.vae_scale_factor, "width": width or columns * self.vae_scale_factor}
+        size = {
+            "height": height or rows * self.vae_scale_factor,
+            "width": width or columns * self.vae_scale_factor,
+        }
         known = (size["height"] // self.vae_scale_factor, size["width"] // self.vae_scale_factor)
         return size if given else {}, known if latents is None else None
 
     def optimize(self, *, height: int | None = None, width: int | None = None, count: int = 1) -> Execution:
-        """Prepare the networks, once for all calls to come, for the machine they are on; the pictures stay the same.
+        """Prepare the networks, once for all calls to come, for the machine they are on.
 
-        On the CPU, weights are kept packed between calls, where a call otherwise packs them at its first step and unpacks them at
-        its end (``bdm.speed.packing``); a parameter is empty meanwhile, and plug-ins, saving, loading and moving unpack it first.
-        On a GPU, channels are put last and the repeated blocks are compiled. Called again, it starts afresh.
+        The pictures stay the same.
+
+        On the CPU, weights are kept packed between calls, where a call otherwise packs them at its first step
+        and unpacks them at its end (``bdm.speed.packing``); a parameter is empty meanwhile, and plug-ins,
+        saving, loading and moving unpack it first. On a GPU, channels are put last and the repeated blocks
+        are compiled. Called again, it starts afresh.
 
         Args:
             height: of the pictures to come in pixels, the model's own by default; other sizes work too.
@@ -250,18 +275,27 @@ class BridgeMixin:
             positive = self._encode_native(prompts)
             return positive, _same_shape(negative_embeds, positive, "negative_prompt_embeds")
         # Together, so that positive and negative are padded to one length.
-        positive, negative_features = self._encode_native(prompts + _spread(negative, len(prompts), "negative_prompt")).chunk(2)
+        positive, negative_features = self._encode_native(
+            prompts + _spread(negative, len(prompts), "negative_prompt")
+        ).chunk(2)
         return positive, negative_features
 
     def _encode_native(self, texts: list[str]) -> Tensor:
         if self.native_text_encoder is None:
-            raise UserError("the pipeline has no native text encoder; give prompt_embeds and negative_prompt_embeds")
+            raise UserError(
+                "the pipeline has no native text encoder; give prompt_embeds and negative_prompt_embeds"
+            )
         return self.native_text_encoder(texts)  # as a call, so that hooks that offload it see it
 
     def _english_features(
-        self, prompt: Texts, negative: Texts, embeds: Tensor | None, negative_embeds: Tensor | None, count: int,
+        self,
+        prompt: Texts,
+        negative: Texts,
+        embeds: Tensor | None,
+        negative_embeds: Tensor | None,
+        count: int,
         clip_skip: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         if embeds is not None and negative_embeds is not None:
             embeds = embeds.expand(count, -1, -1) if len(embeds) == 1 else embeds
             return embeds, _same_shape(negative_embeds, embeds, "negative_prompt_en_embeds")
@@ -274,12 +308,16 @@ class BridgeMixin:
             features = self.empty_english.to(self.unet.dtype)
         else:
             raise UserError(
-                "the pipeline has no English text encoder; give prompt_en_embeds and negative_prompt_en_embeds, or load it with "
-                "english=True"
+                "the pipeline has no English text encoder; give prompt_en_embeds and"
+                " negative_prompt_en_embeds, or load it with english=True"
             )
         ours, theirs = features[[distinct.index(text) for text in texts]].chunk(2)
         ours = ours if embeds is None else _same_shape(embeds, ours, "prompt_en_embeds")
-        return ours, theirs if negative_embeds is None else _same_shape(negative_embeds, ours, "negative_prompt_en_embeds")
+        return ours, (
+            theirs
+            if negative_embeds is None
+            else _same_shape(negative_embeds, ours, "negative_prompt_en_embeds")
+        )
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write a standard diffusers folder with the parts ``branch`` and ``native_text_encoder`` in it."""
@@ -313,8 +351,8 @@ class BridgeMixin:
             native_text_encoder: another native text encoder.
             vae: another VAE (file or folder).
             torch_dtype: dtype of all weights.
-            english: load the English text encoder. Without it "" is the only English prompt; what it says of that is kept in the
-                user's cache from the first time on, and memory and time are spared.
+            english: load the English text encoder. Without it "" is the only English prompt; what it says of
+                that is kept in the user's cache from the first time on, and memory and time are spared.
             parts: further components, such as ``controlnet``.
 
         Raises:
@@ -349,7 +387,8 @@ def _same_shape(given: Tensor, wanted: Tensor, name: str) -> Tensor:
     given = given.expand(wanted.shape[0], -1, -1) if len(given) == 1 else given
     if given.shape != wanted.shape:
         raise UserError(
-            f"{name} has shape {tuple(given.shape)}, the positive features have {tuple(wanted.shape)}; they must be equal"
+            f"{name} has shape {tuple(given.shape)}, the positive features have {tuple(wanted.shape)}; they"
+            " must be equal"
         )
     return given
 
@@ -367,7 +406,10 @@ class BridgeInpaintPipeline(BridgeMixin, StableDiffusionInpaintPipeline):
 
 
 class BridgeControlNetPipeline(BridgeMixin, StableDiffusionControlNetPipeline):
-    """A ControlNet on the backbone beside the branch: ``controlnet`` as a component, ``image=`` the condition."""
+    """A ControlNet on the backbone beside the branch.
+
+    ``controlnet`` as a component, ``image=`` the condition.
+    """
 
     # diffusers reads a pipeline's components off the signature of its constructor, so it is written out here.
     def __init__(
@@ -387,7 +429,16 @@ class BridgeControlNetPipeline(BridgeMixin, StableDiffusionControlNetPipeline):
     ) -> None:
         self._check_parts(unet, branch, native_text_encoder)
         StableDiffusionControlNetPipeline.__init__(
-            self, vae, text_encoder, tokenizer, unet, controlnet, scheduler, safety_checker, feature_extractor,
-            image_encoder, requires_safety_checker,
-        )  # fmt: skip
+            self,
+            vae,
+            text_encoder,
+            tokenizer,
+            unet,
+            controlnet,
+            scheduler,
+            safety_checker,
+            feature_extractor,
+            image_encoder,
+            requires_safety_checker,
+        )
         self.register_modules(branch=branch, native_text_encoder=native_text_encoder)

@@ -54,7 +54,9 @@ def text_encoder() -> CLIPTextModel:
 
 @pytest.fixture
 def pipe(unet, branch, native, text_encoder) -> BridgePipeline:
-    pipe = BridgePipeline(make_vae(), text_encoder, clip_tokenizer(), unet, DDIMScheduler(**SD15_SCHEDULE), branch, native)
+    pipe = BridgePipeline(
+        make_vae(), text_encoder, clip_tokenizer(), unet, DDIMScheduler(**SD15_SCHEDULE), branch, native
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -76,7 +78,8 @@ def files(pipe, tmp_path):
     other = type("Other", (), {"unet": make_unet(), "vae": make_vae(), "text_encoder": other_text})()
     write_original(other, tmp_path / "style.safetensors")
     save_file(
-        {k: v.contiguous() for k, v in names.vae_to_original(make_vae().state_dict()).items()}, tmp_path / "colours.safetensors"
+        {k: v.contiguous() for k, v in names.vae_to_original(make_vae().state_dict()).items()},
+        tmp_path / "colours.safetensors",
     )
     save_file(
         {
@@ -96,7 +99,12 @@ def files(pipe, tmp_path):
     # No metadata tells the tiny network's groups and heads, so the ControlNet comes as a folder.
     make_controlnet(pipe.unet).save_pretrained(tmp_path / "edges")
     torch.save(
-        {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.randn(3, TEXT_DIM)}, "name": "x", "step": 5},
+        {
+            "string_to_token": {"*": 265},
+            "string_to_param": {"*": torch.randn(3, TEXT_DIM)},
+            "name": "x",
+            "step": 5,
+        },
         tmp_path / "mood.pt",
     )
     return {path.stem: path for path in tmp_path.iterdir()}

@@ -101,7 +101,9 @@ class RecordingBranchRecipe(Recording, BranchRecipe):
 
     def save(self, folder):
         super().save(folder)
-        torch.save(BranchRecipe.parts(self)["branch"].from_pretrained(folder).state_dict(), folder / "weights.pt")
+        torch.save(
+            BranchRecipe.parts(self)["branch"].from_pretrained(folder).state_dict(), folder / "weights.pt"
+        )
 
 
 def main(kind: str, folder: Path, out: Path, **options) -> None:
@@ -109,7 +111,9 @@ def main(kind: str, folder: Path, out: Path, **options) -> None:
     torch.set_num_threads(1)
     stop = options.pop("stop", 0)
     parts = dict(backbone=str(folder / "backbone"), native_text_encoder=str(folder / "native"))
-    optimizer = dict(steps=6, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5, schedule="constant")
+    optimizer = dict(
+        steps=6, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5, schedule="constant"
+    )
     run = RunConfig(
         out=out, seed=3, log_every=1, validate_every=6, grid_every=2, checkpoint_every=100, trackers=(),
         recipe=dict(kind="branch", **parts), data=dict(kind="emoji", limit=4), optimizer=optimizer | options,
@@ -118,7 +122,9 @@ def main(kind: str, folder: Path, out: Path, **options) -> None:
     if kind == "tiny":
         recipe = RecordingTinyRecipe()
     else:
-        recipe = RecordingBranchRecipe(EmojiSource(World(), limit=4, size=64), **parts, seed=3, grid_prompts=("红灯笼",))
+        recipe = RecordingBranchRecipe(
+            EmojiSource(World(), limit=4, size=64), **parts, seed=3, grid_prompts=("红灯笼",)
+        )
         torch.manual_seed(0)
         recipe.branch.load_state_dict(make_branch(recipe.unet).state_dict())
     recipe.log = out / f"seen-{stop}-{os.environ.get('RANK', '0')}.jsonl"

@@ -9,4 +9,8 @@ def needs(package):
     return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
 
 
-NAMES = ["adamw", pytest.param("adamw8bit", marks=needs("bitsandbytes")), pytest.param("prodigy", marks=needs("prodigyopt"))]
+NAMES = [
+    "adamw",
+    pytest.param("adamw8bit", marks=needs("bitsandbytes")),
+    pytest.param("prodigy", marks=needs("prodigyopt")),
+]

@@ -18,7 +18,14 @@ ASSETS = Path(__file__).parent.parent / "assets"
 @pytest.fixture
 def parts(pipe, tmp_path):
     stock = StableDiffusionPipeline(
-        pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet, pipe.scheduler, None, None, requires_safety_checker=False
+        pipe.vae,
+        pipe.text_encoder,
+        pipe.tokenizer,
+        pipe.unet,
+        pipe.scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
     )
     stock.save_pretrained(tmp_path / "backbone")
     pipe.branch.save_pretrained(tmp_path / "branch")
@@ -80,4 +87,6 @@ def test_shipped_weights_are_small_half_precision_and_have_cards():
         with safe_open(file, "pt") as tensors:
             assert {tensors.get_slice(k).get_dtype() for k in tensors.keys()} <= {"F16", "I64"}  # noqa: SIM118
     names = {f.name for f in ASSETS.rglob("*")}
-    assert not names & {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}, "vocabularies come from pip packages"
+    assert not names & {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}, (
+        "vocabularies come from pip packages"
+    )

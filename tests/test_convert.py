@@ -51,7 +51,9 @@ def test_controlnet_round_trip(unet, tmp_path):
 def test_branch_between_ours_and_the_released_form(branch, tmp_path):
     branch.save_pretrained(tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "released", "BDM")
-    assert json.loads((tmp_path / "released" / "config.json").read_text())["_class_name"] == "ControlNetModelBDM"
+    assert (
+        json.loads((tmp_path / "released" / "config.json").read_text())["_class_name"] == "ControlNetModelBDM"
+    )
     convert(tmp_path / "released", tmp_path / "again", "diffusers")
     same(BranchModel.from_pretrained(tmp_path / "again").state_dict(), branch.state_dict())
 
@@ -76,9 +78,10 @@ def test_adapter_round_trip_keeps_the_change(tmp_path):
     module = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     weight = torch.zeros(320, 768)
     changes = [
-        split_adapter(read_weights(tmp_path / f"{name}.safetensors"), {"unet": [module, "down_blocks.0.resnets.0.conv1"]})["unet"][
-            module
-        ].weight(weight)
+        split_adapter(
+            read_weights(tmp_path / f"{name}.safetensors"),
+            {"unet": [module, "down_blocks.0.resnets.0.conv1"]},
+        )["unet"][module].weight(weight)
         for name in ("kohya", "diffusers", "back")
     ]
     torch.testing.assert_close(changes[1], changes[0])
@@ -93,19 +96,22 @@ def test_diffusers_reads_the_converted_adapter(tmp_path):
     unet = make_unet(cross_attention_dim=768)
     path = tmp_path / "kohya.safetensors"
     save_file(
-        {f"lora_unet_{KEY}.lora_down.weight": torch.randn(4, 768), f"lora_unet_{KEY}.lora_up.weight": torch.randn(16, 4)}
+        {
+            f"lora_unet_{KEY}.lora_down.weight": torch.randn(4, 768),
+            f"lora_unet_{KEY}.lora_up.weight": torch.randn(16, 4),
+        }
         | {f"lora_unet_{KEY}.alpha": torch.tensor(2.0)},
         path,
-    )  # fmt: skip
+    )
     convert(path, tmp_path / "diffusers.safetensors", "diffusers")
     x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 768)
     module = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     ours = make_unet(cross_attention_dim=768)
     ours.load_state_dict(unet.state_dict())
     layer = ours.get_submodule(module)
-    layer.weight.data += split_adapter(read_weights(path), {"unet": [module, "down_blocks.0.resnets.0.conv1"]})["unet"][
-        module
-    ].weight(layer.weight.data)
+    layer.weight.data += split_adapter(
+        read_weights(path), {"unet": [module, "down_blocks.0.resnets.0.conv1"]}
+    )["unet"][module].weight(layer.weight.data)
     state = {k.removeprefix("unet."): v for k, v in read_tensors(tmp_path / "diffusers.safetensors").items()}
     unet.load_lora_adapter(state, prefix=None)
     torch.testing.assert_close(ours(x, 5, text).sample, unet(x, 5, text).sample, atol=1e-5, rtol=1e-4)
@@ -156,11 +162,18 @@ def test_an_empty_folder_is_filled(branch, tmp_path):
 def test_pruned_file_whose_header_says_more_than_it_holds(pipe, tmp_path):
     tensors, metadata = write_original(pipe, tmp_path / "whole.safetensors")
     noted = json.loads(metadata[CONFIG_KEY]) | {"watermark": {"size": 3}}
-    pruned = {key: tensor.contiguous() for key, tensor in tensors.items() if not key.startswith("first_stage_model.")}
+    pruned = {
+        key: tensor.contiguous()
+        for key, tensor in tensors.items()
+        if not key.startswith("first_stage_model.")
+    }
     save_file(pruned, tmp_path / "pruned.safetensors", {CONFIG_KEY: json.dumps(noted)})
     convert(tmp_path / "pruned.safetensors", tmp_path / "out.safetensors", "original")
     same(read_tensors(tmp_path / "out.safetensors"), pruned)
-    assert json.loads(read_weights(tmp_path / "out.safetensors").metadata[CONFIG_KEY]).keys() == {"unet", "text_encoder"}
+    assert json.loads(read_weights(tmp_path / "out.safetensors").metadata[CONFIG_KEY]).keys() == {
+        "unet",
+        "text_encoder",
+    }
 
 
 @pytest.mark.parametrize("source", ["file", "folder"])
@@ -227,7 +240,10 @@ def test_ia3_of_peft_becomes_lycoris_own(tmp_path, on_input):
     module.weight.data.copy_(written[f"lora_unet_{KEY}.weight"])
     torch.testing.assert_close(module.get_merged_weight()[0], layer.weight * factor)
     changes = [
-        split_adapter(read_weights(tmp_path / f"{name}.safetensors"), {"unet": [MODULE, "down_blocks.0.resnets.0.conv1"]})
+        split_adapter(
+            read_weights(tmp_path / f"{name}.safetensors"),
+            {"unet": [MODULE, "down_blocks.0.resnets.0.conv1"]},
+        )
         for name in ("peft", "kohya")
     ]
     ours, theirs = (change["unet"][MODULE].weight(layer.weight.detach()) for change in changes)
@@ -235,7 +251,10 @@ def test_ia3_of_peft_becomes_lycoris_own(tmp_path, on_input):
 
 
 def test_ia3_that_scales_a_bias_has_no_kohya_form(tmp_path):
-    save_file({f"unet.{MODULE.replace('to_k', 'to_out.0')}.ia3_l": torch.ones(320, 1)}, tmp_path / "peft.safetensors")
+    save_file(
+        {f"unet.{MODULE.replace('to_k', 'to_out.0')}.ia3_l": torch.ones(320, 1)},
+        tmp_path / "peft.safetensors",
+    )
     with pytest.raises(UserError, match="with their bias"):
         convert(tmp_path / "peft.safetensors", tmp_path / "kohya.safetensors", "kohya")
 

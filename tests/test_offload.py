@@ -1,4 +1,7 @@
-"""Low-memory settings of diffusers draw the same picture. Offloading to the CPU goes through the hooks that a GPU has, too."""
+"""Low-memory settings of diffusers draw the same picture.
+
+Offloading to the CPU goes through the hooks that a GPU has, too.
+"""
 
 import pytest
 import torch
@@ -6,12 +9,16 @@ from accelerate import cpu_offload
 
 
 def draw(pipe, **changes):
-    settings = dict(prompt=["龙", "红灯笼"], prompt_en=["", "ink"], num_inference_steps=3, guidance_scale=5.0, seed=1)
+    settings = dict(
+        prompt=["龙", "红灯笼"], prompt_en=["", "ink"], num_inference_steps=3, guidance_scale=5.0, seed=1
+    )
     return pipe(**settings | changes, output_type="pt").images
 
 
 def offload_sequentially(pipe):
-    """What ``enable_sequential_cpu_offload`` does, which would say "cpu:0" and so make accelerate copy every weight."""
+    """What ``enable_sequential_cpu_offload`` does, which would say "cpu:0" and so make accelerate copy every
+    weight.
+    """
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
@@ -34,7 +41,10 @@ def test_same_picture(pipe, setting):
 
 
 def test_order_of_model_offload(pipe):
-    """Parts come in the order in which their predecessors go; the branch comes with the UNet and stays to the end."""
+    """Parts come in the order in which their predecessors go.
+
+    The branch comes with the UNet and stays to the end.
+    """
     pipe.enable_model_cpu_offload(device="cpu")
     names = {id(part): name for name, part in pipe.components.items()}
     arrivals, before = [], {}
@@ -47,12 +57,19 @@ def test_order_of_model_offload(pipe):
         "native_text_encoder", "text_encoder", "branch", "unet", "vae"
     ]  # fmt: skip
     assert before == {
-        "native_text_encoder": None, "text_encoder": "native_text_encoder", "unet": "text_encoder", "vae": "unet", "branch": None
-    }  # fmt: skip
+        "native_text_encoder": None,
+        "text_encoder": "native_text_encoder",
+        "unet": "text_encoder",
+        "vae": "unet",
+        "branch": None,
+    }
 
 
 def test_offloaded_parts_leave_the_device(pipe):
-    """Under sequential offload no weight stays; under model offload every part comes when it is first used."""
+    """Under sequential offload no weight stays.
+
+    Under model offload every part comes when it is first used.
+    """
     offload_sequentially(pipe)
     draw(pipe)
     for name in ("unet", "branch", "vae", "text_encoder", "native_text_encoder"):

@@ -18,7 +18,12 @@ from bdm.errors import UserError
 from bdm.method.branch import BranchModel
 from bdm.method.bridge import Bridge, NativeCondition
 from bdm.models.samplers import SAMPLERS, make_scheduler
-from bdm.pipeline import BridgeControlNetPipeline, BridgeImg2ImgPipeline, BridgeInpaintPipeline, BridgePipeline
+from bdm.pipeline import (
+    BridgeControlNetPipeline,
+    BridgeImg2ImgPipeline,
+    BridgeInpaintPipeline,
+    BridgePipeline,
+)
 from bdm.text.english import encode_english
 from bdm.text.native import NativeTextEncoder
 
@@ -30,7 +35,9 @@ def latents_of(pipe, *arguments, **options):
 
 
 @torch.no_grad()
-def official_loop(pipe, prompt, negative, english, negative_english, latents, steps, guidance, scale, start, end):
+def official_loop(
+    pipe, prompt, negative, english, negative_english, latents, steps, guidance, scale, start, end
+):
     """The official denoising loop, written out: doubled batch [negative, positive] through both networks."""
     native = pipe.native_text_encoder.encode([prompt, negative]).flip(0)
     text = encode_english([negative_english, english], pipe.text_encoder, pipe.tokenizer)
@@ -41,9 +48,13 @@ def official_loop(pipe, prompt, negative, english, negative_english, latents, st
         x = torch.cat([latents] * 2)
         x = pipe.scheduler.scale_model_input(x, t)
         down, middle = pipe.branch(x, t, native, scale * keep, return_dict=False)
-        eps = pipe.unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+        eps = pipe.unet(
+            x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample
         negative_eps, positive_eps = eps.chunk(2)
-        latents = pipe.scheduler.step(negative_eps + guidance * (positive_eps - negative_eps), t, latents).prev_sample
+        latents = pipe.scheduler.step(
+            negative_eps + guidance * (positive_eps - negative_eps), t, latents
+        ).prev_sample
     return latents
 
 
@@ -52,11 +63,22 @@ def test_equals_the_official_loop_written_out(pipe, sampler):
     pipe.scheduler = make_scheduler(sampler)
     latents = torch.randn(1, 4, 8, 8)
     arguments = ("红灯笼", "模糊", "best quality", "blurry")
-    expected = official_loop(pipe, *arguments, latents, steps=10, guidance=7.5, scale=0.8, start=0.2, end=0.85)
+    expected = official_loop(
+        pipe, *arguments, latents, steps=10, guidance=7.5, scale=0.8, start=0.2, end=0.85
+    )
     ours = latents_of(
-        pipe, arguments[0], arguments[1], prompt_en=arguments[2], negative_prompt_en=arguments[3], latents=latents,
-        num_inference_steps=10, guidance_scale=7.5, branch_scale=0.8, branch_start=0.2, branch_end=0.85,
-    )  # fmt: skip
+        pipe,
+        arguments[0],
+        arguments[1],
+        prompt_en=arguments[2],
+        negative_prompt_en=arguments[3],
+        latents=latents,
+        num_inference_steps=10,
+        guidance_scale=7.5,
+        branch_scale=0.8,
+        branch_start=0.2,
+        branch_end=0.85,
+    )
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -94,7 +116,14 @@ def test_four_embeddings_replace_the_four_texts_and_both_encoders(pipe):
 def test_saves_and_loads_a_standard_folder(pipe, tmp_path):
     expected = latents_of(pipe, "红灯笼", seed=3)
     pipe.save_pretrained(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} >= {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "branch"}
+    assert {p.name for p in tmp_path.iterdir()} >= {
+        "unet",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "scheduler",
+        "branch",
+    }
     assert torch.equal(latents_of(BridgePipeline.from_pretrained(tmp_path), "红灯笼", seed=3), expected)
     stock = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
     assert type(stock.unet).__name__ == "UNet2DConditionModel"
@@ -105,9 +134,13 @@ def test_saves_and_loads_a_standard_folder(pipe, tmp_path):
 
 def stock(kind, pipe, **parts):
     made = kind(
-        vae=pipe.vae, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer, unet=parts.pop("unet", pipe.unet),
-        scheduler=pipe.scheduler, **parts,
-    )  # fmt: skip
+        vae=pipe.vae,
+        text_encoder=pipe.text_encoder,
+        tokenizer=pipe.tokenizer,
+        unet=parts.pop("unet", pipe.unet),
+        scheduler=pipe.scheduler,
+        **parts,
+    )
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -126,25 +159,45 @@ def test_any_stock_pipeline_becomes_bilingual_and_back(pipe, name):
         case "text2img":
             made, options = stock(StableDiffusionPipeline, pipe, **plain), {}
         case "img2img":
-            made, options = stock(StableDiffusionImg2ImgPipeline, pipe, **plain), dict(image=picture, strength=0.9)
+            made, options = (
+                stock(StableDiffusionImg2ImgPipeline, pipe, **plain),
+                dict(image=picture, strength=0.9),
+            )
         case "inpaint":
             mask = Image.new("L", (64, 64), 255)
             made = stock(StableDiffusionInpaintPipeline, pipe, **plain)
             options = dict(image=picture, mask_image=mask, strength=1.0, height=64, width=64)
         case "controlnet":
-            made = stock(StableDiffusionControlNetPipeline, pipe, controlnet=ControlNetModel.from_unet(pipe.unet), **plain)
+            made = stock(
+                StableDiffusionControlNetPipeline,
+                pipe,
+                controlnet=ControlNetModel.from_unet(pipe.unet),
+                **plain,
+            )
             options = dict(image=picture)
         case "pag":
             made, options = stock(StableDiffusionPAGPipeline, pipe, **plain), dict(pag_scale=2.0)
         case "animatediff":
             adapter = MotionAdapter(
-                block_out_channels=(16, 16, 32, 32), motion_num_attention_heads=2, motion_norm_num_groups=8, motion_max_seq_length=4
+                block_out_channels=(16, 16, 32, 32),
+                motion_num_attention_heads=2,
+                motion_norm_num_groups=8,
+                motion_max_seq_length=4,
             )
             motion = UNetMotionModel.from_unet2d(pipe.unet, adapter)
-            made, options = stock(AnimateDiffPipeline, pipe, unet=motion, motion_adapter=adapter), dict(num_frames=2)
+            made, options = (
+                stock(AnimateDiffPipeline, pipe, unet=motion, motion_adapter=adapter),
+                dict(num_frames=2),
+            )
 
     def run():
-        output = made(**english, **options, generator=torch.Generator().manual_seed(0), num_inference_steps=3, output_type="latent")
+        output = made(
+            **english,
+            **options,
+            generator=torch.Generator().manual_seed(0),
+            num_inference_steps=3,
+            output_type="latent",
+        )
         return output.frames if name == "animatediff" else output.images
 
     before = run()
@@ -163,11 +216,20 @@ def test_any_stock_pipeline_becomes_bilingual_and_back(pipe, name):
 def test_variants_share_the_call(pipe):
     picture = Image.effect_noise((64, 64), 80).convert("RGB")
     parts = pipe.components
-    parts = {k: parts[k] for k in ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "branch", "native_text_encoder")}
+    parts = {
+        k: parts[k]
+        for k in ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "branch", "native_text_encoder")
+    }
     variants = [
         (BridgeImg2ImgPipeline(**parts), dict(image=picture, strength=0.7)),
-        (BridgeInpaintPipeline(**parts), dict(image=picture, mask_image=Image.new("L", (64, 64), 255), strength=1.0)),
-        (BridgeControlNetPipeline(**parts, controlnet=ControlNetModel.from_unet(pipe.unet)), dict(image=picture)),
+        (
+            BridgeInpaintPipeline(**parts),
+            dict(image=picture, mask_image=Image.new("L", (64, 64), 255), strength=1.0),
+        ),
+        (
+            BridgeControlNetPipeline(**parts, controlnet=ControlNetModel.from_unet(pipe.unet)),
+            dict(image=picture),
+        ),
     ]
     for made, options in variants:
         made.set_progress_bar_config(disable=True)
@@ -183,7 +245,9 @@ def test_step_callback_and_generator(pipe):
         seen.append(step)
         return tensors
 
-    ours = latents_of(pipe, "红灯笼", generator=torch.Generator().manual_seed(4), callback_on_step_end=callback)
+    ours = latents_of(
+        pipe, "红灯笼", generator=torch.Generator().manual_seed(4), callback_on_step_end=callback
+    )
     assert seen == [0, 1, 2]
     assert torch.equal(ours, latents_of(pipe, "红灯笼", seed=4))
 
@@ -197,7 +261,10 @@ def test_step_callback_and_generator(pipe):
         (dict(prompt="龙", seed=1, generator=torch.Generator()), "both seed and generator"),
         (dict(prompt="龙", branch_start=0.7, branch_end=0.2), "branch window 0.7 to 0.2"),
         (dict(prompt=["龙", "虎"], prompt_en=["a"]), "prompt_en has 1 texts for 2 prompts"),
-        (dict(prompt_embeds=torch.zeros(1, 52, 5), negative_prompt_embeds=torch.zeros(1, 52, 5)), r"shape \(1, 52, 5\)"),
+        (
+            dict(prompt_embeds=torch.zeros(1, 52, 5), negative_prompt_embeds=torch.zeros(1, 52, 5)),
+            r"shape \(1, 52, 5\)",
+        ),
     ],
 )
 def test_bad_calls_end_in_one_message_and_leave_no_hook(pipe, options, message):
@@ -238,7 +305,9 @@ def test_one_side_alone_is_heeded(pipe):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_without_english_text_encoder_the_empty_prompt_is_the_same(pipe, tmp_path, monkeypatch, own_cache, dtype):
+def test_without_english_text_encoder_the_empty_prompt_is_the_same(
+    pipe, tmp_path, monkeypatch, own_cache, dtype
+):
     """What "" says is worked out at the first load; from then on the text encoder is not even built."""
     from bdm.models import backbone
 
@@ -247,7 +316,12 @@ def test_without_english_text_encoder_the_empty_prompt_is_the_same(pipe, tmp_pat
     def drawn(**options):
         loaded = BridgePipeline.from_pretrained(tmp_path / "model", torch_dtype=dtype, **options)
         loaded.set_progress_bar_config(disable=True)
-        return loaded, loaded(["龙", "月饼"], seed=1, num_inference_steps=2, guidance_scale=3.0, output_type="pt").images
+        return (
+            loaded,
+            loaded(
+                ["龙", "月饼"], seed=1, num_inference_steps=2, guidance_scale=3.0, output_type="pt"
+            ).images,
+        )
 
     _, whole = drawn()
     before = set(own_cache.iterdir())

@@ -4,11 +4,33 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "bdm"
-#: From what everything may use to what nothing may use; a module imports from earlier entries (or its own) only.
+#: From what everything may use to what nothing may use; a module imports from earlier entries (or its own)
+#: only.
 ORDER = [
-    "errors", "extras", "files", "config", "formats", "parallel", "text", "data", "emoji", "models", "method", "speed",
-    "plugins", "pipeline", "convert", "assemble", "drawing", "training", "prepare", "evaluate", "plan", "bench", "cli",
-]  # fmt: skip
+    "errors",
+    "extras",
+    "files",
+    "config",
+    "formats",
+    "parallel",
+    "text",
+    "data",
+    "emoji",
+    "models",
+    "method",
+    "speed",
+    "plugins",
+    "pipeline",
+    "convert",
+    "assemble",
+    "drawing",
+    "training",
+    "prepare",
+    "evaluate",
+    "plan",
+    "bench",
+    "cli",
+]
 
 #: What still runs back up: the bridge owns its savings.
 BACKWARDS = {("method.bridge", "speed")}
@@ -24,7 +46,9 @@ def imported(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name.removeprefix("bdm.") for alias in node.names if alias.name.startswith("bdm.")]
+            found += [
+                alias.name.removeprefix("bdm.") for alias in node.names if alias.name.startswith("bdm.")
+            ]
         elif isinstance(node, ast.ImportFrom):
             names = [alias.name for alias in node.names]
             if node.level:
@@ -55,6 +79,7 @@ def test_every_way_to_import_is_seen(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.py").write_text(
-        "from .. import training\nfrom ..recipes import base\nfrom . import b\nimport bdm.cli.draw\nfrom bdm.plan import report\n"
+        "from .. import training\nfrom ..recipes import base\nfrom . import b\nimport bdm.cli.draw\nfrom"
+        " bdm.plan import report\n"
     )
     assert imported(tmp_path / "data" / "a.py") == ["training", "recipes", "data", "cli.draw", "plan"]

@@ -31,7 +31,8 @@ class Side:
     Attributes:
         seconds: does the work once and says how long that took.
         result: what the sides must agree on.
-        flops: floating-point operations of one run, two per multiply-add; 0 if they are not what the work is about.
+        flops: floating-point operations of one run, two per multiply-add; 0 if they are not what the work is
+            about.
     """
 
     seconds: Callable[[], float]
@@ -72,7 +73,10 @@ class Bench(ABC):
 
     @abstractmethod
     def side(self, name: str, count: bool = True) -> Side:
-        """Build a side: a peer by its name, or ``OURS``. ``count`` counts its operations, which takes a run."""
+        """Build a side: a peer by its name, or ``OURS``.
+
+        ``count`` counts its operations, which takes a run.
+        """
 
     def memory(self, name: str) -> int:
         """Peak bytes of a side, in a process of its own."""
@@ -98,14 +102,18 @@ def hold(bench: Bench, config: BenchConfig, say: Callable[[str], None] = print) 
         for name, run in runs.items():
             seconds[name].append(run)
         say(
-            f"pair {pair} of {config.pairs}: " + ", ".join(f"{peer} / {OURS} {runs[peer] / runs[OURS]:.3f}" for peer in bench.peers)
+            f"pair {pair} of {config.pairs}: "
+            + ", ".join(f"{peer} / {OURS} {runs[peer] / runs[OURS]:.3f}" for peer in bench.peers)
         )
     flops = {name: side.flops for name, side in sides.items()}
     return Outcome(seconds, flops, memory, error, convolution_rate(config) if any(flops.values()) else 0.0)
 
 
 def take_turns(sides: Mapping[str, Side], pairs: int) -> Iterator[dict[str, float]]:
-    """Seconds of every side, round by round; who begins alternates, so that a machine that slows down favours nobody."""
+    """Seconds of every side, round by round.
+
+    Who begins alternates, so that a machine that slows down favours nobody.
+    """
     names = list(sides)
     for pair in range(pairs):
         yield {name: sides[name].seconds() for name in (names if pair % 2 == 0 else names[::-1])}
@@ -123,7 +131,10 @@ def disagreement(sides: Mapping[str, Side], tolerance: float) -> float:
         error = relative_error(result, reference)
         if not error <= tolerance:
             sides_named = f"{name} and {next(iter(sides))}"
-            raise UserError(f"{sides_named} differ by {error:.1e} relative, allowed is tolerance={tolerance:g}; nothing was timed")
+            raise UserError(
+                f"{sides_named} differ by {error:.1e} relative, allowed is tolerance={tolerance:g}; nothing"
+                " was timed"
+            )
         largest = max(largest, error)
     return largest
 
@@ -143,14 +154,18 @@ def stopwatch(run: Callable[[], Any]) -> float:
 
 
 def count_flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of matrix products, convolutions and attentions, two per multiply-add; of packed layers too."""
+    """Floating-point operations of matrix products, convolutions and attentions, two per multiply-add.
+
+    Of packed layers too.
+    """
 
     def packed(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
         return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
     operators = torch.ops.mkldnn
     with FlopCounterMode(
-        display=False, custom_mapping={operators._convolution_pointwise: packed, operators._linear_pointwise: packed}
+        display=False,
+        custom_mapping={operators._convolution_pointwise: packed, operators._linear_pointwise: packed},
     ) as counter:
         run()
     return counter.get_total_flops()
@@ -166,8 +181,12 @@ def convolution_rate(
     for channels, side in shapes:
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(2, channels, side, side, dtype=dtype, device=device).to(memory_format=layout)
-            weight = torch.randn(channels, channels, 3, 3, dtype=dtype, device=device).to(memory_format=layout)
-            seconds = min(stopwatch(lambda x=x, weight=weight: conv2d(x, weight, padding=1)) for _ in range(runs))
+            weight = torch.randn(channels, channels, 3, 3, dtype=dtype, device=device).to(
+                memory_format=layout
+            )
+            seconds = min(
+                stopwatch(lambda x=x, weight=weight: conv2d(x, weight, padding=1)) for _ in range(runs)
+            )
             best = max(best, 2 * 2 * side**2 * 9 * channels**2 / seconds)
     return best
 
@@ -183,8 +202,12 @@ def run_apart(module: str, *arguments: str) -> dict[str, Any]:
     Raises:
         UserError: it failed.
     """
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
-        tail = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}, perhaps out of memory"]
+        tail = done.stderr.strip().splitlines()[-1:] or [
+            f"exit status {done.returncode}, perhaps out of memory"
+        ]
         raise UserError(f"a measurement in its own process failed: {tail[0]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -38,6 +38,11 @@ class DecodeBench(Bench):
 
     @torch.no_grad()
     def _plain(self) -> Tensor:
-        shape = (self.config.batch, self.vae.config["latent_channels"], self.config.latents, self.config.latents)
+        shape = (
+            self.config.batch,
+            self.vae.config["latent_channels"],
+            self.config.latents,
+            self.config.latents,
+        )
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(self.config.seed))
         return decode_latents(self.vae, latents.to(self.vae.device, self.vae.dtype))

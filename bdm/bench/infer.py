@@ -20,9 +20,11 @@ PROMPT = "红灯笼，蓝色背景"
 class InferBench(Bench):
     """Denoising (and decoding, if the configuration says so) of the same latents under the same texts.
 
-    The peer does what the official pipeline does in every step: branch and backbone on [negative, positive], all of it. It is
-    not charged for the convolutions of a condition picture, which Bridge Diffusion Models do not have. We have called
-    ``optimize()``; "bdm unprepared" has not, and packs and unpacks its weights within the time measured.
+    The peer does what the official pipeline does in every step: branch and backbone on [negative, positive],
+        all of it. It is
+    not charged for the convolutions of a condition picture, which Bridge Diffusion Models do not have. We
+    have called ``optimize()``; "bdm unprepared" has not, and packs and unpacks its weights within the time
+    measured.
     """
 
     def __init__(self, config: BenchDrawConfig) -> None:
@@ -47,9 +49,14 @@ class InferBench(Bench):
 
     def _ours(self, networks: Networks, count: bool, prepared: bool) -> Side:
         pipe = BridgePipeline(
-            networks.vae, networks.text_encoder, networks.tokenizer, networks.unet, networks.scheduler, networks.branch,
+            networks.vae,
+            networks.text_encoder,
+            networks.tokenizer,
+            networks.unet,
+            networks.scheduler,
+            networks.branch,
             networks.native_text_encoder,
-        )  # fmt: skip
+        )
         pipe.set_progress_bar_config(disable=True)
         config = self.config
         if prepared:
@@ -73,7 +80,10 @@ class InferBench(Bench):
         )
 
     def _texts(self, networks: Networks) -> dict[str, Any]:
-        """Prompts where there are text encoders, else random features; for ours, under the pipeline's names."""
+        """Prompts where there are text encoders, else random features.
+
+        For ours, under the pipeline's names.
+        """
         if networks.native_text_encoder is not None:
             return {"prompt": [PROMPT] * self.config.batch}
         generator = torch.Generator().manual_seed(self.config.seed + 1)
@@ -93,8 +103,12 @@ class InferBench(Bench):
     def _doubled_texts(self, networks: Networks) -> tuple[Tensor, Tensor]:
         """Native and English features of [negative, positive]."""
         if networks.native_text_encoder is not None:
-            native = networks.native_text_encoder.encode([""] * self.config.batch + [PROMPT] * self.config.batch)
-            return native, encode_english([""] * 2 * self.config.batch, networks.text_encoder, networks.tokenizer)
+            native = networks.native_text_encoder.encode(
+                [""] * self.config.batch + [PROMPT] * self.config.batch
+            )
+            return native, encode_english(
+                [""] * 2 * self.config.batch, networks.text_encoder, networks.tokenizer
+            )
         texts = self._texts(networks)
         native = torch.cat([texts["negative_prompt_embeds"], texts["prompt_embeds"]])
         return native, torch.cat([texts["negative_prompt_en_embeds"], texts["prompt_en_embeds"]])
@@ -110,8 +124,17 @@ class InferBench(Bench):
             doubled = scheduler.scale_model_input(torch.cat([latents] * 2), t)
             down, middle = controlnet(doubled, t, native, picture, return_dict=False)
             eps = unet(
-                doubled, t, english, down_block_additional_residuals=down, mid_block_additional_residual=middle, return_dict=False
+                doubled,
+                t,
+                english,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+                return_dict=False,
             )[0]
             negative, positive = eps.chunk(2)
-            latents = scheduler.step(negative + self.config.guidance * (positive - negative), t, latents, return_dict=False)[0]
-        return (decode_latents(networks.vae, latents) / 2 + 0.5).clamp(0, 1) if self.config.decode else latents
+            latents = scheduler.step(
+                negative + self.config.guidance * (positive - negative), t, latents, return_dict=False
+            )[0]
+        return (
+            (decode_latents(networks.vae, latents) / 2 + 0.5).clamp(0, 1) if self.config.decode else latents
+        )

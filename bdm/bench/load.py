@@ -1,4 +1,7 @@
-"""Reading a checkpoint: ours beside diffusers' ``from_single_file`` on the same random file of SD1.5's size."""
+"""Reading a checkpoint.
+
+Ours beside diffusers' ``from_single_file`` on the same random file of SD1.5's size.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +30,22 @@ from .train import TEXT
 
 #: What a diffusers folder's index says, so that the peer finds configurations without a network.
 _INDEX = {
-    "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.36.0", "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", "DDIMScheduler"],
-    "safety_checker": [None, None], "feature_extractor": [None, None],
-}  # fmt: skip
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.36.0",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+}
 
 
 class LoadBench(Bench):
-    """Every run is a process of its own, with the imports and the tokenizer's package loaded before the clock starts."""
+    """Every run is a process of its own, with the imports and the tokenizer's package loaded before the clock
+    starts.
+    """
 
     peers = ("diffusers",)
 
@@ -50,7 +60,10 @@ class LoadBench(Bench):
         return write_model(self.config, self._folder)
 
     def side(self, name: str, count: bool = True) -> Side:
-        return Side(lambda: self._run(name)["seconds"], lambda: torch.tensor(self._run(name)["sums"], dtype=torch.float64))
+        return Side(
+            lambda: self._run(name)["seconds"],
+            lambda: torch.tensor(self._run(name)["sums"], dtype=torch.float64),
+        )
 
     def memory(self, name: str) -> int:
         return self._run(name)["peak"]
@@ -60,7 +73,9 @@ class LoadBench(Bench):
 
 
 def write_model(config: BenchLoadConfig, folder: Path) -> Path:
-    """A random checkpoint in the original layout (``model.safetensors``), with a diffusers folder's configurations beside it."""
+    """A random checkpoint in the original layout (``model.safetensors``), with a diffusers folder's
+    configurations beside it.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(config.seed)

@@ -29,7 +29,11 @@ def loader(name: str, folder: Path, dtype: torch.dtype) -> Callable[[], Any]:
 
     load: Any = StableDiffusionPipeline.from_single_file
     return lambda: load(
-        str(folder / "model.safetensors"), config=str(folder), local_files_only=True, torch_dtype=dtype, safety_checker=None
+        str(folder / "model.safetensors"),
+        config=str(folder),
+        local_files_only=True,
+        torch_dtype=dtype,
+        safety_checker=None,
     )
 
 
@@ -55,7 +59,9 @@ def main() -> None:
 
     libraries = peak_memory(lambda: None)
     figures["peak"] = peak_memory(run) - libraries
-    figures["sums"] = [sum(p.detach().double().abs().sum().item() for p in part.parameters()) for part in parts()]
+    figures["sums"] = [
+        sum(p.detach().double().abs().sum().item() for p in part.parameters()) for part in parts()
+    ]
     print(json.dumps(figures))
 
 

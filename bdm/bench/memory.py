@@ -15,12 +15,16 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_memory(run: Callable[[], Any], device: str = "cpu") -> int:
-    """Peak bytes while ``run`` works, with everything that was there before: of the GPU ("cuda"), or resident ("cpu")."""
+    """Peak bytes while ``run`` works, with everything that was there before.
+
+    Of the GPU ("cuda"), or resident ("cpu").
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated()
-    # Linux: the peak starts again from what is resident now. Elsewhere building the models counts too, for every side alike.
+    # Linux: the peak starts again from what is resident now. Elsewhere building the models counts too, for
+    # every side alike.
     with suppress(OSError):
         _RESET.write_text("5")
     run()

@@ -1,4 +1,7 @@
-"""The networks that are compared: random ones of SD1.5's size, or a folder's; and diffusers' ControlNet in the branch's place."""
+"""The networks that are compared: random ones of SD1.5's size, or a folder's.
+
+And diffusers' ControlNet in the branch's place.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,14 @@ from ..text.native import NativeTextEncoder
 
 #: The VAE of SD1.5; its UNet differs from diffusers' defaults only in the text width.
 VAE: dict[str, Any] = dict(
-    block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512, norm_num_groups=32,
-    down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-)  # fmt: skip
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    latent_channels=4,
+    sample_size=512,
+    norm_num_groups=32,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+)
 UNET: dict[str, Any] = dict(cross_attention_dim=768)
 
 
@@ -38,13 +46,18 @@ class Networks:
 
 
 def build_networks(config: BenchModelConfig) -> Networks:
-    """The configured networks, frozen. A branch that is random or missing gets zero convolutions that are not zero."""
+    """The configured networks, frozen.
+
+    A branch that is random or missing gets zero convolutions that are not zero.
+    """
     torch.manual_seed(config.seed)
     if config.model is None:
         sizes: dict[str, Any] = {**UNET, "sample_size": config.latents, **config.unet}
         unet = UNet2DConditionModel(**sizes)
         vae = AutoencoderKL(**VAE | config.vae)
-        networks = Networks(unet, random_branch(unet, config.native_width), vae, DDIMScheduler(**SD15_SCHEDULE))
+        networks = Networks(
+            unet, random_branch(unet, config.native_width), vae, DDIMScheduler(**SD15_SCHEDULE)
+        )
     else:
         stock = load_backbone(config.model)
         native = NativeTextEncoder.from_pretrained(config.model / "native_text_encoder")
@@ -52,7 +65,13 @@ def build_networks(config: BenchModelConfig) -> Networks:
             stock.unet, _folder_branch(config.model / "branch", stock.unet, native.text_dim), stock.vae,
             DDIMScheduler(**SD15_SCHEDULE), stock.text_encoder, stock.tokenizer, native,
         )  # fmt: skip
-    for part in (networks.unet, networks.branch, networks.vae, networks.text_encoder, networks.native_text_encoder):
+    for part in (
+        networks.unet,
+        networks.branch,
+        networks.vae,
+        networks.text_encoder,
+        networks.native_text_encoder,
+    ):
         if part is not None:
             freeze(part, config)
     return networks
@@ -61,20 +80,30 @@ def build_networks(config: BenchModelConfig) -> Networks:
 def build_vae(config: BenchModelConfig) -> Any:
     """The configured VAE alone, frozen."""
     torch.manual_seed(config.seed)
-    return freeze(AutoencoderKL(**VAE | config.vae) if config.model is None else load_vae(config.model), config)
+    return freeze(
+        AutoencoderKL(**VAE | config.vae) if config.model is None else load_vae(config.model), config
+    )
 
 
 def freeze(part: nn.Module, config: BenchModelConfig) -> nn.Module:
     """Make a network ready to be run: on its device, in its precision, nothing to be trained."""
-    return nn.Module.to(part.eval().requires_grad_(False), torch.device(config.device), getattr(torch, config.dtype))
+    return nn.Module.to(
+        part.eval().requires_grad_(False), torch.device(config.device), getattr(torch, config.dtype)
+    )
 
 
 def _folder_branch(folder: Path, unet: Any, width: int) -> BranchModel:
-    return BranchModel.from_pretrained(folder) if (folder / "config.json").is_file() else random_branch(unet, width)
+    return (
+        BranchModel.from_pretrained(folder)
+        if (folder / "config.json").is_file()
+        else random_branch(unet, width)
+    )
 
 
 def random_branch(unet: Any, width: int) -> BranchModel:
-    """A copy of the encoder whose zero convolutions are small random ones, so that what it does is seen in the result."""
+    """A copy of the encoder whose zero convolutions are small random ones, so that what it does is seen in
+    the result.
+    """
     branch = BranchModel.from_backbone(unet, width)
     for convolution in (*branch.controlnet_down_blocks, branch.controlnet_mid_block):
         nn.init.normal_(convolution.weight, std=0.1 / convolution.in_channels**0.5)  # pyright: ignore
@@ -82,7 +111,10 @@ def random_branch(unet: Any, width: int) -> BranchModel:
 
 
 class NoPicture(nn.Module):
-    """Stands for the convolutions of a ControlNet's condition picture, which a branch has not: adds nothing, costs nothing."""
+    """Stands for the convolutions of a ControlNet's condition picture, which a branch has not.
+
+    Adds nothing, costs nothing.
+    """
 
     def forward(self, picture: Tensor) -> Tensor:
         return picture.new_zeros(())

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from ..config import BENCHES, BenchConfig, BenchDecodeConfig, BenchInferConfig, BenchLoadConfig, BenchScaleConfig, BenchTrainConfig
+from ..config import (
+    BENCHES,
+    BenchConfig,
+    BenchDecodeConfig,
+    BenchInferConfig,
+    BenchLoadConfig,
+    BenchScaleConfig,
+    BenchTrainConfig,
+)
 from .compare import OURS, Bench, Outcome, hold, median_and_spread
 
 
@@ -49,7 +57,9 @@ def set_threads(config: BenchConfig) -> None:
 
 
 def run_bench(config: BenchConfig) -> dict[str, Any]:
-    """Hold the comparison, print its table and JSON line, and write ``bench.json`` and ``bench.png`` into ``config.out``."""
+    """Hold the comparison, print its table and JSON line, and write ``bench.json`` and ``bench.png`` into
+    ``config.out``.
+    """
     if isinstance(config, BenchScaleConfig):
         from . import scale
 
@@ -70,18 +80,27 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
 
 
 def table(outcome: Outcome) -> str:
-    """One line a side: median time and spread, memory, operations, share of the best convolution rate, ratio to ours."""
-    lines = [f"{'side':<20} {'seconds (min to max)':>26} {'memory':>9} {'GFLOP':>9} {'of best':>8} {'time / ours':>22}"]
+    """One line a side: median time and spread, memory, operations, share of the best convolution rate, ratio
+    to ours.
+    """
+    lines = [
+        f"{'side':<20} {'seconds (min to max)':>26} {'memory':>9} {'GFLOP':>9} {'of best':>8}"
+        f" {'time / ours':>22}"
+    ]
     for name, seconds in outcome.seconds.items():
         median, low, high = median_and_spread(seconds)
         share = outcome.flops[name] / median / outcome.rate if outcome.rate else 0.0
         middle, least, most = median_and_spread(outcome.ratios(name))
         lines.append(
-            f"{name:<20} {f'{median:.3f} ({low:.3f} to {high:.3f})':>26} {outcome.memory[name] / 2**30:>5.2f} GiB "
-            f"{outcome.flops[name] / 1e9:>9.1f} {share:>8.0%} {f'{middle:.3f} ({least:.3f} to {most:.3f})':>22}"
+            f"{name:<20} {f'{median:.3f} ({low:.3f} to {high:.3f})':>26} {outcome.memory[name] / 2**30:>5.2f}"
+            f" GiB {outcome.flops[name] / 1e9:>9.1f} {share:>8.0%}"
+            f" {f'{middle:.3f} ({least:.3f} to {most:.3f})':>22}"
         )
     if outcome.rate:
-        lines.append(f"best convolution rate measured here: {outcome.rate / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
+        lines.append(
+            f"best convolution rate measured here: {outcome.rate / 1e9:.0f} GFLOP/s on"
+            f" {torch.get_num_threads()} threads"
+        )
     return "\n".join(lines)
 
 
@@ -95,8 +114,12 @@ def summary(bench: Bench, outcome: Outcome) -> dict[str, Any]:
         "peak_memory_ratio": round(outcome.memory[OURS] / outcome.memory[first], 4),
         "max_relative_error": outcome.error,
         "ratios": medians,
-        "peak_memory_ratios": {peer: round(outcome.memory[OURS] / outcome.memory[peer], 4) for peer in bench.peers},
-        "seconds": {name: round(median_and_spread(seconds)[0], 4) for name, seconds in outcome.seconds.items()},
+        "peak_memory_ratios": {
+            peer: round(outcome.memory[OURS] / outcome.memory[peer], 4) for peer in bench.peers
+        },
+        "seconds": {
+            name: round(median_and_spread(seconds)[0], 4) for name, seconds in outcome.seconds.items()
+        },
         "gflop": {name: round(flops / 1e9, 1) for name, flops in outcome.flops.items()},
         "threads": torch.get_num_threads(),
     }

@@ -1,4 +1,7 @@
-"""How the time of a picture falls with the number of pictures drawn at once: a curve for us and one for each peer."""
+"""How the time of a picture falls with the number of pictures drawn at once.
+
+A curve for us and one for each peer.
+"""
 
 from __future__ import annotations
 
@@ -45,16 +48,22 @@ def ratios(curves: Curves) -> dict[int, float]:
 
 def table(curves: Curves) -> str:
     """A line for each batch size: seconds a picture for each side, and the ratio."""
-    lines = [f"{'pictures at once':<17}" + "".join(f"{name + ', s each':>24}" for name in curves) + f"{'ratio':>8}"]
+    lines = [
+        f"{'pictures at once':<17}" + "".join(f"{name + ', s each':>24}" for name in curves) + f"{'ratio':>8}"
+    ]
     for batch, ratio in ratios(curves).items():
-        lines.append(f"{batch:<17}" + "".join(f"{curve[batch]:>24.3f}" for curve in curves.values()) + f"{ratio:>8.2f}")
+        lines.append(
+            f"{batch:<17}" + "".join(f"{curve[batch]:>24.3f}" for curve in curves.values()) + f"{ratio:>8.2f}"
+        )
     return "\n".join(lines)
 
 
 def summary(curves: Curves) -> dict[str, Any]:
     """The figures of the JSON line."""
     return {
-        "seconds_per_picture": {name: {str(k): round(v, 4) for k, v in curve.items()} for name, curve in curves.items()},
+        "seconds_per_picture": {
+            name: {str(k): round(v, 4) for k, v in curve.items()} for name, curve in curves.items()
+        },
         "ratio": {str(batch): round(ratio, 4) for batch, ratio in ratios(curves).items()},
     }
 

@@ -22,9 +22,15 @@ from .networks import Networks, build_networks, freeze, peer_controlnet
 
 #: CLIP-L's text encoder and Chinese CLIP huge's.
 TEXT: dict[str, Any] = dict(
-    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, hidden_act="quick_gelu",
-    bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-)  # fmt: skip
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    hidden_act="quick_gelu",
+    bos_token_id=49406,
+    eos_token_id=49407,
+    pad_token_id=49407,
+)
 NATIVE_TEXT: dict[str, Any] = dict(
     vocab_size=21128, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
 )
@@ -32,7 +38,8 @@ NATIVE_TEXT: dict[str, Any] = dict(
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch: what is read from the data set, what of it can be kept from epoch to epoch, and what makes one of the other.
+    """One batch: what is read from the data set, what of it can be kept from epoch to epoch, and what makes
+    one of the other.
 
     Attributes:
         pixels: (B, 3, 8h, 8w) in [-1, 1].
@@ -58,10 +65,11 @@ class Inputs:
 class TrainBench(Bench):
     """The same gradient of the same batch, and an AdamW step on it.
 
-    The peer's step is that of diffusers' ControlNet recipe: pictures and texts are encoded in every step, or ("with caches")
-    read from memory as ours are; AdamW and clipping as torch gives them by default. It is not charged for a condition
-    picture's convolutions. All sides train the same parameters, so they must run one after the other. A side alone in its
-    process (where its memory is measured) holds the VAE and the text encoders only if its step uses them.
+    The peer's step is that of diffusers' ControlNet recipe: pictures and texts are encoded in every step, or
+    ("with caches") read from memory as ours are; AdamW and clipping as torch gives them by default. It is not
+    charged for a condition picture's convolutions. All sides train the same parameters, so they must run one
+    after the other. A side alone in its process (where its memory is measured) holds the VAE and the text
+    encoders only if its step uses them.
     """
 
     def __init__(self, config: BenchTrainConfig) -> None:
@@ -74,7 +82,11 @@ class TrainBench(Bench):
         networks, inputs = self._shared = self._shared or self._build()
         if not count and name != "recipe":
             networks, inputs = self._shared = _without_encoders(networks, inputs)
-        loss = self._our_loss(networks, inputs) if name == OURS else self._recipe_loss(networks, inputs, online=name == "recipe")
+        loss = (
+            self._our_loss(networks, inputs)
+            if name == OURS
+            else self._recipe_loss(networks, inputs, online=name == "recipe")
+        )
         parameters = list(networks.branch.parameters())
         optimizer = self._optimizer(parameters, fused=name == OURS)
 
@@ -113,14 +125,25 @@ class TrainBench(Bench):
     def _inputs(self, networks: Networks, english_model: Any, native_model: Any) -> Inputs:
         generator = torch.Generator().manual_seed(self.config.seed)
         device, dtype = networks.unet.device, networks.unet.dtype
-        batch, side = self.config.batch, self.config.latents * 2 ** (len(networks.vae.config["block_out_channels"]) - 1)
+        batch, side = (
+            self.config.batch,
+            self.config.latents * 2 ** (len(networks.vae.config["block_out_channels"]) - 1),
+        )
         pixels = torch.rand(batch, 3, side, side, generator=generator).mul(2).sub(1).to(device, dtype)
-        native = torch.randint(1000, native_model.config.vocab_size, (batch, 52), generator=generator).to(device)
+        native = torch.randint(1000, native_model.config.vocab_size, (batch, 52), generator=generator).to(
+            device
+        )
         english = torch.tensor([[49406] + [49407] * 76], device=device)
         return Inputs(
-            pixels, english, native, encode_moments(networks.vae, pixels), english_model(english).last_hidden_state,
-            native_model(native).last_hidden_state, english_model, native_model,
-        )  # fmt: skip
+            pixels,
+            english,
+            native,
+            encode_moments(networks.vae, pixels),
+            english_model(english).last_hidden_state,
+            native_model(native).last_hidden_state,
+            english_model,
+            native_model,
+        )
 
     def _draws(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """The posterior's noise, the diffusion's noise and the timesteps, the same for all sides."""
@@ -137,11 +160,17 @@ class TrainBench(Bench):
 
         def loss() -> Tensor:
             posterior, eps, t = self._draws(inputs)
-            x_t = schedule.add_noise(sample_latents(networks.vae, inputs.moments, posterior), eps, t).to(eps.dtype)
+            x_t = schedule.add_noise(sample_latents(networks.vae, inputs.moments, posterior), eps, t).to(
+                eps.dtype
+            )
             bridge.attach(networks.unet)
-            # Anew in every step, and folded anew, because the peers compute with the same UNet; in training it is done once.
+            # Anew in every step, and folded anew, because the peers compute with the same UNet; in training
+            # it is done once.
             try:
-                with bridge.condition(NativeCondition(inputs.native_features)), frugal_backward(networks.unet):
+                with (
+                    bridge.condition(NativeCondition(inputs.native_features)),
+                    frugal_backward(networks.unet),
+                ):
                     return denoising_error(networks.unet(x_t, t, english).sample, eps).mean()
             finally:
                 bridge.detach()
@@ -150,7 +179,9 @@ class TrainBench(Bench):
 
     def _recipe_loss(self, networks: Networks, inputs: Inputs, online: bool) -> Callable[[], Tensor]:
         controlnet = peer_controlnet(networks.unet, networks.branch)
-        scheduler = DDPMScheduler(**{k: v for k, v in SD15_SCHEDULE.items() if k not in ("set_alpha_to_one", "steps_offset")})
+        scheduler = DDPMScheduler(
+            **{k: v for k, v in SD15_SCHEDULE.items() if k not in ("set_alpha_to_one", "steps_offset")}
+        )
 
         def loss() -> Tensor:
             posterior, eps, t = self._draws(inputs)
@@ -161,7 +192,9 @@ class TrainBench(Bench):
                     english = inputs.english_model(inputs.english.expand(len(eps), -1)).last_hidden_state
                     native = inputs.native_model(inputs.native).last_hidden_state
             noisy = scheduler.add_noise(sample_latents(networks.vae, moments, posterior), eps, t)  # pyright: ignore
-            down, middle = controlnet(noisy, t, native, noisy.new_zeros(len(noisy), 3, 1, 1), return_dict=False)
+            down, middle = controlnet(
+                noisy, t, native, noisy.new_zeros(len(noisy), 3, 1, 1), return_dict=False
+            )
             eps_hat = networks.unet(
                 noisy, t, english.expand(len(noisy), -1, -1), down_block_additional_residuals=down,
                 mid_block_additional_residual=middle, return_dict=False,
@@ -183,7 +216,9 @@ def _random_texts(config: BenchTrainConfig) -> tuple[nn.Module, nn.Module]:
     from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel, CLIPTextConfig, CLIPTextModel
 
     english = CLIPTextModel(CLIPTextConfig(**TEXT | config.text))
-    native = ChineseCLIPTextModel(ChineseCLIPTextConfig(**NATIVE_TEXT | config.native_text), add_pooling_layer=False)
+    native = ChineseCLIPTextModel(
+        ChineseCLIPTextConfig(**NATIVE_TEXT | config.native_text), add_pooling_layer=False
+    )
     for model in (english, native):
         freeze(model, config)
     return english, native

@@ -1,4 +1,7 @@
-"""The ``bdm`` command. A module for each group of sub-commands holds their options and functions; heavy imports happen inside."""
+"""The ``bdm`` command. A module for each group of sub-commands holds their options and functions.
+
+Heavy imports happen inside.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate.")
+    parser = argparse.ArgumentParser(
+        prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in (train, draw, measure, files):
         group.add_commands(commands)

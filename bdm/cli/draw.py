@@ -29,7 +29,9 @@ def add_commands(commands: Any) -> None:
     _infer_options(infer)
     infer.set_defaults(run=_infer)
 
-    demo = commands.add_parser("demo", help="draw a labelled grid of Chinese prompts with the shipped weights")
+    demo = commands.add_parser(
+        "demo", help="draw a labelled grid of Chinese prompts with the shipped weights"
+    )
     demo.add_argument("--out", type=Path, default=Path("demo.png"))
     demo.add_argument("--model", default=str(DEFAULT_MODEL))
     demo.add_argument("--seed", type=int, default=0)
@@ -43,58 +45,119 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="a native prompt in each line, or .jsonl with prompt, negative, prompt_en, negative_en, seed; under accelerate launch "
-        "the processes share them, and pictures that are there are not drawn again",
+        help=(
+            "a native prompt in each line, or .jsonl with prompt, negative, prompt_en, negative_en, seed;"
+            " under accelerate launch the processes share them, and pictures that are there are not drawn"
+            " again"
+        ),
     )
     parser.add_argument(
-        "--engine", choices=("accelerate", "ray"), default="accelerate", help="who shares out the lines of a --prompts file"
+        "--engine",
+        choices=("accelerate", "ray"),
+        default="accelerate",
+        help="who shares out the lines of a --prompts file",
     )
-    parser.add_argument("--batch", type=int, default=8, help="pictures of a --prompts file that are drawn at once (default 8)")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="pictures of a --prompts file that are drawn at once (default 8)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         default=None,
-        help="picture file, numbered if there are several (default out.png); a folder with --prompts (default pictures)",
+        help=(
+            "picture file, numbered if there are several (default out.png); a folder with --prompts (default"
+            " pictures)"
+        ),
     )
     parser.add_argument(
-        "--model", default=str(DEFAULT_MODEL), help="pipeline folder or hub name (default: the shipped emoji model)"
+        "--model",
+        default=str(DEFAULT_MODEL),
+        help="pipeline folder or hub name (default: the shipped emoji model)",
     )
     parser.add_argument("--negative", default="", help="native negative prompt")
     parser.add_argument("--prompt-en", default="", help='English prompt of the backbone (default "")')
     parser.add_argument("--negative-en", default="", help="English negative prompt")
     parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i (default 0)")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default 2 for the shipped model, else 7.5)")
-    parser.add_argument("--sampler", default=None, help="such as 'DPM++ 2M Karras' or euler_ancestral (default: the model's)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=None,
+        help="guidance scale (default 2 for the shipped model, else 7.5)",
+    )
+    parser.add_argument(
+        "--sampler", default=None, help="such as 'DPM++ 2M Karras' or euler_ancestral (default: the model's)"
+    )
     parser.add_argument("--count", type=int, default=1, help="pictures for each prompt")
-    parser.add_argument("--branch-scale", type=float, default=1.0, help="strength of the branch; 0 is the bare backbone")
+    parser.add_argument(
+        "--branch-scale", type=float, default=1.0, help="strength of the branch; 0 is the bare backbone"
+    )
     parser.add_argument("--width", type=int, default=None)
     parser.add_argument("--height", type=int, default=None)
     parser.add_argument("--enlarge", type=int, default=1, help="enlarge the saved pictures by a whole factor")
     parser.add_argument(
-        "--clip-skip", type=int, default=1, help="layer of the English text encoder, from the end (A1111; 1 is the last)"
+        "--clip-skip",
+        type=int,
+        default=1,
+        help="layer of the English text encoder, from the end (A1111; 1 is the last)",
     )
-    parser.add_argument("--device", default=None, help="such as cuda, cuda:1, mps or cpu (default: the best there is)")
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default=None, help="default: fp16 on a GPU, fp32 on a CPU")
     parser.add_argument(
-        "--stages", action="store_true", help="say what the time went into, from the start of the process (not with --prompts)"
+        "--device", default=None, help="such as cuda, cuda:1, mps or cpu (default: the best there is)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default=None,
+        help="default: fp16 on a GPU, fp32 on a CPU",
+    )
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="say what the time went into, from the start of the process (not with --prompts)",
     )
     fast = parser.add_argument_group("approximate modes (another picture in less time)")
     fast.add_argument(
-        "--guidance-interval", metavar="START:END", default="0:1", help="guidance only in this share of the steps, such as 0.1:0.8"
+        "--guidance-interval",
+        metavar="START:END",
+        default="0:1",
+        help="guidance only in this share of the steps, such as 0.1:0.8",
     )
-    fast.add_argument("--branch-every", type=int, default=1, metavar="N", help="the branch runs in every N-th step")
-    fast.add_argument("--deep-every", type=int, default=1, metavar="N", help="all but the outermost blocks run in every N-th step")
+    fast.add_argument(
+        "--branch-every", type=int, default=1, metavar="N", help="the branch runs in every N-th step"
+    )
+    fast.add_argument(
+        "--deep-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="all but the outermost blocks run in every N-th step",
+    )
     plugins = parser.add_argument_group("plug-ins on the backbone (files from the English community)")
-    plugins.add_argument("--checkpoint", metavar="FILE", help="SD1.5 checkpoint: single file or diffusers folder")
-    plugins.add_argument("--vae", metavar="FILE", help="another VAE: its own file or folder, or a checkpoint, whose VAE is taken")
     plugins.add_argument(
-        "--lora", metavar="FILE[:weight[:text-encoder weight]]", action="append", default=[], help="LoRA or relative; repeatable"
+        "--checkpoint", metavar="FILE", help="SD1.5 checkpoint: single file or diffusers folder"
     )
     plugins.add_argument(
-        "--embedding", metavar="FILE", action="append", default=[], help="textual inversion; its stem is the trigger"
+        "--vae",
+        metavar="FILE",
+        help="another VAE: its own file or folder, or a checkpoint, whose VAE is taken",
     )
-    plugins.add_argument("--controlnet", metavar="FILE", action="append", default=[], help="file or folder; repeatable")
+    plugins.add_argument(
+        "--lora",
+        metavar="FILE[:weight[:text-encoder weight]]",
+        action="append",
+        default=[],
+        help="LoRA or relative; repeatable",
+    )
+    plugins.add_argument(
+        "--embedding",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="textual inversion; its stem is the trigger",
+    )
+    plugins.add_argument(
+        "--controlnet", metavar="FILE", action="append", default=[], help="file or folder; repeatable"
+    )
     plugins.add_argument(
         "--control-image",
         metavar="IMAGE[:scale[:start:end]]",
@@ -103,7 +166,9 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
         help="one for each --controlnet, in order",
     )
     plugins.add_argument(
-        "--annotator", metavar="NAME", help="turn the control images into conditions first: canny, or a controlnet_aux detector"
+        "--annotator",
+        metavar="NAME",
+        help="turn the control images into conditions first: canny, or a controlnet_aux detector",
     )
 
 
@@ -112,8 +177,8 @@ def _infer(options: argparse.Namespace) -> None:
 
     if min(options.steps, options.count, options.enlarge, options.batch) < 1:
         raise UserError(
-            f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch {options.batch}: "
-            "each must be at least 1"
+            f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch"
+            f" {options.batch}: each must be at least 1"
         )
     if options.stages and options.prompts is not None:
         raise UserError("--stages times one drawing; give prompts on the command line instead of --prompts")
@@ -147,7 +212,9 @@ def _infer(options: argparse.Namespace) -> None:
     # All know what is missing before the first picture is written.
     state.wait_for_everyone()
     ours = parts[state.process_index :: state.num_processes]
-    with tqdm(total=sum(map(len, ours)), desc="drawing", unit="picture", disable=not state.is_main_process) as bar:
+    with tqdm(
+        total=sum(map(len, ours)), desc="drawing", unit="picture", disable=not state.is_main_process
+    ) as bar:
         painter = Painter(options) if ours else None
         for part in ours:
             assert painter is not None
@@ -175,9 +242,18 @@ class Painter:
         control_images = _attach_plugins(self.pipe, options)
         guidance = default_guidance(options.model) if options.guidance is None else options.guidance
         self.settings = Settings(
-            str(options.model), options.steps, guidance, options.sampler, options.branch_scale, options.width, options.height,
-            options.clip_skip, options.enlarge, control_images, _approximation(options),
-        )  # fmt: skip
+            str(options.model),
+            options.steps,
+            guidance,
+            options.sampler,
+            options.branch_scale,
+            options.width,
+            options.height,
+            options.clip_skip,
+            options.enlarge,
+            control_images,
+            _approximation(options),
+        )
         self._parts = 0
         self.stages.end("model")
 
@@ -193,7 +269,8 @@ class Painter:
         """Draw one of many parts of a file; returns how many pictures it had."""
         self._parts += 1
         self.pipe.set_progress_bar_config(disable=True)
-        # It takes a step of its own, so two parts gain nothing; on a GPU it compiles, for longer than many files take.
+        # It takes a step of its own, so two parts gain nothing; on a GPU it compiles, for longer than many
+        # files take.
         if self._parts == 3 and self.pipe.device.type == "cpu":
             self.pipe.optimize(height=self.settings.height, width=self.settings.width, count=len(requests))
         return len(self.draw(requests))
@@ -211,7 +288,10 @@ def _requests(options: argparse.Namespace) -> list[Any]:
 
     texts = {"negative": options.negative, "prompt_en": options.prompt_en, "negative_en": options.negative_en}
     if bool(options.prompt) == (options.prompts is not None):
-        raise UserError("give prompts or --prompts FILE" + (", not both" if options.prompt else ', such as "红灯笼，蓝色背景"'))
+        raise UserError(
+            "give prompts or --prompts FILE"
+            + (", not both" if options.prompt else ', such as "红灯笼，蓝色背景"')
+        )
     if options.prompts is not None:
         options.out = options.out or Path("pictures")
         if options.out.is_file():
@@ -222,14 +302,19 @@ def _requests(options: argparse.Namespace) -> list[Any]:
         raise UserError(f"--out {out}: allowed endings are .png, .jpg and .webp")
     prompts = [prompt for prompt in options.prompt for _ in range(options.count)]
     paths = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
-    return [Request(path, options.seed + i, prompt, **texts) for i, (path, prompt) in enumerate(zip(paths, prompts, strict=True))]
+    return [
+        Request(path, options.seed + i, prompt, **texts)
+        for i, (path, prompt) in enumerate(zip(paths, prompts, strict=True))
+    ]
 
 
 def _interval(text: str) -> tuple[float, float]:
     try:
         start, end = map(float, text.split(":"))
     except ValueError:
-        raise UserError(f"--guidance-interval {text}: give two shares of the steps, such as 0.1:0.8") from None
+        raise UserError(
+            f"--guidance-interval {text}: give two shares of the steps, such as 0.1:0.8"
+        ) from None
     return start, end
 
 
@@ -247,9 +332,13 @@ def _pipeline(options: argparse.Namespace) -> Any:
         device = torch.device(options.device or PartialState(cpu=cpu_only()).device or "cpu")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {options.device} cannot be used ({first_line(error)}); leave it out, or give cpu") from None
+        raise UserError(
+            f"--device {options.device} cannot be used ({first_line(error)}); leave it out, or give cpu"
+        ) from None
     name = options.dtype or ("fp16" if device.type == "cuda" else "fp32")
-    pipe = BridgePipeline.from_pretrained(options.model, torch_dtype=DTYPES[name], english=_needs_english(options)).to(device)
+    pipe = BridgePipeline.from_pretrained(
+        options.model, torch_dtype=DTYPES[name], english=_needs_english(options)
+    ).to(device)
     if options.sampler:
         pipe.scheduler = make_scheduler(options.sampler, pipe.scheduler.config["prediction_type"])
     return pipe
@@ -272,7 +361,8 @@ def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | 
 
     if len(options.controlnet) != len(options.control_image):
         raise UserError(
-            f"{len(options.controlnet)} --controlnet and {len(options.control_image)} --control-image; give one image for each"
+            f"{len(options.controlnet)} --controlnet and {len(options.control_image)} --control-image; give"
+            " one image for each"
         )
     # An embedding's name is its trigger word, so it has the first choice.
     for source in options.embedding:
@@ -293,7 +383,10 @@ def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | 
         pictures[pipe.plugins.attach(source, name, kind="controlnet", **settings).name] = picture
     triggers = [plugin.name for plugin in pipe.plugins if plugin.kind == "embedding"]
     if triggers and not (options.prompt_en or options.negative_en):
-        logging.warning("embeddings act through the English prompt; --prompt-en or --negative-en must name %s", ", ".join(triggers))
+        logging.warning(
+            "embeddings act through the English prompt; --prompt-en or --negative-en must name %s",
+            ", ".join(triggers),
+        )
     return pictures or None
 
 
@@ -319,7 +412,10 @@ def split_numbers(text: str, option: str, counts: tuple[int, ...]) -> tuple[str,
             break
         parts.pop()
     if len(numbers) not in counts:
-        raise UserError(f"{option} {text}: {len(numbers)} numbers behind the file; allowed are {' or '.join(map(str, counts))}")
+        raise UserError(
+            f"{option} {text}: {len(numbers)} numbers behind the file; allowed are"
+            f" {' or '.join(map(str, counts))}"
+        )
     return ":".join(parts), numbers
 
 
@@ -330,6 +426,8 @@ def _demo(options: argparse.Namespace) -> None:
     quiet()
     pipe = BridgePipeline.from_pretrained(options.model)
     guidance = default_guidance(options.model)
-    pictures = pipe(list(DEMO_PROMPTS), seed=options.seed, num_inference_steps=options.steps, guidance_scale=guidance).images
+    pictures = pipe(
+        list(DEMO_PROMPTS), seed=options.seed, num_inference_steps=options.steps, guidance_scale=guidance
+    ).images
     save_picture(labelled_grid(pictures, list(DEMO_PROMPTS), columns=8, scale=4), options.out)
     print(options.out.resolve())

@@ -10,26 +10,38 @@ from .quiet import quiet
 
 
 def add_commands(commands: Any) -> None:
-    inspect = commands.add_parser("inspect", help="say what weight files are: kind, base, rank, trigger words, hashes")
+    inspect = commands.add_parser(
+        "inspect", help="say what weight files are: kind, base, rank, trigger words, hashes"
+    )
     inspect.add_argument("files", nargs="+", type=Path, metavar="FILE")
     inspect.set_defaults(run=_inspect)
 
     convert = commands.add_parser("convert", help="write a weight file in another layout, as safetensors")
-    convert.add_argument("source", type=Path, help="checkpoint, VAE, LoRA, embedding, ControlNet or branch: file or folder")
-    convert.add_argument("out", type=Path, help="file ending in .safetensors, or folder")
-    convert.add_argument("--layout", required=True, help="original, diffusers, kohya, A1111 or BDM, as the kind allows")
     convert.add_argument(
-        "--dtype", choices=("fp16", "bf16", "fp32"), help="precision of the written weights (default: as they are)"
+        "source", type=Path, help="checkpoint, VAE, LoRA, embedding, ControlNet or branch: file or folder"
+    )
+    convert.add_argument("out", type=Path, help="file ending in .safetensors, or folder")
+    convert.add_argument(
+        "--layout", required=True, help="original, diffusers, kohya, A1111 or BDM, as the kind allows"
+    )
+    convert.add_argument(
+        "--dtype",
+        choices=("fp16", "bf16", "fp32"),
+        help="precision of the written weights (default: as they are)",
     )
     convert.set_defaults(run=_convert)
 
     assemble = commands.add_parser("assemble", help="put trained parts together into one pipeline folder")
     assemble.add_argument("--backbone", required=True, help="folder or hub name of the SD1.5 model")
     assemble.add_argument("--branch", required=True, help="folder of the branch")
-    assemble.add_argument("--native-text-encoder", required=True, help="folder or cn_clip file of the native text encoder")
+    assemble.add_argument(
+        "--native-text-encoder", required=True, help="folder or cn_clip file of the native text encoder"
+    )
     assemble.add_argument("--out", type=Path, required=True)
     assemble.add_argument("--fp16", action="store_true", help="store half precision")
-    assemble.add_argument("--no-vocabularies", action="store_true", help="leave out vocabularies that pip packages carry")
+    assemble.add_argument(
+        "--no-vocabularies", action="store_true", help="leave out vocabularies that pip packages carry"
+    )
     assemble.set_defaults(run=_assemble)
 
 
@@ -39,7 +51,12 @@ def _inspect(options: argparse.Namespace) -> None:
     for i, path in enumerate(options.files):
         facts = describe_file(path)
         width = max(map(len, facts))
-        print(*([""] if i else []), path, *(f"  {name:<{width}}  {text}" for name, text in facts.items()), sep="\n")
+        print(
+            *([""] if i else []),
+            path,
+            *(f"  {name:<{width}}  {text}" for name, text in facts.items()),
+            sep="\n",
+        )
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -56,5 +73,12 @@ def _assemble(options: argparse.Namespace) -> None:
 
     quiet()
     dtype = DTYPES["fp16" if options.fp16 else "fp32"]
-    assemble(options.backbone, options.branch, options.native_text_encoder, options.out, dtype, not options.no_vocabularies)
+    assemble(
+        options.backbone,
+        options.branch,
+        options.native_text_encoder,
+        options.out,
+        dtype,
+        not options.no_vocabularies,
+    )
     print(options.out)

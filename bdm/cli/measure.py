@@ -9,18 +9,24 @@ from .quiet import quiet
 
 
 def add_commands(commands: Any) -> None:
-    evaluate = commands.add_parser("evaluate", help="score a model with the independent judge and write a report")
+    evaluate = commands.add_parser(
+        "evaluate", help="score a model with the independent judge and write a report"
+    )
     evaluate.add_argument("config", help="YAML file, such as configs/emoji/evaluate.yaml")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value")
     evaluate.set_defaults(run=_evaluate)
 
-    bench = commands.add_parser("bench", help="measure us beside a peer: time, memory, operations, equal results")
+    bench = commands.add_parser(
+        "bench", help="measure us beside a peer: time, memory, operations, equal results"
+    )
     bench.add_argument("kind", choices=("infer", "decode", "scale", "train", "load"))
     bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")
     bench.add_argument("overrides", nargs="*", metavar="key=value")
     bench.set_defaults(run=_bench)
 
-    memory = commands.add_parser("memory", help="GPU memory that drawing takes under each low-memory setting, without a GPU")
+    memory = commands.add_parser(
+        "memory", help="GPU memory that drawing takes under each low-memory setting, without a GPU"
+    )
     _memory_options(memory)
     memory.set_defaults(run=_memory)
 
@@ -30,9 +36,13 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--count", type=int, default=1, help="pictures at once (default 1)")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16")
-    parser.add_argument("--backbone", default="stable-diffusion-v1-5/stable-diffusion-v1-5", help="file, folder or hub name")
     parser.add_argument(
-        "--native-text-encoder", default="OFA-Sys/chinese-clip-vit-huge-patch14", help="folder, cn_clip file or hub name"
+        "--backbone", default="stable-diffusion-v1-5/stable-diffusion-v1-5", help="file, folder or hub name"
+    )
+    parser.add_argument(
+        "--native-text-encoder",
+        default="OFA-Sys/chinese-clip-vit-huge-patch14",
+        help="folder, cn_clip file or hub name",
     )
 
 
@@ -71,6 +81,11 @@ def _memory(options: argparse.Namespace) -> None:
 
     quiet()
     settings = drawing_memory(
-        options.backbone, options.native_text_encoder, options.height, options.width, options.count, DTYPES[options.dtype]
-    )  # fmt: skip
+        options.backbone,
+        options.native_text_encoder,
+        options.height,
+        options.width,
+        options.count,
+        DTYPES[options.dtype],
+    )
     print(memory_table(settings))

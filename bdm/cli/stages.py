@@ -20,7 +20,9 @@ class Stages:
 
     def __str__(self) -> str:
         starts = [0.0, *(end for _, end in self._ends)]
-        parts = [f"{name} {end - start:.2f} s" for start, (name, end) in zip(starts, self._ends, strict=False)]
+        parts = [
+            f"{name} {end - start:.2f} s" for start, (name, end) in zip(starts, self._ends, strict=False)
+        ]
         return f"{starts[-1]:.2f} s from the start: " + ", ".join(parts)
 
     def show(self) -> None:
@@ -31,7 +33,8 @@ class Stages:
 def process_age() -> float:
     """Seconds since this process was started; where the system does not say, since Python began to count."""
     try:
-        # The 22nd field is the start in clock ticks after the machine's; the second may hold blanks, and ends with a bracket.
+        # The 22nd field is the start in clock ticks after the machine's; the second may hold blanks, and ends
+        # with a bracket.
         ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, AttributeError, IndexError):

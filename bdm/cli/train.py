@@ -16,20 +16,32 @@ def add_commands(commands: Any) -> None:
     train = commands.add_parser("train", help="train what a configuration describes")
     train.add_argument("config", help="YAML file, such as configs/quickstart.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.steps=100")
-    train.add_argument("--check", action="store_true", help="check and print the resolved configuration, then stop")
     train.add_argument(
-        "--dry-run", action="store_true", help="one batch, one step, one save and one grid in a folder that is deleted"
+        "--check", action="store_true", help="check and print the resolved configuration, then stop"
+    )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="one batch, one step, one save and one grid in a folder that is deleted",
     )
     train.set_defaults(run=_train)
 
-    prepare = commands.add_parser("prepare", help="raw pictures -> shards of moments and text features to train from")
+    prepare = commands.add_parser(
+        "prepare", help="raw pictures -> shards of moments and text features to train from"
+    )
     prepare.add_argument("config", help="YAML file, such as configs/emoji/prepare.yaml")
     prepare.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.urls=/data/*.tar")
-    prepare.add_argument("--engine", choices=("accelerate", "ray"), default="accelerate", help="who shares out the shards")
-    prepare.add_argument("--check", action="store_true", help="check and print the resolved configuration, then stop")
+    prepare.add_argument(
+        "--engine", choices=("accelerate", "ray"), default="accelerate", help="who shares out the shards"
+    )
+    prepare.add_argument(
+        "--check", action="store_true", help="check and print the resolved configuration, then stop"
+    )
     prepare.set_defaults(run=_prepare)
 
-    plan = commands.add_parser("plan", help="memory, time, cost and disk of a run, without its weights, its data or a GPU")
+    plan = commands.add_parser(
+        "plan", help="memory, time, cost and disk of a run, without its weights, its data or a GPU"
+    )
     plan.add_argument("config", help="YAML file, such as configs/sd15_chinese_clip.yaml")
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.accumulation=10")
     _plan_options(plan)
@@ -43,9 +55,20 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
         "--gpu-tflops", type=float, default=312.0, metavar="X",
         help="dense rate of each at the precision in use (default 312, an A100 or A800 in bf16)",
     )  # fmt: skip
-    parser.add_argument("--utilisation", type=float, default=0.4, help="share of that rate that training reaches (default 0.4)")
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.4,
+        help="share of that rate that training reaches (default 0.4)",
+    )
     parser.add_argument("--price-per-hour", type=float, default=0.0, metavar="PRICE", help="of one GPU")
-    parser.add_argument("--samples", type=int, default=None, metavar="N", help="size of the corpus (default: counted in the data)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=None,
+        metavar="N",
+        help="size of the corpus (default: counted in the data)",
+    )
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -83,7 +106,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _dry_run(run: Any) -> None:
-    """Build everything and go through one batch, one step, one save and one grid; says what each took and keeps nothing."""
+    """Build everything and go through one batch, one step, one save and one grid.
+
+    Says what each took and keeps nothing.
+    """
     import tempfile
 
     from ..training.loop import train
@@ -96,9 +122,13 @@ def _dry_run(run: Any) -> None:
         out.mkdir()
         # Encoding the whole corpus first would be no rehearsal.
         recipe = run.recipe.model_copy(update={"cache": False} if hasattr(run.recipe, "cache") else {})
-        every: dict[str, Any] = dict.fromkeys(("log_every", "validate_every", "grid_every", "checkpoint_every"), 1)
+        every: dict[str, Any] = dict.fromkeys(
+            ("log_every", "validate_every", "grid_every", "checkpoint_every"), 1
+        )
         once = run.optimizer.model_copy(update={"steps": 1, "warmup_steps": 0})
-        short = run.model_copy(update={"out": out, "recipe": recipe, "optimizer": once, "trackers": (), **every})
+        short = run.model_copy(
+            update={"out": out, "recipe": recipe, "optimizer": once, "trackers": (), **every}
+        )
         with timed("models and data"):
             built = build_recipe(short)
         built.grid_size = 1
@@ -134,7 +164,9 @@ def _plan(options: argparse.Namespace) -> None:
     from ..plan.report import plan_facts, plan_table
 
     run = read_config(options.config, options.overrides, RunConfig)
-    machine = Machine(options.gpus, options.gpu_memory, options.gpu_tflops, options.utilisation, options.price_per_hour)
+    machine = Machine(
+        options.gpus, options.gpu_memory, options.gpu_tflops, options.utilisation, options.price_per_hour
+    )
     quiet()
     plan = make_plan(run, machine, options.samples)
     print(plan_table(plan))

@@ -12,7 +12,9 @@ from .reading import Fraction, PositiveInt, Strict
 
 
 class PluginFilesConfig(Strict):
-    """The plug-ins whose combinations are evaluated (see ``bdm.evaluate.combinations``), their trigger words and strengths."""
+    """The plug-ins whose combinations are evaluated (see ``bdm.evaluate.combinations``), their trigger words
+    and strengths.
+    """
 
     checkpoint: str
     lora: str
@@ -25,7 +27,10 @@ class PluginFilesConfig(Strict):
 
 
 class ModeConfig(Strict):
-    """An approximate mode (see ``bdm.Approximation``), or fewer steps; what is None is as in the exact one."""
+    """An approximate mode (see ``bdm.Approximation``), or fewer steps.
+
+    What is None is as in the exact one.
+    """
 
     steps: PositiveInt | None = None
     guidance: float | None = None
@@ -59,7 +64,10 @@ class EvaluateConfig(Strict):
 
 
 class BenchConfig(Strict):
-    """What all comparisons with a peer share (see ``bdm.bench``); results that differ by more than ``tolerance`` are not timed."""
+    """What all comparisons with a peer share (see ``bdm.bench``).
+
+    Results that differ by more than ``tolerance`` are not timed.
+    """
 
     out: Path
     pairs: PositiveInt = 5
@@ -85,7 +93,10 @@ class BenchModelConfig(BenchConfig):
 class BenchDrawConfig(BenchModelConfig):
     """What is drawn beside diffusers' UNet and ControlNet on the doubled batch."""
 
-    peers: tuple[Literal["diffusers", "diffusers compiled", "bdm unprepared"], ...] = ("diffusers", "bdm unprepared")
+    peers: tuple[Literal["diffusers", "diffusers compiled", "bdm unprepared"], ...] = (
+        "diffusers",
+        "bdm unprepared",
+    )
     steps: PositiveInt = 1
     guidance: Annotated[float, Field(gt=1)] = 7.5
     decode: bool = False
@@ -111,7 +122,9 @@ class BenchDecodeConfig(BenchModelConfig):
 
 
 class BenchTrainConfig(BenchModelConfig):
-    """A training step from cached moments and text, beside diffusers' ControlNet recipe (see ``bdm.bench.train``)."""
+    """A training step from cached moments and text, beside diffusers' ControlNet recipe (see
+    ``bdm.bench.train``).
+    """
 
     kind: Literal["train"]
     peers: tuple[Literal["recipe", "recipe with caches"], ...] = ("recipe", "recipe with caches")

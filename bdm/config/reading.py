@@ -1,7 +1,7 @@
 """YAML files plus ``key=value`` overrides -> checked configurations.
 
-Unknown keys and impossible combinations are refused before anything heavy happens. Only builders read these classes;
-models and functions take plain arguments.
+Unknown keys and impossible combinations are refused before anything heavy happens. Only builders read these
+classes; models and functions take plain arguments.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def _set(tree: dict[str, Any], override: str) -> None:
         tree[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(
-            f"override {override!r}: {text!r} is not a whole YAML value; close its brackets, or quote a text that begins with a "
+            f"override {override!r}: {text!r} is not a whole YAML value; close its brackets, or quote a text"
+            " that begins with a "
             f"""sign: '{path}="..."'"""
         ) from None
 
@@ -49,12 +50,15 @@ def read_config(path: str | Path, overrides: Sequence[str], schema: type[Config]
     """Read a YAML file, apply ``key=value`` overrides and check the result.
 
     Raises:
-        UserError: file missing, not YAML, unknown keys or values that are not allowed; every problem in one message.
+        UserError: file missing, not YAML, unknown keys or values that are not allowed; every problem in one
+            message.
     """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"config {path}: {error.strerror}; give the path of a YAML file, such as configs/quickstart.yaml") from None
+        raise UserError(
+            f"config {path}: {error.strerror}; give the path of a YAML file, such as configs/quickstart.yaml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -64,7 +68,9 @@ def read_config(path: str | Path, overrides: Sequence[str], schema: type[Config]
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {_explain(e)}" for e in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {_explain(e)}" for e in error.errors()
+        )
         raise UserError(f"config {path}: {problems}") from None
 
 

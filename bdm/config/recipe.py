@@ -18,7 +18,10 @@ class AutoencoderConfig(Strict):
 
 
 class ContrastiveConfig(Strict):
-    """Train a text and a picture encoder contrastively, as CLIP; the text encoder is what the other recipes use."""
+    """Train a text and a picture encoder contrastively, as CLIP.
+
+    The text encoder is what the other recipes use.
+    """
 
     kind: Literal["contrastive"]
     architecture: Literal["clip", "chinese_clip"]
@@ -43,7 +46,9 @@ class DenoisingConfig(Strict):
 
 
 class BackboneConfig(DenoisingConfig):
-    """Train a UNet beside a frozen VAE and text encoder (a Stable Diffusion of one's own), from scratch or from ``backbone``."""
+    """Train a UNet beside a frozen VAE and text encoder (a Stable Diffusion of one's own), from scratch or
+    from ``backbone``.
+    """
 
     kind: Literal["backbone"]
     vae: str
@@ -54,12 +59,18 @@ class BackboneConfig(DenoisingConfig):
     @model_validator(mode="after")
     def _one(self) -> BackboneConfig:
         if (self.unet is None) == (self.backbone is None):
-            raise ValueError("give unet, the arguments of a new one, or backbone, whose UNet is trained further: one of the two")
+            raise ValueError(
+                "give unet, the arguments of a new one, or backbone, whose UNet is trained further: one of"
+                " the two"
+            )
         return self
 
 
 class BranchConfig(DenoisingConfig):
-    """Train the branch of a Bridge Diffusion Model; the backbone is frozen and gets the empty English prompt."""
+    """Train the branch of a Bridge Diffusion Model.
+
+    The backbone is frozen and gets the empty English prompt.
+    """
 
     kind: Literal["branch"]
     backbone: str
@@ -70,7 +81,10 @@ class BranchConfig(DenoisingConfig):
 
 
 class CommunityConfig(DenoisingConfig):
-    """What the recipes of community plug-ins share; they train on the backbone alone, with English captions."""
+    """What the recipes of community plug-ins share.
+
+    They train on the backbone alone, with English captions.
+    """
 
     backbone: str
     trigger: str = ""
@@ -121,7 +135,10 @@ class ControlNetConfig(CommunityConfig):
     @model_validator(mode="after")
     def _pictures(self) -> ControlNetConfig:
         if self.cache:
-            raise ValueError("cache: true keeps no pictures, and a ControlNet's condition is made from them; set cache: false")
+            raise ValueError(
+                "cache: true keeps no pictures, and a ControlNet's condition is made from them; set cache:"
+                " false"
+            )
         return self
 
 

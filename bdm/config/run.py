@@ -15,7 +15,10 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Strict):
-    """The optimizer, its schedule and the averaged weights. ``batch_size`` is global: over all processes and accumulation."""
+    """The optimizer, its schedule and the averaged weights.
+
+    ``batch_size`` is global: over all processes and accumulation.
+    """
 
     name: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
 
@@ -40,9 +43,13 @@ class OptimizerConfig(Strict):
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}"
+            )
         if self.rate_factors and self.name == "prodigy":
-            raise ValueError("rate_factors: prodigy finds one step size for all parameters; leave them out, or use adamw")
+            raise ValueError(
+                "rate_factors: prodigy finds one step size for all parameters; leave them out, or use adamw"
+            )
         return self
 
 
@@ -69,16 +76,27 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
         if self.recipe.kind == "judge" and self.data.kind != "emoji":
-            raise ValueError(f"data.kind is {self.data.kind!r}; the judge knows the emoji world only: use kind: emoji")
+            raise ValueError(
+                f"data.kind is {self.data.kind!r}; the judge knows the emoji world only: use kind: emoji"
+            )
         if self.data.kind == "prepared" and self.recipe.kind in ("autoencoder", "contrastive", "controlnet"):
-            raise ValueError(f"recipe.kind {self.recipe.kind!r} needs pictures, and prepared shards hold none: use the raw data")
+            raise ValueError(
+                f"recipe.kind {self.recipe.kind!r} needs pictures, and prepared shards hold none: use the raw"
+                " data"
+            )
         if isinstance(self.recipe, DenoisingConfig) and self.recipe.cache:
             if self.data.kind == "prepared":
                 raise ValueError("recipe.cache: prepared shards are a cache already; set cache: false")
             if self.data.flip or (isinstance(self.data, PicturesConfig) and self.data.buckets):
-                raise ValueError("recipe.cache keeps square pictures as they are; set cache: false, or leave out buckets and flip")
+                raise ValueError(
+                    "recipe.cache keeps square pictures as they are; set cache: false, or leave out buckets"
+                    " and flip"
+                )
         if self.recipe.kind == "contrastive" and self.optimizer.accumulation > 1:
-            raise ValueError("optimizer.accumulation: a contrastive loss compares a batch's pairs with each other; set it to 1")
+            raise ValueError(
+                "optimizer.accumulation: a contrastive loss compares a batch's pairs with each other; set it"
+                " to 1"
+            )
         if self.recipe.kind == "contrastive" and isinstance(self.data, PicturesConfig) and self.data.buckets:
             raise ValueError("data.buckets: the picture encoder reads one size; leave them out")
         return self

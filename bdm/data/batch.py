@@ -38,9 +38,9 @@ class Batch:
         captions: B texts.
         features: what was prepared for these captions (see ``Example``), or None.
         indices: B indices into the source.
-        generators: B random generators. All that is random for a sample is drawn from its own one, seeded by the run's
-            seed and the sample's position in the stream, so it does not depend on how samples are batched or on how many
-            processes share them.
+        generators: B random generators. All that is random for a sample is drawn from its own one, seeded by
+            the run's seed and the sample's position in the stream, so it does not depend on how samples are
+            batched or on how many processes share them.
     """
 
     pixels: Tensor | None
@@ -74,7 +74,9 @@ class Batch:
 def make_batch(samples: list[tuple[int, int, Example]], seed: int) -> Batch:
     """Stack ``(position, index, example)`` triples."""
     positions, indices, examples = zip(*samples, strict=True)
-    generators = [torch.Generator().manual_seed((seed * 0x9E3779B1 + position) % 2**63) for position in positions]
+    generators = [
+        torch.Generator().manual_seed((seed * 0x9E3779B1 + position) % 2**63) for position in positions
+    ]
     chosen = [_draw_caption(e, g) for e, g in zip(examples, generators, strict=True)]
     pixels = [_draw_flip(e, g) for e, g in zip(examples, generators, strict=True) if e.pixels is not None]
     moments = [e.moments for e in examples if e.moments is not None]
@@ -109,10 +111,14 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
     Of a source with buckets those of the fullest bucket are taken, because a batch has one shape.
     """
     buckets = getattr(source, "bucket_of", None)
-    members = range(len(source)) if buckets is None else np.flatnonzero(buckets == np.bincount(buckets).argmax())
+    members = (
+        range(len(source)) if buckets is None else np.flatnonzero(buckets == np.bincount(buckets).argmax())
+    )
     count = min(count, len(members))
     if not count:
-        raise UserError("there are no validation examples; take more of the data, or keep more of them for validation")
+        raise UserError(
+            "there are no validation examples; take more of the data, or keep more of them for validation"
+        )
     step = len(members) / count
     samples = []
     for i in range(count):
@@ -127,7 +133,8 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
 class _Positions(Dataset):
     """Examples by (position, index); one that cannot be used gives way to the next of its bucket that can.
 
-    Who takes whose place depends on the source alone, so it is the same for every number of processes and after a resume.
+    Who takes whose place depends on the source alone, so it is the same for every number of processes and
+    after a resume.
     """
 
     #: So many uses are looked at before the share of unreadable ones counts.
@@ -148,14 +155,17 @@ class _Positions(Dataset):
                 self.unreadable += 1
                 if self.log is not None:
                     with open(self.log, "a", encoding="utf-8") as file:
-                        file.write(json.dumps({"key": error.key, "reason": error.reason}, ensure_ascii=False) + "\n")
+                        file.write(
+                            json.dumps({"key": error.key, "reason": error.reason}, ensure_ascii=False) + "\n"
+                        )
                 index = self._next(index)
                 if self.unreadable > self.limit * max(self.used, self.AT_LEAST) or index == first:
                     # Returned, not raised: a data worker would wrap it into a traceback.
                     return UserError(
-                        f"{self.unreadable} of {self.used} examples cannot be used, the last {error.key} ({error.reason}); "
-                        f"allowed is a share of {self.limit:g} (unreadable_limit), and not all that could take its place: see "
-                        f"{self.log or 'the data'}, mend it or its filters"
+                        f"{self.unreadable} of {self.used} examples cannot be used, the last {error.key}"
+                        f" ({error.reason}); allowed is a share of {self.limit:g} (unreadable_limit), and not"
+                        f" all that could take its place: see {self.log or 'the data'}, mend it or its"
+                        " filters"
                     )
 
     def _next(self, index: int) -> int:
@@ -178,10 +188,12 @@ def stream(
     log: Path | None = None,
     unreadable_limit: float = 0.05,
 ) -> Iterator[Batch]:
-    """Batches number ``first`` to ``last`` - 1 of the endless shuffled stream; ``size`` is the global batch size.
+    """Batches number ``first`` to ``last`` - 1 of the endless shuffled stream.
 
-    Each process gets its contiguous share of every batch. Of a source with buckets every batch is of one, and those samples
-    that do not fill a bucket's last batch are left out of a pass (see ``BucketOrder``).
+    ``size`` is the global batch size.
+
+    Each process gets its contiguous share of every batch. Of a source with buckets every batch is of one, and
+    those samples that do not fill a bucket's last batch are left out of a pass (see ``BucketOrder``).
 
     Args:
         source: examples by index.
@@ -218,7 +230,8 @@ def stream(
         batch_sampler=keys(),  # pyright: ignore[reportArgumentType]
         num_workers=workers,
         collate_fn=collate,
-        # Without one of its own it would draw from the global generator whenever a run starts, also when one goes on.
+        # Without one of its own it would draw from the global generator whenever a run starts, also when one
+        # goes on.
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=partial(_outlive_signals, released),
     )
@@ -232,7 +245,10 @@ def stream(
 
 
 def _outlive_signals(released: Event, _: int) -> None:
-    """Schedulers signal whole jobs; who trains decides when to stop, and needs its data workers until it has let them go."""
+    """Schedulers signal whole jobs.
+
+    Who trains decides when to stop, and needs its data workers until it has let them go.
+    """
 
     def leave(*_: object) -> None:
         if released.is_set():
@@ -251,5 +267,9 @@ def _order(source: Source, size: int, seed: int) -> Callable[[int], list[int]]:
         return lambda number: draw_indices(number * size, size, sizes, seed)
     order = BucketOrder(buckets, sizes, size, seed)
     if order.left_out > 0.01 * len(source):
-        logger.warning("%d of %d samples fill no batch of their bucket and are left out of a pass", order.left_out, len(source))
+        logger.warning(
+            "%d of %d samples fill no batch of their bucket and are left out of a pass",
+            order.left_out,
+            len(source),
+        )
     return order.indices

@@ -1,7 +1,7 @@
 """Aspect-ratio buckets: pictures keep about their shape, and every batch is of one shape.
 
-The sizes are those of Stable Diffusion's trainers (NovelAI's aspect-ratio bucketing): multiples of a step whose area is at most the
-square's.
+The sizes are those of Stable Diffusion's trainers (NovelAI's aspect-ratio bucketing): multiples of a step
+whose area is at most the square's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def bucket_sizes(size: int, step: int = 64, max_aspect: float = 2.0) -> tuple[tu
     """
     if size % step:
         raise UserError(
-            f"buckets: size {size} is no multiple of step {step}; use another size or step, such as {size // step * step}"
+            f"buckets: size {size} is no multiple of step {step}; use another size or step, such as"
+            f" {size // step * step}"
         )
     found = set()
     for width in range(step, int(size * max_aspect) + 1, step):
@@ -61,7 +62,10 @@ def nearest_bucket(sizes: np.ndarray, buckets: Sequence[tuple[int, int]]) -> np.
 
 
 class _Pass(NamedTuple):
-    """How a pass is laid out: windows of shards, samples of each bucket before each window, batches up to its end."""
+    """How a pass is laid out.
+
+    Windows of shards, samples of each bucket before each window, batches up to its end.
+    """
 
     before: np.ndarray
     ends: list[int]
@@ -70,10 +74,11 @@ class _Pass(NamedTuple):
 class BucketOrder:
     """An endless shuffled stream of batches, each of one bucket, by number.
 
-    Each pass orders the samples as ``draw_indices`` does; those of one bucket, in that order, make up its batches. A batch is
-    in the window of shards in which its last sample lies, and a window's batches are shuffled. All this is a pure function
-    of ``(seed, pass)``, so a run continues at any batch. No pass repeats a sample. Those that do not fill the last batch of
-    their bucket are left out of that pass (``left_out`` of them, others in each).
+    Each pass orders the samples as ``draw_indices`` does; those of one bucket, in that order, make up its
+    batches. A batch is in the window of shards in which its last sample lies, and a window's batches are
+    shuffled. All this is a pure function of ``(seed, pass)``, so a run continues at any batch. No pass
+    repeats a sample. Those that do not fill the last batch of their bucket are left out of that pass
+    (``left_out`` of them, others in each).
 
     Args:
         buckets: (N,) number of each sample's bucket.
@@ -89,7 +94,9 @@ class BucketOrder:
         self.buckets, self.sizes, self.batch, self.seed = buckets, tuple(sizes), batch, seed
         kinds = int(buckets.max()) + 1
         starts = [0, *accumulate(self.sizes)]
-        self._counts = np.stack([np.bincount(buckets[a:b], minlength=kinds) for a, b in zip(starts, starts[1:])])
+        self._counts = np.stack(
+            [np.bincount(buckets[a:b], minlength=kinds) for a, b in zip(starts, starts[1:])]
+        )
         totals = self._counts.sum(0)
         #: Batches of a pass, the same in each.
         self.per_pass = int((totals // batch).sum())
@@ -97,8 +104,8 @@ class BucketOrder:
         self.left_out = int((totals % batch).sum())
         if not self.per_pass:
             raise UserError(
-                f"no bucket has {batch} samples, one batch (the fullest has {totals.max()}); use a smaller batch_size, a larger "
-                "buckets.step, or more data"
+                f"no bucket has {batch} samples, one batch (the fullest has {totals.max()}); use a smaller"
+                " batch_size, a larger buckets.step, or more data"
             )
         self._pass = lru_cache(maxsize=2)(self._lay_out)
         self._members = lru_cache(maxsize=4)(self._group)

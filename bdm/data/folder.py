@@ -28,14 +28,17 @@ class FolderSource:
         UserError: no folder, no metadata, no captions, fewer rows than are kept for validation.
     """
 
-    def __init__(self, path: Path, caption: str = "text", validation: int = 64, held_out: bool = False, **rules: Any) -> None:
+    def __init__(
+        self, path: Path, caption: str = "text", validation: int = 64, held_out: bool = False, **rules: Any
+    ) -> None:
         self.path, self._caption, self._kept, self._rest = Path(path), caption, validation, rules
         self.rules = PictureRules.of({"captions": {caption: 1.0}}, rules)
         self.size = self.rules.size
         metadata = self.path / "metadata.jsonl"
         if not metadata.is_file():
             raise UserError(
-                f'{metadata}: no such file; a data folder needs one line per picture, {{"file_name": ..., "text": ...}}'
+                f'{metadata}: no such file; a data folder needs one line per picture, {{"file_name": ...,'
+                ' "text": ...}'
             )
         rows = []
         for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
@@ -48,10 +51,16 @@ class FolderSource:
             if not isinstance(row, dict):
                 raise UserError(f"{metadata} line {number} is not a JSON object: {line[:60]!r}")
             if absent := [field for field in ("file_name", caption) if field not in row]:
-                raise UserError(f"{metadata} line {number} has no field {absent[0]!r}; it has {', '.join(row)}; set data.caption")
+                raise UserError(
+                    f"{metadata} line {number} has no field {absent[0]!r}; it has {', '.join(row)}; set"
+                    " data.caption"
+                )
             rows.append(row)
         if len(rows) <= validation:
-            raise UserError(f"{metadata} has {len(rows)} captions; more than the {validation} kept for validation are needed")
+            raise UserError(
+                f"{metadata} has {len(rows)} captions; more than the {validation} kept for validation are"
+                " needed"
+            )
         every = len(rows) // validation
         kept = set(range(0, every * validation, every))
         self.rows = [row for i, row in enumerate(rows) if (i in kept) == held_out]

@@ -1,4 +1,7 @@
-"""Parquet files, such as Hugging Face datasets saved as parquet: a row is a sample, a row group is a shard."""
+"""Parquet files, such as Hugging Face datasets saved as parquet.
+
+A row is a sample, a row group is a shard.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,9 @@ from .tar import keep_arrays, locate, stamp
 class ParquetShard:
     """The samples of a row group.
 
-    The last row groups are kept in memory, as many as are shuffled together (``WINDOW``), so that each is read once a pass: files
-    with small row groups (Hugging Face writes 100 pictures into one) need the least memory.
+    The last row groups are kept in memory, as many as are shuffled together (``WINDOW``), so that each is
+    read once a pass: files with small row groups (Hugging Face writes 100 pictures into one) need the least
+        memory.
 
     Args:
         url: of the file.
@@ -31,12 +35,18 @@ class ParquetShard:
         rows: samples in it.
         columns: that are read; the first holds the pictures, as bytes or as Hugging Face's ``{bytes, path}``.
         cache: folder for the sizes of the pictures.
-        measured: whether those are wanted; they come from integer columns ``width`` and ``height`` where the file has them, else
-            from the pictures' headers, once.
+        measured: whether those are wanted; they come from integer columns ``width`` and ``height`` where the
+            file has them, else from the pictures' headers, once.
     """
 
     def __init__(
-        self, url: str, group: int, rows: int, columns: tuple[str, ...], cache: Path | None = None, measured: bool = False
+        self,
+        url: str,
+        group: int,
+        rows: int,
+        columns: tuple[str, ...],
+        cache: Path | None = None,
+        measured: bool = False,
     ) -> None:
         self.url, self.group, self.columns, self._rows = url, group, columns, rows
         self.sizes: np.ndarray | None = None
@@ -112,13 +122,16 @@ class ParquetSource(ShardedSource):
             file = _open(url, os.getpid())
             if absent := [name for name in columns if name not in file.schema_arrow.names]:
                 raise UserError(
-                    f"{url} has no column {absent[0]!r}; it has {', '.join(file.schema_arrow.names)}: set data.picture, "
-                    "data.captions and data.min_scores"
+                    f"{url} has no column {absent[0]!r}; it has {', '.join(file.schema_arrow.names)}: set"
+                    " data.picture, data.captions and data.min_scores"
                 )
-            groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            groups = [
+                file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)
+            ]
             kept = cache or beside(url)
             openers += [
-                partial(ParquetShard, url, group, rows, columns, kept, bool(checked.buckets)) for group, rows in enumerate(groups)
+                partial(ParquetShard, url, group, rows, columns, kept, bool(checked.buckets))
+                for group, rows in enumerate(groups)
             ]
         super().__init__(openers, checked, validation_shards, f"{urls} (row groups)")
 
@@ -131,7 +144,9 @@ def _open(url: str, process: int) -> Any:
     try:
         return parquet.ParquetFile(filesystem.open(path, "rb"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{url} is not a whole parquet file ({str(error)[:120]}); write or download it again") from None
+        raise UserError(
+            f"{url} is not a whole parquet file ({str(error)[:120]}); write or download it again"
+        ) from None
 
 
 @lru_cache(maxsize=WINDOW)
@@ -139,4 +154,6 @@ def _read_group(url: str, group: int, columns: tuple[str, ...], process: int) ->
     try:
         return _open(url, process).read_row_group(group, columns=list(columns))
     except (OSError, ValueError) as error:
-        raise UserError(f"row group {group} of {url} cannot be read ({str(error)[:120]}); write or download it again") from None
+        raise UserError(
+            f"row group {group} of {url} cannot be read ({str(error)[:120]}); write or download it again"
+        ) from None

@@ -1,4 +1,7 @@
-"""One raw sample -> one example: which samples are used, how their pictures are decoded and cut, which captions count."""
+"""One raw sample -> one example.
+
+Which samples are used, how their pictures are decoded and cut, which captions count.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,13 @@ class PictureRules:
     """What the sources of raw pictures share.
 
     Attributes:
-        size: side of the pictures; they are resized so that the shorter side fits and cropped to the centre square.
+        size: side of the pictures; they are resized so that the shorter side fits and cropped to the centre
+            square.
         captions: fields that hold captions, with the weight by which one is drawn.
         min_side: smaller pictures are unreadable examples.
         max_aspect: so are pictures whose sides differ by more than this factor; 0 allows any.
-        min_scores: fields with the least value that is taken; lower ones are unreadable examples, as is a missing field.
+        min_scores: fields with the least value that is taken; lower ones are unreadable examples, as is a
+            missing field.
         max_caption: captions are cut to so many characters; empty ones are unreadable examples.
         buckets: (width, height) of the aspect-ratio buckets (see ``bdm.data.buckets``); none cuts squares.
         flip: share of the uses in which a picture is mirrored.
@@ -86,14 +91,21 @@ class PictureRules:
         return max(self.captions_of(key, facts), key=lambda pair: pair[1])[0]
 
     def decode(self, key: str, content: bytes | Path, width: int, height: int) -> Tensor:
-        """(3, height, width) uint8: the picture resized until it covers that and cropped in the centre; never padded."""
+        """(3, height, width) uint8: the picture resized until it covers that and cropped in the centre.
+
+        Never padded.
+        """
         try:
             with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
                 if file.width * file.height > MOST_PIXELS:
-                    raise UnreadableExample(key, f"{file.width}x{file.height} is more than {MOST_PIXELS:,} pixels", "size")
+                    raise UnreadableExample(
+                        key, f"{file.width}x{file.height} is more than {MOST_PIXELS:,} pixels", "size"
+                    )
                 short, long = sorted(file.size)
                 if short < max(1, self.min_side) or (self.max_aspect and long > self.max_aspect * short):
-                    raise UnreadableExample(key, f"{file.width}x{file.height} is outside min_side or max_aspect", "size")
+                    raise UnreadableExample(
+                        key, f"{file.width}x{file.height} is outside min_side or max_aspect", "size"
+                    )
                 picture = crop_to(file.convert("RGB"), width, height)
         except UnreadableExample:
             raise
@@ -103,7 +115,10 @@ class PictureRules:
 
 
 def picture_size(file: Any) -> tuple[int, int]:
-    """Width and height in a picture file's header, without decoding it; (0, 0) where there is none to be read."""
+    """Width and height in a picture file's header, without decoding it.
+
+    (0, 0) where there is none to be read.
+    """
     try:
         with Image.open(file) as picture:
             return picture.size

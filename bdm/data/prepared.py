@@ -1,8 +1,9 @@
 """Prepared shards: posterior moments and texts as ``bdm prepare`` wrote them, read by index.
 
-A folder holds ``prepared.json`` (what prepared it), and for every shard ``train-00000.tar`` (or ``validation-``) with
-``.safetensors`` and ``.json`` of each sample, and ``train-00000.json`` that says where they lie, in which bucket each is and how
-well caption and picture agree. A shard is whole if its tar has the size that stands there.
+A folder holds ``prepared.json`` (what prepared it), and for every shard ``train-00000.tar`` (or
+``validation-``) with ``.safetensors`` and ``.json`` of each sample, and ``train-00000.json`` that says where
+they lie, in which bucket each is and how well caption and picture agree. A shard is whole if its tar has the
+size that stands there.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class PreparedSource:
 
     Args:
         path: folder that ``bdm prepare`` wrote, anywhere fsspec reads.
-        min_score: leave out samples whose Chinese CLIP score is lower (``scores.png`` shows their distribution).
+        min_score: leave out samples whose Chinese CLIP score is lower (``scores.png`` shows their
+            distribution).
         duplicates: keep near-duplicates; else of pictures with one perceptual hash only the first is used.
         split: "train" or "validation".
 
@@ -45,14 +47,18 @@ class PreparedSource:
         UserError: no such folder, no whole shards, or nothing left by the filters.
     """
 
-    def __init__(self, path: str, min_score: float | None = None, duplicates: bool = False, split: str = "train") -> None:
+    def __init__(
+        self, path: str, min_score: float | None = None, duplicates: bool = False, split: str = "train"
+    ) -> None:
         self.origin = str(path).rstrip("/")
         self._arguments = (path, min_score, duplicates)
         self.manifest = _read_manifest(self.origin)
         #: By part, the source and the fingerprint of the models that prepared the data.
         self.fingerprints: dict[str, dict[str, str]] = self.manifest["models"]
         if min_score is not None and self.manifest["scorer"] is None:
-            raise UserError(f"data.min_score {min_score}: {self.origin} was prepared without a scorer; leave it out")
+            raise UserError(
+                f"data.min_score {min_score}: {self.origin} was prepared without a scorer; leave it out"
+            )
         left_out = {} if duplicates else _read_json(f"{self.origin}/{DUPLICATES}")["rows"]
         urls = _list_shards(self.origin, split)
         self._shards = [_read_rows(url, min_score, left_out.get(url.rpartition("/")[2], [])) for url in urls]
@@ -60,7 +66,9 @@ class PreparedSource:
         self.shard_sizes = [len(shard.places) for shard in self._shards]
         self._starts = [0, *accumulate(self.shard_sizes)]
         if not self._starts[-1]:
-            raise UserError(f"{self.origin} holds no {split} samples that pass min_score {min_score}; prepare more data")
+            raise UserError(
+                f"{self.origin} holds no {split} samples that pass min_score {min_score}; prepare more data"
+            )
         #: (N,) number of each sample's bucket, or None without buckets.
         self.bucket_of: np.ndarray | None = None
         if self.manifest["buckets"]:
@@ -83,7 +91,9 @@ class PreparedSource:
         shard, row = self._place(index)
         facts = self._facts(index)
         try:
-            tensors = load_tensors(read_range(shard.url, int(shard.places[row, 0]), int(shard.places[row, 1])))
+            tensors = load_tensors(
+                read_range(shard.url, int(shard.places[row, 0]), int(shard.places[row, 1]))
+            )
         except Exception as error:  # safetensors has an exception of its own
             raise UnreadableExample(self.key(index), f"its tensors are damaged ({error})") from None
         if bad := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
@@ -91,7 +101,11 @@ class PreparedSource:
         captions = tuple(facts["captions"])
         features = tuple(tensors[f"text.{i}"] for i in range(len(captions)) if f"text.{i}" in tensors)
         return Example(
-            captions[0], moments=tensors["moments"], captions=captions, caption_weights=tuple(facts["weights"]), features=features
+            captions[0],
+            moments=tensors["moments"],
+            captions=captions,
+            caption_weights=tuple(facts["weights"]),
+            features=features,
         )
 
     @property
@@ -128,9 +142,14 @@ def _read_manifest(folder: str) -> dict[str, Any]:
         manifest = _read_json(f"{folder}/{MANIFEST}")
         _read_json(f"{folder}/{DUPLICATES}")
     except UserError as error:
-        raise UserError(f"{folder} is no finished folder of prepared shards ({error}); run bdm prepare to its end") from None
+        raise UserError(
+            f"{folder} is no finished folder of prepared shards ({error}); run bdm prepare to its end"
+        ) from None
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder} has format {manifest.get('format')}, this version reads {FORMAT}; prepare the data again")
+        raise UserError(
+            f"{folder} has format {manifest.get('format')}, this version reads {FORMAT}; prepare the data"
+            " again"
+        )
     return manifest
 
 
@@ -144,7 +163,10 @@ def _read_rows(url: str, min_score: float | None, left_out: list[int]) -> _Rows:
     table = _read_json(f"{url.removesuffix('.tar')}.json")
     size = locate(url)[2].get("size")
     if size is not None and size != table["size"]:
-        raise UserError(f"shard {url} has {size} bytes, its table says {table['size']}; delete it and run bdm prepare again")
+        raise UserError(
+            f"shard {url} has {size} bytes, its table says {table['size']}; delete it and run bdm prepare"
+            " again"
+        )
     kept = np.ones(len(table["places"]), dtype=bool)
     kept[left_out] = False
     if min_score is not None:

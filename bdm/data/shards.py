@@ -45,7 +45,8 @@ class Shard(Protocol):
 
 
 def expand_urls(patterns: str | Sequence[str]) -> list[str]:
-    """Shard URLs for patterns with braces (``{00000..00099}``, ``{a,b}``) and, for anything fsspec lists, ``*``.
+    """Shard URLs for patterns with braces (``{00000..00099}``, ``{a,b}``) and, for anything fsspec lists,
+    ``*``.
 
     Raises:
         UserError: a pattern that matches nothing.
@@ -59,11 +60,17 @@ def expand_urls(patterns: str | Sequence[str]) -> list[str]:
         for url in expand_braces(pattern):
             if "*" in url or "?" in url:
                 filesystem, path = fsspec.url_to_fs(url)
-                found += [filesystem.unstrip_protocol(p) if "://" in url else str(p) for p in sorted(filesystem.glob(path))]
+                found += [
+                    filesystem.unstrip_protocol(p) if "://" in url else str(p)
+                    for p in sorted(filesystem.glob(path))
+                ]
             else:
                 found.append(url)
         if not found:
-            raise UserError(f"{pattern} matches no shard; give tar files, such as /data/{{00000..00099}}.tar or /data/*.tar")
+            raise UserError(
+                f"{pattern} matches no shard; give tar files, such as /data/{{00000..00099}}.tar or"
+                " /data/*.tar"
+            )
         urls += found
     return urls
 
@@ -72,7 +79,8 @@ class ShardedSource:
     """Samples of shards of one kind.
 
     Args:
-        openers: one function a shard, which opens it; those of shards kept for validation are called only when asked for.
+        openers: one function a shard, which opens it; those of shards kept for validation are called only
+            when asked for.
         rules: which samples are used and how.
         validation_shards: the last so many shards are kept for validation.
         origin: what messages call the whole.
@@ -89,7 +97,8 @@ class ShardedSource:
     ) -> None:
         if len(openers) <= validation_shards:
             raise UserError(
-                f"{origin} matches {len(openers)} shards; more than the {validation_shards} kept for validation are needed"
+                f"{origin} matches {len(openers)} shards; more than the {validation_shards} kept for"
+                " validation are needed"
             )
         self._arguments = (openers, rules, validation_shards, origin)
         self.rules, self.size = rules, rules.size
@@ -100,7 +109,9 @@ class ShardedSource:
         self.shard_sizes = [len(shard) for shard in self.shards]
         self._starts = [0, *accumulate(self.shard_sizes)]
         if not self._starts[-1]:
-            raise UserError(f"{origin}: no shard holds a picture ({', '.join(PICTURES)}); is it a shard of another kind?")
+            raise UserError(
+                f"{origin}: no shard holds a picture ({', '.join(PICTURES)}); is it a shard of another kind?"
+            )
         #: (N,) number of each sample's bucket, or None without buckets.
         self.bucket_of: np.ndarray | None = None
         if rules.buckets:
@@ -149,7 +160,9 @@ class ShardSource(ShardedSource):
         rules: see ``PictureRules``; captions are JSON fields, and ``"txt"`` is the text file.
     """
 
-    def __init__(self, urls: str | Sequence[str], validation_shards: int = 1, cache: Path | None = None, **rules: Any) -> None:
+    def __init__(
+        self, urls: str | Sequence[str], validation_shards: int = 1, cache: Path | None = None, **rules: Any
+    ) -> None:
         checked = PictureRules.of({}, rules)
         measured = bool(checked.buckets)
         openers = [partial(TarShard, url, cache or beside(url), measured) for url in expand_urls(urls)]

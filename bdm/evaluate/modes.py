@@ -67,7 +67,9 @@ def evaluate_modes(config: EvaluateConfig, modes: Mapping[str, ModeConfig]) -> d
         accuracy[name] = (figures["chinese"].concept, figures["trained_pairs"].both or 0.0)
     seconds = time_modes(pipe, every, trials["chinese"], config.batch, config.seed)
     results = {
-        name: ModeResult(*accuracy[name], [a / b for a, b in zip(seconds[EXACT_NAME], seconds[name], strict=True)])
+        name: ModeResult(
+            *accuracy[name], [a / b for a, b in zip(seconds[EXACT_NAME], seconds[name], strict=True)]
+        )
         for name in every
     }
     rows = {
@@ -86,12 +88,16 @@ def evaluate_modes(config: EvaluateConfig, modes: Mapping[str, ModeConfig]) -> d
 
 def _completed(mode: ModeConfig, exact: ModeConfig) -> ModeConfig:
     """A mode with what it does not say taken from the exact one."""
-    return mode.model_copy(update={key: getattr(exact, key) for key in ("steps", "guidance") if getattr(mode, key) is None})
+    return mode.model_copy(
+        update={key: getattr(exact, key) for key in ("steps", "guidance") if getattr(mode, key) is None}
+    )
 
 
 @contextmanager
 def in_mode(pipe: Any, mode: ModeConfig) -> Iterator[Callable[[Trial, int, int], Tensor]]:
-    """Inside the ``with`` block the pipeline has a mode's sampler and LoRA; yields what draws a trial: (trial, batch, seed).
+    """Inside the ``with`` block the pipeline has a mode's sampler and LoRA.
+
+    Yields what draws a trial: (trial, batch, seed).
 
     Raises:
         UserError: an unknown sampler, or a file that is no adapter.
@@ -116,7 +122,9 @@ def in_mode(pipe: Any, mode: ModeConfig) -> Iterator[Callable[[Trial, int, int],
             pipe.plugins.detach(PLUGIN)
 
 
-def time_modes(pipe: Any, modes: Mapping[str, ModeConfig], trial: Trial, batch: int, seed: int) -> dict[str, list[float]]:
+def time_modes(
+    pipe: Any, modes: Mapping[str, ModeConfig], trial: Trial, batch: int, seed: int
+) -> dict[str, list[float]]:
     """Seconds of drawing one batch, all modes in turn; the first round warms up and does not count."""
     part = Trial("time", trial.title, trial.native[:batch], trial.english[:batch], trial.concepts[:batch])
     seconds: dict[str, list[float]] = {name: [] for name in modes}
@@ -133,15 +141,25 @@ def _grid(trial: Trial, shown: Mapping[str, Tensor], count: int = 8) -> Any:
     """Rows prompts, columns modes."""
     chosen = range(0, len(trial.native), max(1, len(trial.native) // count))
     pictures = torch.stack([shown[name][i] for i in chosen for name in shown])
-    return labelled_grid(to_pixels(pictures), [f"{trial.native[i]} {name}" for i in chosen for name in shown], len(shown), scale=3)
+    return labelled_grid(
+        to_pixels(pictures),
+        [f"{trial.native[i]} {name}" for i in chosen for name in shown],
+        len(shown),
+        scale=3,
+    )
 
 
-def _report(config: EvaluateConfig, modes: Mapping[str, ModeConfig], results: Mapping[str, ModeResult]) -> str:
+def _report(
+    config: EvaluateConfig, modes: Mapping[str, ModeConfig], results: Mapping[str, ModeResult]
+) -> str:
     lines = [
         "# Approximate modes",
         "",
-        f"Model `{config.model}`, judge `{config.judge}`, batches of {config.batch}, seed {config.seed}. Speed: time of the exact "
-        f"mode over the mode's own, drawn in turn, median of {ROUNDS} rounds (smallest to largest).",
+        (
+            f"Model `{config.model}`, judge `{config.judge}`, batches of {config.batch}, seed {config.seed}."
+            f" Speed: time of the exact mode over the mode's own, drawn in turn, median of {ROUNDS} rounds"
+            " (smallest to largest)."
+        ),
         "",
         "| mode | steps | guidance | speed | Chinese top-1 | trained pairs |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -149,5 +167,8 @@ def _report(config: EvaluateConfig, modes: Mapping[str, ModeConfig], results: Ma
     for name, result in results.items():
         mode, speeds = modes[name], result.speedups
         speed = f"{statistics.median(speeds):.2f} ({min(speeds):.2f} to {max(speeds):.2f})"
-        lines.append(f"| {name} | {mode.steps} | {mode.guidance:g} | {speed} | {result.concept:.3f} | {result.pairs:.3f} |")
+        lines.append(
+            f"| {name} | {mode.steps} | {mode.guidance:g} | {speed} | {result.concept:.3f} |"
+            f" {result.pairs:.3f} |"
+        )
     return "\n".join([*lines, "", "![rows prompts, columns modes](grid.png)", ""])

@@ -20,7 +20,13 @@ from .setup import below_reach, open_evaluation, write_result
 from .trials import Score, Trial, draw, make_trials, score, sweep_trials
 
 #: Figures below these are named in the report.
-REACH = {"chinese_top1": 0.90, "native_top1": 0.85, "held_out_pairs": 0.80, "native_look": 0.85, "judge_concept": 0.98}
+REACH = {
+    "chinese_top1": 0.90,
+    "native_top1": 0.85,
+    "held_out_pairs": 0.80,
+    "native_look": 0.85,
+    "judge_concept": 0.98,
+}
 
 #: Pictures of the guidance sweep share no seed with those of the figures.
 SWEEP_SEED = 100_000
@@ -36,12 +42,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     world, judge, pipe = opened.world, opened.judge, opened.pipe
     branches = {"own": pipe.branch}
     if config.shuffled_branch:
-        branches["shuffled"] = BranchModel.from_pretrained(config.shuffled_branch, torch_dtype=torch.float32).eval()
+        branches["shuffled"] = BranchModel.from_pretrained(
+            config.shuffled_branch, torch_dtype=torch.float32
+        ).eval()
     figures: dict[str, Any] = judge_accuracy(judge, world, pipe.vae)
     rows: list[tuple[Trial, Score]] = []
     sweep = {
         guidance: [
-            score(judge, draw(pipe, trial, config.steps, guidance, config.batch, config.seed + SWEEP_SEED), trial)
+            score(
+                judge,
+                draw(pipe, trial, config.steps, guidance, config.batch, config.seed + SWEEP_SEED),
+                trial,
+            )
             for trial in sweep_trials(world, config.controls, config.seed)
         ]
         for guidance in config.guidance_sweep
@@ -59,7 +71,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures |= _trial_figures({trial.name: result for trial, result in rows})
     figures["chance"] = 1 / len(world.concepts)
     for guidance, (alone, pairs) in sweep.items():
-        figures |= {f"guidance_{guidance:g}_concepts": alone.concept, f"guidance_{guidance:g}_pairs": pairs.both}
+        figures |= {
+            f"guidance_{guidance:g}_concepts": alone.concept,
+            f"guidance_{guidance:g}_pairs": pairs.both,
+        }
     figures = {key: round(value, 4) for key, value in figures.items()}
     write_result(config.out, figures, _report(config, figures, rows, sweep))
     return figures
@@ -67,8 +82,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 @torch.no_grad()
 def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560) -> dict[str, float]:
-    """The judge's own accuracy: on fresh augmentations of real pictures, and on their VAE reconstructions (the ceiling)."""
-    source = EmojiSource(world, size=judge.config["size"], looks=LOOKS, treatments=judge.config["treatments"], held_out="all")
+    """The judge's own accuracy.
+
+    On fresh augmentations of real pictures, and on their VAE reconstructions (the ceiling).
+    """
+    source = EmojiSource(
+        world, size=judge.config["size"], looks=LOOKS, treatments=judge.config["treatments"], held_out="all"
+    )
     batch = fixed_batch(source, count, seed=-12345)
     assert batch.pixels is not None
     rows = [source.rows[i] for i in batch.indices]
@@ -120,33 +140,44 @@ def trial_grid(trial: Trial, result: Score, pictures: Tensor, count: int = 40) -
     """Evenly spread pictures of a trial, each with its prompt and the judge's verdict."""
     chosen = range(0, len(trial.native), max(1, -(-len(trial.native) // count)))
     labels = [
-        f"{'✓' if result.hits[i] else '×'} {' + '.join(t for t in (trial.native[i], trial.english[i]) if t) or '(empty)'}"
+        f"{'✓' if result.hits[i] else '×'}"
+        f" {' + '.join(t for t in (trial.native[i], trial.english[i]) if t) or '(empty)'}"
         for i in chosen
     ]
     return labelled_grid(to_pixels(pictures[list(chosen)]), labels, columns=8, scale=3)
 
 
 def _report(
-    config: EvaluateConfig, figures: dict[str, float], rows: list[tuple[Trial, Score]], sweep: dict[float, list[Score]]
+    config: EvaluateConfig,
+    figures: dict[str, float],
+    rows: list[tuple[Trial, Score]],
+    sweep: dict[float, list[Score]],
 ) -> str:
     lines = [
         "# Evaluation",
         "",
-        f"Model `{config.model}`, judge `{config.judge}`, {config.steps} steps of {config.sampler or 'the default sampler'}, "
-        f"guidance {config.guidance}, seed {config.seed}.",
+        (
+            f"Model `{config.model}`, judge `{config.judge}`, {config.steps} steps of"
+            f" {config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}."
+        ),
         f"Chance is {figures['chance']:.4f}. {below_reach(figures, REACH)}",
         "",
         "| trial | prompts | concept | background | both | OpenMoji look |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for trial, result in rows:
-        cells = [f"{v:.3f}" if v is not None else "" for v in (result.concept, result.colour, result.both, result.openmoji)]
+        cells = [
+            f"{v:.3f}" if v is not None else ""
+            for v in (result.concept, result.colour, result.both, result.openmoji)
+        ]
         lines.append(f"| {trial.title} | {len(trial.native)} | {' | '.join(cells)} |")
     if sweep:
         lines += [
             "",
-            f"Guidance, chosen where the mean of both is highest: {config.controls} concepts alone and {config.controls} pairs "
-            "seen in training, with other seeds than the figures'.",
+            (
+                f"Guidance, chosen where the mean of both is highest: {config.controls} concepts alone and"
+                f" {config.controls} pairs seen in training, with other seeds than the figures'."
+            ),
             "",
             "| guidance | concepts alone | pairs | mean |",
             "| --- | --- | --- | --- |",
@@ -154,7 +185,13 @@ def _report(
         for guidance, (alone, pairs) in sweep.items():
             mean = (alone.concept + (pairs.both or 0.0)) / 2
             lines.append(f"| {guidance:g} | {alone.concept:.3f} | {pairs.both or 0.0:.3f} | {mean:.3f} |")
-    lines += ["", "| figure | value |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in figures.items()), ""]
+    lines += [
+        "",
+        "| figure | value |",
+        "| --- | --- |",
+        *(f"| {key} | {value} |" for key, value in figures.items()),
+        "",
+    ]
     for trial, _ in rows:
         lines += [f"## {trial.title}", "", f"![{trial.name}]({Path(trial.name + '.png')})", ""]
     return "\n".join(lines)

@@ -40,11 +40,14 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
     check_writable(config.out)
     world = World(config.world.concepts, config.world.seed)
     judge = JudgeModel.from_pretrained(config.judge)
-    known, wanted = (judge.config["concepts"], judge.config["colours"]), (len(world.concepts), len(COLOUR_NAMES))
+    known, wanted = (
+        (judge.config["concepts"], judge.config["colours"]),
+        (len(world.concepts), len(COLOUR_NAMES)),
+    )
     if known != wanted:
         raise UserError(
-            f"the judge in {config.judge} knows {known[0]} concepts in {known[1]} colours and the world has {wanted[0]} in "
-            f"{wanted[1]}; train a judge for this world with configs/emoji/judge.yaml"
+            f"the judge in {config.judge} knows {known[0]} concepts in {known[1]} colours and the world has"
+            f" {wanted[0]} in {wanted[1]}; train a judge for this world with configs/emoji/judge.yaml"
         )
     pipe = BridgePipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
@@ -56,7 +59,11 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
 
 def below_reach(figures: Mapping[str, Any], reach: Mapping[str, float]) -> str:
     """A sentence that names the figures below what they should reach."""
-    short = [f"{key} {figures[key]:.3f} (reach {least:.2f})" for key, least in reach.items() if figures[key] < least]
+    short = [
+        f"{key} {figures[key]:.3f} (reach {least:.2f})"
+        for key, least in reach.items()
+        if figures[key] < least
+    ]
     return f"Below reach: {', '.join(short) or 'nothing'}."
 
 

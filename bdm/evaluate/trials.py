@@ -61,7 +61,10 @@ class Score:
 
 
 def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
-    """The evaluation's trials. ``controls`` concepts, drawn by ``seed``, serve the controls and the mixed prompts."""
+    """The evaluation's trials.
+
+    ``controls`` concepts, drawn by ``seed``, serve the controls and the mixed prompts.
+    """
     everything = range(len(world.concepts))
     everyday = [i for i in everything if world.concepts[i].group != "native"]
     different = [i for i in everything if world.concepts[i].group == "different"]
@@ -82,42 +85,94 @@ def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
 
     colour_words = {c: world.caption(0, c, "en").split(", ")[-1] for c in COLOUR_NAMES}
     return [
-        Trial("chinese", "Chinese prompts, all concepts", chinese(everything), silent(everything), list(everything)),
         Trial(
-            "held_out", "Chinese prompts, concept-colour pairs never seen together",
-            [world.caption(i, c, "zh") for i, c in pairs], silent(pairs), [i for i, _ in pairs], [c for _, c in pairs],
+            "chinese",
+            "Chinese prompts, all concepts",
+            chinese(everything),
+            silent(everything),
+            list(everything),
         ),
         Trial(
-            "trained_pairs", "Chinese prompts, the same concepts with a colour seen in training",
-            [world.caption(i, c, "zh") for i, c in seen], silent(seen), [i for i, _ in seen], [c for _, c in seen],
+            "held_out",
+            "Chinese prompts, concept-colour pairs never seen together",
+            [world.caption(i, c, "zh") for i, c in pairs],
+            silent(pairs),
+            [i for i, _ in pairs],
+            [c for _, c in pairs],
         ),
-        Trial("english", "English prompts, backbone without branch", silent(everyday), english(everyday), everyday, branch_scale=0),
         Trial(
-            "english_different", "English prompts, concepts seen differently, backbone without branch",
-            silent(different), english(different), different, branch_scale=0,
+            "trained_pairs",
+            "Chinese prompts, the same concepts with a colour seen in training",
+            [world.caption(i, c, "zh") for i, c in seen],
+            silent(seen),
+            [i for i, _ in seen],
+            [c for _, c in seen],
         ),
-        Trial("scale_0", "Control: Chinese prompts, branch scale 0", chinese(some), silent(some), some, branch_scale=0),
-        Trial("shuffled", "Control: branch trained on shuffled captions", chinese(some), silent(some), some, branch="shuffled"),
+        Trial(
+            "english",
+            "English prompts, backbone without branch",
+            silent(everyday),
+            english(everyday),
+            everyday,
+            branch_scale=0,
+        ),
+        Trial(
+            "english_different",
+            "English prompts, concepts seen differently, backbone without branch",
+            silent(different),
+            english(different),
+            different,
+            branch_scale=0,
+        ),
+        Trial(
+            "scale_0",
+            "Control: Chinese prompts, branch scale 0",
+            chinese(some),
+            silent(some),
+            some,
+            branch_scale=0,
+        ),
+        Trial(
+            "shuffled",
+            "Control: branch trained on shuffled captions",
+            chinese(some),
+            silent(some),
+            some,
+            branch="shuffled",
+        ),
         Trial("empty", 'Control: Chinese prompt ""', silent(some), silent(some), some),
         Trial(
-            "mixed", "Concept in Chinese through the branch, background in English through the backbone",
-            chinese(some), [colour_words[c] for c in colours], some, colours,
+            "mixed",
+            "Concept in Chinese through the branch, background in English through the backbone",
+            chinese(some),
+            [colour_words[c] for c in colours],
+            some,
+            colours,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _seen_pairs(world: World, generator: random.Random) -> list[tuple[int, str]]:
     """For every pair that is held out, its concept with another colour."""
-    return [(i, generator.choice([c for c in COLOUR_NAMES if (i, c) not in world.held_out])) for i, _ in sorted(world.held_out)]
+    return [
+        (i, generator.choice([c for c in COLOUR_NAMES if (i, c) not in world.held_out]))
+        for i, _ in sorted(world.held_out)
+    ]
 
 
 def sweep_trials(world: World, count: int, seed: int) -> list[Trial]:
-    """Concepts alone and pairs seen in training, on which a guidance scale can be chosen without looking at what is reported."""
+    """Concepts alone and pairs seen in training, on which a guidance scale can be chosen without looking at
+    what is reported.
+    """
     generator = random.Random(f"sweep {seed}")
-    everything = [(i, c) for i in range(len(world.concepts)) for c in COLOUR_NAMES if (i, c) not in world.held_out]
+    everything = [
+        (i, c) for i in range(len(world.concepts)) for c in COLOUR_NAMES if (i, c) not in world.held_out
+    ]
     pairs = sorted(generator.sample(everything, min(count, len(everything))))
     concepts = sorted(generator.sample(range(len(world.concepts)), min(count, len(world.concepts))))
-    alone, coloured = ([world.caption(i, c, "zh") for i, c in some] for some in ([(i, None) for i in concepts], pairs))
+    alone, coloured = (
+        [world.caption(i, c, "zh") for i, c in some] for some in ([(i, None) for i in concepts], pairs)
+    )
     return [
         Trial("sweep_concepts", "Chinese prompts, concepts alone", alone, [""] * len(alone), concepts),
         Trial(
@@ -131,7 +186,9 @@ def draw(
     pipe: Any, trial: Trial, steps: int, guidance: float, batch: int, seed: int,
     control_images: Sequence[Image.Image] | None = None, **call: Any,
 ) -> Tensor:  # fmt: skip
-    """Pictures of a trial: (N, 3, H, W) in [-1, 1]. Picture i uses seed + i, and the i-th control picture where there are any.
+    """Pictures of a trial: (N, 3, H, W) in [-1, 1].
+
+    Picture i uses seed + i, and the i-th control picture where there are any.
 
     ``call`` goes to the pipeline as it is.
     """
@@ -139,10 +196,16 @@ def draw(
     for start in tqdm(range(0, len(trial.native), batch), desc=trial.name, mininterval=2):
         part = slice(start, start + batch)
         images = pipe(
-            trial.native[part], prompt_en=trial.english[part], branch_scale=trial.branch_scale, seed=seed + start,
-            num_inference_steps=steps, guidance_scale=guidance, output_type="pt",
-            control_images=list(control_images[part]) if control_images is not None else None, **call,
-        ).images  # fmt: skip
+            trial.native[part],
+            prompt_en=trial.english[part],
+            branch_scale=trial.branch_scale,
+            seed=seed + start,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            output_type="pt",
+            control_images=list(control_images[part]) if control_images is not None else None,
+            **call,
+        ).images
         pictures.append(images * 2 - 1)
     return torch.cat(pictures)
 
@@ -157,4 +220,10 @@ def score(judge: JudgeModel, pictures: Tensor, trial: Trial) -> Score:
         return Score(concept.float().mean().item(), None, None, openmoji, concept)
     colour = verdict.colour.argmax(1) == torch.tensor([COLOUR_NAMES.index(c) for c in trial.colours])
     both = concept & colour
-    return Score(concept.float().mean().item(), colour.float().mean().item(), both.float().mean().item(), openmoji, both)
+    return Score(
+        concept.float().mean().item(),
+        colour.float().mean().item(),
+        both.float().mean().item(),
+        openmoji,
+        both,
+    )

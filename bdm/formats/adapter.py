@@ -1,8 +1,9 @@
 """Adapters (the LoRA family): what a file adds to a weight, whatever its key names and factorisation.
 
-An adapter's file holds, for some modules of the UNet and of CLIP's text encoder, the factors of a change of their weight.
-Every form is brought to one: a function from a module's weight to the change. Forms and sources: LoRA (arXiv 2106.09685),
-LoHa (2108.06098), LoKr and the conventions of all of them (LyCORIS, 2309.14859), DoRA (2402.09353), (IA)3 (2205.05638).
+An adapter's file holds, for some modules of the UNet and of CLIP's text encoder, the factors of a change of
+their weight. Every form is brought to one: a function from a module's weight to the change. Forms and
+sources: LoRA (arXiv 2106.09685), LoHa (2108.06098), LoKr and the conventions of all of them (LyCORIS,
+2309.14859), DoRA (2402.09353), (IA)3 (2205.05638).
 """
 
 from __future__ import annotations
@@ -21,41 +22,87 @@ from .names import UNetBuild, flat
 from .peft_settings import PeftSettings
 from .weights import WeightFile
 
-#: Endings of keys and what they are called here. kohya/LyCORIS, peft and diffusers name the same factors differently.
+#: Endings of keys and what they are called here. kohya/LyCORIS, peft and diffusers name the same factors
+#: differently.
 _FACTORS = {
-    "lora_up.weight": "up", "lora_down.weight": "down", "lora_mid.weight": "mid",
-    "lora_B.weight": "up", "lora_A.weight": "down", "lora.up.weight": "up", "lora.down.weight": "down",
-    "lora_linear_layer.up.weight": "up", "lora_linear_layer.down.weight": "down",
-    "lora_B.default.weight": "up", "lora_A.default.weight": "down",
+    "lora_up.weight": "up",
+    "lora_down.weight": "down",
+    "lora_mid.weight": "mid",
+    "lora_B.weight": "up",
+    "lora_A.weight": "down",
+    "lora.up.weight": "up",
+    "lora.down.weight": "down",
+    "lora_linear_layer.up.weight": "up",
+    "lora_linear_layer.down.weight": "down",
+    "lora_B.default.weight": "up",
+    "lora_A.default.weight": "down",
     "alpha": "alpha",
-    "dora_scale": "magnitude", "lora_magnitude_vector": "row_magnitude", "lora_magnitude_vector.weight": "row_magnitude",
+    "dora_scale": "magnitude",
+    "lora_magnitude_vector": "row_magnitude",
+    "lora_magnitude_vector.weight": "row_magnitude",
     "lora_magnitude_vector.default.weight": "row_magnitude",
-    "hada_w1_a": "w1_a", "hada_w1_b": "w1_b", "hada_w2_a": "w2_a", "hada_w2_b": "w2_b", "hada_t1": "w1_t", "hada_t2": "w2_t",
-    "lokr_w1": "k1", "lokr_w1_a": "k1_a", "lokr_w1_b": "k1_b",
-    "lokr_w2": "k2", "lokr_w2_a": "k2_a", "lokr_w2_b": "k2_b", "lokr_t2": "k2_t",
-    "weight": "gain", "on_input": "on_input", "ia3_l": "factor",
-    "diff": "diff", "diff_b": "bias", "w_norm": "diff", "b_norm": "bias",
+    "hada_w1_a": "w1_a",
+    "hada_w1_b": "w1_b",
+    "hada_w2_a": "w2_a",
+    "hada_w2_b": "w2_b",
+    "hada_t1": "w1_t",
+    "hada_t2": "w2_t",
+    "lokr_w1": "k1",
+    "lokr_w1_a": "k1_a",
+    "lokr_w1_b": "k1_b",
+    "lokr_w2": "k2",
+    "lokr_w2_a": "k2_a",
+    "lokr_w2_b": "k2_b",
+    "lokr_t2": "k2_t",
+    "weight": "gain",
+    "on_input": "on_input",
+    "ia3_l": "factor",
+    "diff": "diff",
+    "diff_b": "bias",
+    "w_norm": "diff",
+    "b_norm": "bias",
     "scalar": "scalar",
-}  # fmt: skip
+}
 #: The endings that kohya and LyCORIS write: of each factor, the first.
 KOHYA_ENDINGS = {ours: theirs for theirs, ours in reversed(_FACTORS.items())}
 _ENDINGS = re.compile(
-    r"^(?P<module>.+?)[._](?P<factor>" + "|".join(map(re.escape, sorted(_FACTORS, key=len, reverse=True))) + r")$"
+    r"^(?P<module>.+?)[._](?P<factor>"
+    + "|".join(map(re.escape, sorted(_FACTORS, key=len, reverse=True)))
+    + r")$"
 )
-#: The diffusers attention processors of 2023 carry the projection's name: "attn1.processor.to_q_lora.up.weight".
-_PROCESSOR = re.compile(r"^(?P<block>.+)\.processor\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<factor>up|down)\.weight$")
+#: The diffusers attention processors of 2023 carry the projection's name:
+#: "attn1.processor.to_q_lora.up.weight".
+_PROCESSOR = re.compile(
+    r"^(?P<block>.+)\.processor\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<factor>up|down)\.weight$"
+)
 #: ... and for the text encoder "self_attn.to_q_lora.up.weight".
-_TEXT_PROCESSOR = re.compile(r"^(?P<block>.+\.self_attn)\.to_(?P<projection>q|k|v|out)_lora\.(?P<factor>up|down)\.weight$")
+_TEXT_PROCESSOR = re.compile(
+    r"^(?P<block>.+\.self_attn)\.to_(?P<projection>q|k|v|out)_lora\.(?P<factor>up|down)\.weight$"
+)
 #: What stands before module names, by part; flattened, longest first.
 _PREFIXES = {
     "unet": (
-        "lora_unet_", "lycoris_unet_", "base_model_model_unet_", "diffusion_model_", "unet_", "lycoris_", "base_model_model_", "",
+        "lora_unet_",
+        "lycoris_unet_",
+        "base_model_model_unet_",
+        "diffusion_model_",
+        "unet_",
+        "lycoris_",
+        "base_model_model_",
+        "",
     ),
     "text_encoder": (
-        "base_model_model_text_model_", "lora_te_text_model_", "lora_te1_text_model_", "lycoris_te_text_model_",
-        "clip_l_text_model_", "text_encoder_text_model_", "lycoris_text_model_", "lora_te_", "text_encoder_",
+        "base_model_model_text_model_",
+        "lora_te_text_model_",
+        "lora_te1_text_model_",
+        "lycoris_te_text_model_",
+        "clip_l_text_model_",
+        "text_encoder_text_model_",
+        "lycoris_text_model_",
+        "lora_te_",
+        "text_encoder_",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +134,8 @@ class Change:
             return change
         except KeyError as error:
             raise UserError(
-                f"factors {', '.join(self.factors)} do not fit a weight: {error} is missing; the file is incomplete"
+                f"factors {', '.join(self.factors)} do not fit a weight: {error} is missing; the file is"
+                " incomplete"
             ) from None
         except (RuntimeError, IndexError, ValueError) as error:
             shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in self.factors.items() if t.ndim)
@@ -99,7 +147,9 @@ class Change:
     @property
     def reaches_bias(self) -> bool:
         """Whether a module's bias, if it has one, changes too: peft's (IA)3 scales whole outputs."""
-        return "bias" in self.factors or ("factor" in self.factors and self.factors["factor"].shape[1:] == (1,))
+        return "bias" in self.factors or (
+            "factor" in self.factors and self.factors["factor"].shape[1:] == (1,)
+        )
 
     def bias(self, bias: Tensor) -> Tensor:
         """The change of a module's bias at strength 1, in float32.
@@ -112,8 +162,8 @@ class Change:
         change = self.factors.get("bias", self.factors.get("factor", bias))
         if change.shape != bias.shape:
             raise UserError(
-                f"a bias change of shape {tuple(change.shape)} does not fit a bias of shape {tuple(bias.shape)}; "
-                "the adapter was made for another base model"
+                f"a bias change of shape {tuple(change.shape)} does not fit a bias of shape"
+                f" {tuple(bias.shape)}; the adapter was made for another base model"
             )
         return change.to(bias.device, torch.float32)
 
@@ -136,7 +186,9 @@ class Change:
             product = _half(f, "w1") * _half(f, "w2")
         else:
             product = _kronecker(f, weight)
-        return product.reshape(weight.shape) * (self.multiplier * (f["scalar"].item() if "scalar" in f else 1.0))
+        return product.reshape(weight.shape) * (
+            self.multiplier * (f["scalar"].item() if "scalar" in f else 1.0)
+        )
 
     @property
     def rank(self) -> int | None:
@@ -154,7 +206,12 @@ class Change:
 def _rank(factors: Mapping[str, Tensor]) -> int | None:
     """The rank of a low-rank product; None where no matrix is factorised."""
     return next(
-        (factors[name].shape[0] for name in ("down", "w1_b", "k1_b", "k2_b") if name in factors and factors[name].ndim), None
+        (
+            factors[name].shape[0]
+            for name in ("down", "w1_b", "k1_b", "k2_b")
+            if name in factors and factors[name].ndim
+        ),
+        None,
     )
 
 
@@ -181,7 +238,10 @@ def _low_rank(f: Mapping[str, Tensor]) -> Tensor:
 
 
 def _half(f: Mapping[str, Tensor], name: str) -> Tensor:
-    """One of the two matrices of LoHa (w1, w2) and LoKr (k1, k2): as it is, as a product, or as a Tucker form."""
+    """One of the two matrices of LoHa (w1, w2) and LoKr (k1, k2).
+
+    As it is, as a product, or as a Tucker form.
+    """
     if name in f:
         return f[name]
     a, b = f[f"{name}_a"], f[f"{name}_b"]
@@ -200,7 +260,8 @@ def _half_size(f: Mapping[str, Tensor], name: str) -> tuple[int, int]:
 
 def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """(m, n, ...), (m, out), (n, in) -> (out, in, ...)."""
-    # What lies between the two products is (out, n, ...): a rank beyond all use would make it larger than the file.
+    # What lies between the two products is (out, n, ...): a rank beyond all use would make it larger than the
+    # file.
     _require(core.shape[1] <= max(1024, 4 * up.shape[1], 4 * down.shape[1]), "rank")
     return torch.einsum("mn...,mo,ni->oi...", core, up, down)
 
@@ -222,7 +283,9 @@ def _along(vector: Tensor, weight: Tensor) -> Tensor:
 
 
 def _renormalise(weight: Tensor, magnitude: Tensor) -> Tensor:
-    """DoRA: every row (or, in older LyCORIS files, every input column) of the changed weight gets its learned length."""
+    """DoRA: every row (or, in older LyCORIS files, every input column) of the changed weight gets its learned
+    length.
+    """
     axis = 0 if magnitude.shape[0] == weight.shape[0] and magnitude[0].numel() == 1 else 1
     others = [i for i in range(weight.ndim) if i != axis]
     length = torch.linalg.vector_norm(weight, dim=others, keepdim=True) + torch.finfo(weight.dtype).eps
@@ -257,14 +320,18 @@ def split_adapter(file: WeightFile, modules: Mapping[str, Iterable[str]]) -> dic
             found[part].setdefault(name, {})[factor] = tensor
     if unknown:
         raise UserError(
-            f"{file.path}: {len(unknown)} of {len(file.tensors)} keys match no module of this model, such as "
-            f"{', '.join(unknown[:3])}; the file is made for another base or of an unknown kind (see `bdm inspect`)"
+            f"{file.path}: {len(unknown)} of {len(file.tensors)} keys match no module of this model, such as"
+            f" {', '.join(unknown[:3])}; the file is made for another base or of an unknown kind (see `bdm"
+            " inspect`)"
         )
     settings = PeftSettings.of(file)
     return {
-        # Factors are small and are used again whenever a strength changes: not as views of a file that may be rewritten.
+        # Factors are small and are used again whenever a strength changes: not as views of a file that may be
+        # rewritten.
         part: {
-            name: Change({key: t.clone() for key, t in factors.items()}, settings.scale(part, name, _rank(factors)))
+            name: Change(
+                {key: t.clone() for key, t in factors.items()}, settings.scale(part, name, _rank(factors))
+            )
             for name, factors in changes.items()
         }
         for part, changes in found.items()
@@ -307,7 +374,12 @@ def _place(module: str, lookup: Mapping[str, Mapping[str, str]]) -> tuple[str, s
 
 def adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     """What trainers note in an adapter's header, under names of ours: base, rank, alpha, trigger words."""
-    noted = {"base": "ss_base_model_version", "rank": "ss_network_dim", "alpha": "ss_network_alpha", "title": "modelspec.title"}
+    noted = {
+        "base": "ss_base_model_version",
+        "rank": "ss_network_dim",
+        "alpha": "ss_network_alpha",
+        "title": "modelspec.title",
+    }
     facts = {ours: metadata[theirs] for ours, theirs in noted.items() if metadata.get(theirs)}
     words = metadata.get("modelspec.trigger_phrase", "")
     if not words and metadata.get("ss_tag_frequency"):

@@ -1,4 +1,7 @@
-"""Whole SD1.5 models: single files in the original layout and diffusers folders, read into parts without any network."""
+"""Whole SD1.5 models.
+
+Single files in the original layout and diffusers folders, read into parts without any network.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,13 @@ from .names import (
 from .weights import WeightFile, json_object, read_json, read_weights, read_weights_folder, refuse_not_finite
 
 #: Prefixes of the parts in an original-layout file.
-PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
-#: Key of the safetensors header under which the parts' configurations are kept; the original layout has no place for them.
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.",
+}
+#: Key of the safetensors header under which the parts' configurations are kept; the original layout has no
+#: place for them.
 CONFIG_KEY = "bdm.config"
 
 
@@ -59,7 +67,11 @@ def read_parts(source: Path, header_only: bool = False) -> Parts:
     """
     require(identify_source(source), ("checkpoint",), source)
     if source.is_dir():
-        parts = {name: read_weights_folder(source / name) for name in PREFIXES if (source / name / "config.json").is_file()}
+        parts = {
+            name: read_weights_folder(source / name)
+            for name in PREFIXES
+            if (source / name / "config.json").is_file()
+        }
         configs = {name: read_json(source / name / "config.json") for name in parts}
     else:
         file = read_weights(source, header_only)
@@ -85,7 +97,9 @@ def write_checkpoint(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, T
     for name, prefix in PREFIXES.items():
         if name in weights:
             inner = "transformer." if name == "text_encoder" else ""
-            tensors |= {f"{prefix}{inner}{key}": tensor for key, tensor in convert[name](weights[name]).items()}
+            tensors |= {
+                f"{prefix}{inner}{key}": tensor for key, tensor in convert[name](weights[name]).items()
+            }
     return tensors
 
 
@@ -102,7 +116,9 @@ def build_part(name: str, parts: Parts, source: Path, dtype: torch.dtype | None)
         UserError: the part is missing, incomplete or of other shapes.
     """
     if name not in parts.weights:
-        raise UserError(f"{source} holds no {name.replace('_', ' ')}; give one beside it, or a complete checkpoint")
+        raise UserError(
+            f"{source} holds no {name.replace('_', ' ')}; give one beside it, or a complete checkpoint"
+        )
     model = empty_part(name, parts, source)
     assign_weights(model, parts.weights[name], f"{source} ({name})", dtype)
     return model.eval().requires_grad_(False)
@@ -148,7 +164,9 @@ def check_parts(parts: Parts, source: object) -> None:
         check_weights(own, named_like(own, weights), f"{source} ({name})")
 
 
-def assign_weights(model: Any, weights: Mapping[str, Tensor], source: object, dtype: torch.dtype | None = None) -> None:
+def assign_weights(
+    model: Any, weights: Mapping[str, Tensor], source: object, dtype: torch.dtype | None = None
+) -> None:
     """Make tensors a model's weights, all of them and in place of what it has.
 
     Raises:
@@ -157,7 +175,9 @@ def assign_weights(model: Any, weights: Mapping[str, Tensor], source: object, dt
     own = model.state_dict()
     weights = named_like(own, weights)
     check_weights(own, weights, source)
-    model.load_state_dict({key: t.to(dtype or t.dtype) for key, t in weights.items()}, strict=True, assign=True)
+    model.load_state_dict(
+        {key: t.to(dtype or t.dtype) for key, t in weights.items()}, strict=True, assign=True
+    )
 
 
 def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: object) -> None:
@@ -174,7 +194,10 @@ def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source
     missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or extra:
         what = "misses" if missing else "has the unknown"
-        raise UserError(f"{source} {what} {len(missing or extra)} weights, such as {(missing or extra)[0]}; get the file again")
+        raise UserError(
+            f"{source} {what} {len(missing or extra)} weights, such as {(missing or extra)[0]}; get the file"
+            " again"
+        )
     for key, tensor in given.items():
         if tensor.shape != own[key].shape:
             raise UserError(
@@ -184,7 +207,9 @@ def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source
 
 
 def named_like(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Text weights under the names of the installed transformers, which dropped ``text_model.`` with version 5.6."""
+    """Text weights under the names of the installed transformers, which dropped ``text_model.`` with version
+    5.6.
+    """
     return text_to_prefixed(weights) if any(key.startswith("text_model.") for key in own) else weights
 
 
@@ -202,7 +227,9 @@ def _averaged_unet(file: WeightFile) -> dict[str, Tensor]:
         # Sizes cannot be read off such names, but how many blocks there are can.
         told = {found[1] for key in averaged if (found := re.match(r"input_blocks(\d{1,3})0[a-z]", key))}
         check_counts(config, ONE_TRANSFORMER)
-        if len(config.get("block_out_channels", range(4))) * (config.get("layers_per_block", 2) + 1) != len(told):
+        if len(config.get("block_out_channels", range(4))) * (config.get("layers_per_block", 2) + 1) != len(
+            told
+        ):
             raise UserError(f"weights of {len(told)} blocks, and a configuration of another number")
         unet: Any = UNet2DConditionModel.from_config(config)
     names = {key.replace(".", ""): key for key in unet_to_original(unet.state_dict())}
@@ -232,7 +259,10 @@ def load_controlnet(source: Path, dtype: torch.dtype | None = None) -> Any:
         weights = controlnet_to_diffusers(_part(file.tensors, "control_model.") or file.tensors)
         config = _kept_configs(file).get("controlnet")
     if config and config.get("global_pool_conditions"):
-        raise UserError(f"{source} pools its conditions (global_pool_conditions, a shuffle ControlNet); such are not supported")
+        raise UserError(
+            f"{source} pools its conditions (global_pool_conditions, a shuffle ControlNet); such are not"
+            " supported"
+        )
     refuse_not_finite(weights, source)
     with _building(f"{source} is no SD1.5 ControlNet"):
         model: Any = ControlNetModel.from_config(part_config("controlnet", weights, config))

@@ -14,35 +14,58 @@ from .names import UNetBuild, largest_block
 _UNET = {"attention_head_dim": 8, "sample_size": 64}
 _VAE = {"sample_size": 512, "scaling_factor": 0.18215}
 _TEXT = {
-    "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 49407,
     "projection_dim": 768,
-}  # fmt: skip
-#: Settings that decide how many modules are built, or how long a table is worked out. Nothing bounds them in a file but the
-#: weights that it holds for those modules.
+}
+#: Settings that decide how many modules are built, or how long a table is worked out. Nothing bounds them in
+#: a file but the weights that it holds for those modules.
 _COUNTS = (
-    "block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "transformer_layers_per_block",
-    "reverse_transformer_layers_per_block", "conditioning_embedding_out_channels", "num_hidden_layers", "max_position_embeddings",
-)  # fmt: skip
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+    "conditioning_embedding_out_channels",
+    "num_hidden_layers",
+    "max_position_embeddings",
+)
 #: What no SD1.5 network has more of.
 ONE_TRANSFORMER = {"transformer_layers_per_block": 1, "reverse_transformer_layers_per_block": None}
 
 
 def unet_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The configuration of an SD1.5-like ``UNet2DConditionModel`` (or ControlNet, or branch), read off its shapes.
+    """The configuration of an SD1.5-like ``UNet2DConditionModel`` (or ControlNet, or branch), read off its
+    shapes.
 
     Raises:
         UserError: names of no UNet.
-        LookupError: weights that tell a size are missing or have too few dimensions (StopIteration where it is all attention).
+        LookupError: weights that tell a size are missing or have too few dimensions (StopIteration where it
+            is all attention).
     """
     build = UNetBuild.of(weights)
-    down = tuple("CrossAttnDownBlock2D" if i in build.attention else "DownBlock2D" for i in range(build.levels))
-    up = tuple("CrossAttnUpBlock2D" if build.levels - 1 - i in build.attention else "UpBlock2D" for i in range(build.levels))
+    down = tuple(
+        "CrossAttnDownBlock2D" if i in build.attention else "DownBlock2D" for i in range(build.levels)
+    )
+    up = tuple(
+        "CrossAttnUpBlock2D" if build.levels - 1 - i in build.attention else "UpBlock2D"
+        for i in range(build.levels)
+    )
     widths = tuple(weights[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in range(build.levels))
     text = next(tensor.shape[1] for key, tensor in weights.items() if key.endswith("attn2.to_k.weight"))
     return {
-        "block_out_channels": widths, "layers_per_block": build.layers, "down_block_types": down, "up_block_types": up,
-        "cross_attention_dim": text, "in_channels": weights["conv_in.weight"].shape[1], **_UNET,
-    }  # fmt: skip
+        "block_out_channels": widths,
+        "layers_per_block": build.layers,
+        "down_block_types": down,
+        "up_block_types": up,
+        "cross_attention_dim": text,
+        "in_channels": weights["conv_in.weight"].shape[1],
+        **_UNET,
+    }
 
 
 def vae_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -56,9 +79,13 @@ def vae_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     layers = 1 + largest_block(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", weights)
     widths = tuple(weights[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in range(levels))
     return {
-        "block_out_channels": widths, "layers_per_block": layers, "latent_channels": weights["decoder.conv_in.weight"].shape[1],
-        "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels, **_VAE,
-    }  # fmt: skip
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "latent_channels": weights["decoder.conv_in.weight"].shape[1],
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        **_VAE,
+    }
 
 
 def text_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -70,10 +97,13 @@ def text_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     tokens, width = weights["embeddings.token_embedding.weight"].shape[:2]
     return _TEXT | {
-        "vocab_size": tokens, "max_position_embeddings": weights["embeddings.position_embedding.weight"].shape[0],
-        "hidden_size": width, "intermediate_size": weights["encoder.layers.0.mlp.fc1.weight"].shape[0],
-        "num_hidden_layers": 1 + largest_block(r"encoder\.layers\.(\d+)\.", weights), "num_attention_heads": max(1, width // 64),
-    }  # fmt: skip
+        "vocab_size": tokens,
+        "max_position_embeddings": weights["embeddings.position_embedding.weight"].shape[0],
+        "hidden_size": width,
+        "intermediate_size": weights["encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": 1 + largest_block(r"encoder\.layers\.(\d+)\.", weights),
+        "num_attention_heads": max(1, width // 64),
+    }
 
 
 def controlnet_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -86,14 +116,29 @@ def controlnet_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     config = unet_config(weights)
     path = "controlnet_cond_embedding"
     # The path's widths: the first convolution, then every second block widens.
-    blocks = sorted(int(key.split(".")[2]) for key in weights if key.startswith(f"{path}.blocks.") and key.endswith(".weight"))
-    widths = [weights[f"{path}.conv_in.weight"].shape[0], *(weights[f"{path}.blocks.{i}.weight"].shape[0] for i in blocks[1::2])]
-    kept = {key: config[key] for key in ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim")}
+    blocks = sorted(
+        int(key.split(".")[2])
+        for key in weights
+        if key.startswith(f"{path}.blocks.") and key.endswith(".weight")
+    )
+    widths = [
+        weights[f"{path}.conv_in.weight"].shape[0],
+        *(weights[f"{path}.blocks.{i}.weight"].shape[0] for i in blocks[1::2]),
+    ]
+    kept = {
+        key: config[key]
+        for key in ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim")
+    }
     kept |= {"in_channels": config["in_channels"], "attention_head_dim": config["attention_head_dim"]}
     return kept | {"conditioning_embedding_out_channels": tuple(widths)}
 
 
-_INFER = {"unet": unet_config, "vae": vae_config, "text_encoder": text_config, "controlnet": controlnet_config}
+_INFER = {
+    "unet": unet_config,
+    "vae": vae_config,
+    "text_encoder": text_config,
+    "controlnet": controlnet_config,
+}
 
 
 def part_config(name: str, weights: Mapping[str, Tensor], noted: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -123,12 +168,17 @@ def check_counts(noted: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     """
     for key in _COUNTS:
         if key in told and _listed(noted.get(key, told[key])) != _listed(told[key]):
-            raise UserError(f"the configuration says {key} {str(noted[key])[:60]}, the weights say {told[key]}; get the file again")
+            raise UserError(
+                f"the configuration says {key} {str(noted[key])[:60]}, the weights say {told[key]}; get the"
+                " file again"
+            )
 
 
 def differs(name: str, noted: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bool:
     """Whether a configuration says anything else than what the shapes tell."""
-    return any(_listed(noted.get(key, value)) != _listed(value) for key, value in _INFER[name](weights).items())
+    return any(
+        _listed(noted.get(key, value)) != _listed(value) for key, value in _INFER[name](weights).items()
+    )
 
 
 def _listed(value: Any) -> Any:

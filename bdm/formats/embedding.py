@@ -13,7 +13,8 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
     """The (n, width) vectors of an embedding file.
 
     Args:
-        file: A1111's ``.pt`` (``string_to_param``) or ``.safetensors`` (``emb_params``), or diffusers' one tensor by token.
+        file: A1111's ``.pt`` (``string_to_param``) or ``.safetensors`` (``emb_params``), or diffusers' one
+            tensor by token.
         width: of the text encoder's token embeddings (768 for SD1.5).
 
     Raises:
@@ -26,8 +27,8 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
     vectors = tensors[0].reshape(-1, tensors[0].shape[-1])
     if vectors.shape[1] != width or not 1 <= len(vectors) <= 75:
         raise UserError(
-            f"{file.path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to 75 of width {width}: "
-            "use an embedding made for this base"
+            f"{file.path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to 75"
+            f" of width {width}: use an embedding made for this base"
         )
     refuse_not_finite({"the embedding": vectors}, file.path)
     return vectors

@@ -15,28 +15,50 @@ from ..errors import UserError
 from .adapter import adapter_metadata, split_key
 from .weights import WeightFile, read_json, read_weights, weight_files
 
-Kind = Literal["checkpoint", "unet", "vae", "text encoder", "controlnet", "branch", "adapter", "embedding", "unknown"]
+Kind = Literal[
+    "checkpoint", "unet", "vae", "text encoder", "controlnet", "branch", "adapter", "embedding", "unknown"
+]
 
 #: Width of the text features that a UNet, ControlNet, adapter or embedding of each base reads.
 _BASES = {768: "SD1.5", 1024: "SD2", 1280: "SDXL", 2048: "SDXL"}
 #: Names that only occur in models of other families.
 _FAMILIES = {
-    "joint_blocks": "SD3", "double_blocks": "FLUX", "single_blocks": "FLUX", "single_transformer_blocks": "FLUX",
-    "transformer.transformer_blocks.": "FLUX or SD3", "conditioner.embedders.": "SDXL",
-    "label_emb.": "SDXL", "add_embedding.linear_1": "SDXL", "lora_te2_": "SDXL", "text_encoder_2.": "SDXL", "clip_g": "SDXL",
+    "joint_blocks": "SD3",
+    "double_blocks": "FLUX",
+    "single_blocks": "FLUX",
+    "single_transformer_blocks": "FLUX",
+    "transformer.transformer_blocks.": "FLUX or SD3",
+    "conditioner.embedders.": "SDXL",
+    "label_emb.": "SDXL",
+    "add_embedding.linear_1": "SDXL",
+    "lora_te2_": "SDXL",
+    "text_encoder_2.": "SDXL",
+    "clip_g": "SDXL",
     "cond_stage_model.model.": "SD2",
-}  # fmt: skip
+}
 #: SD1.5 has one transformer block in a place where SDXL has up to ten.
-_SECOND_BLOCK = re.compile(r"(?:attentions|input_blocks|middle_block|output_blocks)[._\d]+transformer_blocks[._][1-9]")
-#: Bases of diffusers pipelines, by the start of their class's name; "" for SD1.5's, whose folder then lacks its UNet.
+_SECOND_BLOCK = re.compile(
+    r"(?:attentions|input_blocks|middle_block|output_blocks)[._\d]+transformer_blocks[._][1-9]"
+)
+#: Bases of diffusers pipelines, by the start of their class's name; "" for SD1.5's, whose folder then lacks
+#: its UNet.
 _PIPELINES = {
-    "Flux": "FLUX", "StableDiffusion3": "SD3", "StableDiffusionXL": "SDXL", "StableDiffusion": "", "Bridge": "",
-    "PixArt": "PixArt", "Sana": "Sana", "Qwen": "Qwen-Image",
-}  # fmt: skip
+    "Flux": "FLUX",
+    "StableDiffusion3": "SD3",
+    "StableDiffusionXL": "SDXL",
+    "StableDiffusion": "",
+    "Bridge": "",
+    "PixArt": "PixArt",
+    "Sana": "Sana",
+    "Qwen": "Qwen-Image",
+}
 _CLASSES: dict[str, Kind] = {
-    "UNet2DConditionModel": "unet", "AutoencoderKL": "vae", "ControlNetModel": "controlnet", "ControlNetModelBDM": "branch",
+    "UNet2DConditionModel": "unet",
+    "AutoencoderKL": "vae",
+    "ControlNetModel": "controlnet",
+    "ControlNetModelBDM": "branch",
     "BranchModel": "branch",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +67,9 @@ class FileKind:
 
     Attributes:
         kind: the role it plays in a pipeline; an adapter is a LoRA or one of its relatives.
-        base: the model family it is made for: "SD1.5", "SD2", "SDXL", "SD3", "FLUX"; "SD1.5 inpainting" and so on for
-            modified UNets; "width N" for a small model that only differs from SD1.5 in its text width; "" if nothing tells.
+        base: the model family it is made for: "SD1.5", "SD2", "SDXL", "SD3", "FLUX"; "SD1.5 inpainting" and
+            so on for modified UNets; "width N" for a small model that only differs from SD1.5 in its text
+            width; "" if nothing tells.
         layout: whose names it uses: "original", "diffusers", "kohya", "A1111", "BDM".
     """
 
@@ -55,7 +78,9 @@ class FileKind:
     layout: str
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.base, self.kind, f"({self.layout} layout)" if self.layout else "")))
+        return " ".join(
+            filter(None, (self.base, self.kind, f"({self.layout} layout)" if self.layout else ""))
+        )
 
 
 def identify(tensors: Mapping[str, Tensor]) -> FileKind:
@@ -88,7 +113,9 @@ def identify_source(source: Path) -> FileKind:
     if not config.is_file():
         raise UserError(f"{source} is no model folder: it has neither model_index.json nor config.json")
     settings = read_json(config)
-    kind = _CLASSES.get(str(settings.get("_class_name", "")), "text encoder" if "model_type" in settings else "unknown")
+    kind = _CLASSES.get(
+        str(settings.get("_class_name", "")), "text encoder" if "model_type" in settings else "unknown"
+    )
     width = settings.get("cross_attention_dim")
     if settings.get("addition_embed_type") == "text_time":
         base = "SDXL"
@@ -107,12 +134,21 @@ def require(found: FileKind, allowed: tuple[Kind, ...], source: object) -> None:
     """
     wanted = " or ".join(allowed)
     if found.kind == "unknown" and found.base:
-        raise UserError(f"{source} is made for {found.base}; this library draws with SD1.5: use one made for SD1.5")
+        raise UserError(
+            f"{source} is made for {found.base}; this library draws with SD1.5: use one made for SD1.5"
+        )
     if found.kind not in allowed:
-        what = f"is {'an' if str(found)[0] in 'aeiou' else 'a'} {found}" if found.kind != "unknown" else "is of an unknown kind"
+        what = (
+            f"is {'an' if str(found)[0] in 'aeiou' else 'a'} {found}"
+            if found.kind != "unknown"
+            else "is of an unknown kind"
+        )
         raise UserError(f"{source} {what}; allowed here: {wanted} for SD1.5")
     if found.base and found.base != "SD1.5" and not found.base.startswith("width"):
-        raise UserError(f"{source} is made for {found.base} ({found}); this library draws with SD1.5: use one made for SD1.5")
+        raise UserError(
+            f"{source} is made for {found.base} ({found}); this library draws with SD1.5: use one made for"
+            " SD1.5"
+        )
 
 
 def _kind(tensors: Mapping[str, Tensor]) -> tuple[Kind, str]:
@@ -140,8 +176,16 @@ def _kind(tensors: Mapping[str, Tensor]) -> tuple[Kind, str]:
         return "vae", "diffusers" if has("encoder.down_blocks.") else "original"
     if has("embeddings.token_embedding.", "text_model.embeddings.", "cond_stage_model.transformer."):
         return "text encoder", "diffusers"
-    split = [key for key in keys if split_key(key)[1] not in ("", "gain") or (split_key(key)[1] and key.startswith("lora_"))]
-    if 1 <= len(tensors) <= 2 and not split and all(t.ndim in (1, 2) and not key.endswith(".weight") for key, t in tensors.items()):
+    split = [
+        key
+        for key in keys
+        if split_key(key)[1] not in ("", "gain") or (split_key(key)[1] and key.startswith("lora_"))
+    ]
+    if (
+        1 <= len(tensors) <= 2
+        and not split
+        and all(t.ndim in (1, 2) and not key.endswith(".weight") for key, t in tensors.items())
+    ):
         return "embedding", "diffusers"
     if split and len(split) >= len(tensors) / 2:
         return "adapter", "kohya" if has("lora_unet_", "lora_te", "lycoris_") else "diffusers"
@@ -156,7 +200,9 @@ def _modified(tensors: Mapping[str, Tensor], kind: Kind) -> str:
     for key in ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight"):
         if key in tensors and tensors[key].ndim == 4 and tensors[key].shape[1] != 4:
             channels = tensors[key].shape[1]
-            return {9: "SD1.5 inpainting", 8: "InstructPix2Pix"}.get(channels, f"a UNet of {channels} input channels")
+            return {9: "SD1.5 inpainting", 8: "InstructPix2Pix"}.get(
+                channels, f"a UNet of {channels} input channels"
+            )
     return ""
 
 
@@ -208,13 +254,20 @@ def source_hash(source: Path) -> str:
 
 
 def describe_file(path: Path) -> dict[str, str]:
-    """Everything ``bdm inspect`` prints: kind, base, size, dtypes, what the trainer noted, hashes. Loads no values."""
+    """Everything ``bdm inspect`` prints: kind, base, size, dtypes, what the trainer noted, hashes.
+
+    Loads no values.
+    """
     if path.is_dir():
         return {"kind": str(identify_source(path)), "hash": source_hash(path)}
     file = read_weights(path, header_only=True)
     found = identify(file.tensors)
     parameters = sum(t.numel() for t in file.tensors.values())
-    facts = {"kind": found.kind, "base": found.base or "not told by the file", "layout": found.layout or "unknown"}
+    facts = {
+        "kind": found.kind,
+        "base": found.base or "not told by the file",
+        "layout": found.layout or "unknown",
+    }
     if not file.tensors:
         raise UserError(f"{path} holds no tensors")
     facts["tensors"] = f"{len(file.tensors)} ({parameters:,} values)"
@@ -228,7 +281,15 @@ def describe_file(path: Path) -> dict[str, str]:
 
 
 def _adapter_facts(file: WeightFile) -> dict[str, str]:
-    forms = {"down": "LoRA", "w1_a": "LoHa", "k1": "LoKr", "k1_a": "LoKr", "gain": "(IA)3", "factor": "(IA)3", "diff": "difference"}
+    forms = {
+        "down": "LoRA",
+        "w1_a": "LoHa",
+        "k1": "LoKr",
+        "k1_a": "LoKr",
+        "gain": "(IA)3",
+        "factor": "(IA)3",
+        "diff": "difference",
+    }
     found, ranks = set(), set()
     for key, tensor in file.tensors.items():
         factor = split_key(key)[1]

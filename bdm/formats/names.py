@@ -1,7 +1,8 @@
-"""Names of SD1.5's weights in the original (CompVis), diffusers and kohya layouts, as tables that read both ways.
+"""Names of SD1.5's weights in the original (CompVis), diffusers and kohya layouts, as tables that read both
+ways.
 
-A table pairs module names. It is worked out from how many levels and layers a network has, which its keys tell, so that
-small networks of the same build are covered as well as SD1.5 itself.
+A table pairs module names. It is worked out from how many levels and layers a network has, which its keys
+tell, so that small networks of the same build are covered as well as SD1.5 itself.
 """
 
 from __future__ import annotations
@@ -20,9 +21,19 @@ _UNET_RESNET = (
     ("out_layers.0", "norm2"), ("out_layers.3", "conv2"), ("skip_connection", "conv_shortcut"),
 )  # fmt: skip
 _VAE_RESNET = (
-    ("norm1", "norm1"), ("conv1", "conv1"), ("norm2", "norm2"), ("conv2", "conv2"), ("nin_shortcut", "conv_shortcut"),
-)  # fmt: skip
-_VAE_ATTENTION = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
+    ("norm1", "norm1"),
+    ("conv1", "conv1"),
+    ("norm2", "norm2"),
+    ("conv2", "conv2"),
+    ("nin_shortcut", "conv_shortcut"),
+)
+_VAE_ATTENTION = (
+    ("norm", "group_norm"),
+    ("q", "to_q"),
+    ("k", "to_k"),
+    ("v", "to_v"),
+    ("proj_out", "to_out.0"),
+)
 #: Names that diffusers gave the VAE's attention before 0.18.
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -56,9 +67,14 @@ class UNetBuild:
             first = (f"input_blocks.{1 + level * (layers + 1)}.1." for level in range(levels))
         else:
             raise UserError(
-                f"no UNet: keys such as {', '.join(sorted(keys)[:3])} are neither of the original nor diffusers' layout"
+                f"no UNet: keys such as {', '.join(sorted(keys)[:3])} are neither of the original nor"
+                " diffusers' layout"
             )
-        return UNetBuild(levels, layers, frozenset(i for i, name in enumerate(first) if any(k.startswith(name) for k in keys)))
+        return UNetBuild(
+            levels,
+            layers,
+            frozenset(i for i, name in enumerate(first) if any(k.startswith(name) for k in keys)),
+        )
 
     def encoder(self) -> Pairs:
         """Pairs of the part that ControlNets and branches copy: input, encoder and middle block."""
@@ -93,9 +109,15 @@ class UNetBuild:
         return [*pairs, ("out.0", "conv_norm_out"), ("out.2", "conv_out")]
 
     def controlnet(self, condition_blocks: int = 6) -> Pairs:
-        """Pairs of a ControlNet: encoder, zero convolutions and the condition-image path (``input_hint_block``)."""
+        """Pairs of a ControlNet.
+
+        Encoder, zero convolutions and the condition-image path (``input_hint_block``).
+        """
         pairs = self.encoder()
-        pairs += [(f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}") for i in range(self.levels * (self.layers + 1))]
+        pairs += [
+            (f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}")
+            for i in range(self.levels * (self.layers + 1))
+        ]
         pairs.append(("middle_block_out.0", "controlnet_mid_block"))
         hint, path = "input_hint_block", "controlnet_cond_embedding"
         pairs.append((f"{hint}.0", f"{path}.conv_in"))
@@ -116,23 +138,41 @@ def vae_pairs(keys: Collection[str]) -> Pairs:
         levels = 1 + largest_block(r"encoder\.down_blocks\.(\d+)\.", keys)
         layers = 1 + largest_block(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", keys)
     else:
-        raise UserError(f"no VAE: keys such as {', '.join(sorted(keys)[:3])} are neither of the original nor diffusers' layout")
+        raise UserError(
+            f"no VAE: keys such as {', '.join(sorted(keys)[:3])} are neither of the original nor diffusers'"
+            " layout"
+        )
     pairs: Pairs = []
     for level in range(levels):
         # The original counts the decoder's levels from the finest, diffusers from the coarsest.
         up = levels - 1 - level
         for layer in range(layers):
-            pairs += _inside(f"encoder.down.{level}.block.{layer}", f"encoder.down_blocks.{level}.resnets.{layer}", _VAE_RESNET)
+            pairs += _inside(
+                f"encoder.down.{level}.block.{layer}",
+                f"encoder.down_blocks.{level}.resnets.{layer}",
+                _VAE_RESNET,
+            )
         for layer in range(layers + 1):
-            pairs += _inside(f"decoder.up.{up}.block.{layer}", f"decoder.up_blocks.{level}.resnets.{layer}", _VAE_RESNET)
-        pairs.append((f"encoder.down.{level}.downsample.conv", f"encoder.down_blocks.{level}.downsamplers.0.conv"))
+            pairs += _inside(
+                f"decoder.up.{up}.block.{layer}", f"decoder.up_blocks.{level}.resnets.{layer}", _VAE_RESNET
+            )
+        pairs.append(
+            (f"encoder.down.{level}.downsample.conv", f"encoder.down_blocks.{level}.downsamplers.0.conv")
+        )
         pairs.append((f"decoder.up.{up}.upsample.conv", f"decoder.up_blocks.{level}.upsamplers.0.conv"))
     for half in ("encoder", "decoder"):
         pairs += _inside(f"{half}.mid.block_1", f"{half}.mid_block.resnets.0", _VAE_RESNET)
         pairs += _inside(f"{half}.mid.attn_1", f"{half}.mid_block.attentions.0", _VAE_ATTENTION)
         pairs += _inside(f"{half}.mid.block_2", f"{half}.mid_block.resnets.1", _VAE_RESNET)
         pairs.append((f"{half}.norm_out", f"{half}.conv_norm_out"))
-    same = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv")
+    same = (
+        "encoder.conv_in",
+        "encoder.conv_out",
+        "decoder.conv_in",
+        "decoder.conv_out",
+        "quant_conv",
+        "post_quant_conv",
+    )
     return pairs + [(name, name) for name in same]
 
 
@@ -152,7 +192,10 @@ def rename(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str,
         else:
             unknown.append(key)
     if unknown:
-        raise UserError(f"{len(unknown)} weights have unknown names, such as {', '.join(unknown[:3])}; this is no SD1.5 network")
+        raise UserError(
+            f"{len(unknown)} weights have unknown names, such as {', '.join(unknown[:3])}; this is no SD1.5"
+            " network"
+        )
     return renamed
 
 
@@ -193,7 +236,10 @@ def controlnet_to_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def vae_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A VAE of either layout in diffusers' layout; its attention is a 1x1 convolution in one and linear in the other."""
+    """A VAE of either layout in diffusers' layout.
+
+    Its attention is a 1x1 convolution in one and linear in the other.
+    """
     # What was trained beside the VAE (its loss's networks, the average's counters) is no part of it.
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(("loss.", "model_ema."))}
     if any(key.startswith("encoder.down.") for key in tensors):
@@ -212,17 +258,28 @@ def vae_to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def vae_to_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A diffusers VAE in the original layout."""
     renamed = rename(tensors, to_original(vae_pairs(tensors)))
-    return {key: tensor[..., None, None] if ".attn_1." in key and tensor.ndim == 2 else tensor for key, tensor in renamed.items()}
+    return {
+        key: tensor[..., None, None] if ".attn_1." in key and tensor.ndim == 2 else tensor
+        for key, tensor in renamed.items()
+    }
 
 
 def text_to_plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's text encoder without ``text_model.`` before each name and without ``position_ids``, which is no weight.
+    """CLIP's text encoder without ``text_model.`` before each name and without ``position_ids``, which is no
+    weight.
 
-    Files differ in the prefix, transformers changed it with version 5.6, and some files hold the position numbers in
-    half precision.
+    Files differ in the prefix, transformers changed it with version 5.6, and some files hold the position
+    numbers in half precision.
     """
-    plain = {key.removeprefix("transformer.").removeprefix("text_model."): tensor for key, tensor in tensors.items()}
-    return {key: tensor for key, tensor in plain.items() if not key.endswith("position_ids") and key.startswith(_TEXT_PARTS)}
+    plain = {
+        key.removeprefix("transformer.").removeprefix("text_model."): tensor
+        for key, tensor in tensors.items()
+    }
+    return {
+        key: tensor
+        for key, tensor in plain.items()
+        if not key.endswith("position_ids") and key.startswith(_TEXT_PARTS)
+    }
 
 
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")

@@ -1,4 +1,6 @@
-"""The settings that peft and diffusers keep beside an adapter's factors, in the header or in a file of their own."""
+"""The settings that peft and diffusers keep beside an adapter's factors, in the header or in a file of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,18 @@ class PeftSettings:
 
     @staticmethod
     def of(file: WeightFile) -> PeftSettings:
-        """The settings in the header (diffusers) or in ``adapter_config.json`` beside the file (peft); empty if there are none.
+        """The settings in the header (diffusers) or in ``adapter_config.json`` beside the file (peft).
+
+        Empty if there are none.
 
         Raises:
             UserError: they are damaged.
         """
         noted = file.metadata.get("lora_adapter_metadata")
         if noted is not None:
-            return PeftSettings(file.path, json_object(noted, f"{file.path}: lora_adapter_metadata in its header"))
+            return PeftSettings(
+                file.path, json_object(noted, f"{file.path}: lora_adapter_metadata in its header")
+            )
         beside = file.path.with_name("adapter_config.json")
         peft_keys = any(".lora_A." in key or key.startswith("base_model.model.") for key in file.tensors)
         return PeftSettings(file.path, read_json(beside) if peft_keys and beside.is_file() else {})
@@ -50,14 +56,18 @@ class PeftSettings:
         """
         for prefix in (f"{part}.", ""):
             alpha = self._noted(module, f"{prefix}alpha_pattern", f"{prefix}lora_alpha", f"{prefix}alpha")
-            # peft divides by the rank that was asked for, even where it was too large for a LoKr to be factorised.
+            # peft divides by the rank that was asked for, even where it was too large for a LoKr to be
+            # factorised.
             divisor = rank or self._noted(module, f"{prefix}rank_pattern", f"{prefix}r")
             if alpha is not None and divisor and divisor > 0:
                 return alpha / (divisor**0.5 if self.values.get(f"{prefix}use_rslora") else divisor)
         return None
 
     def _noted(self, module: str, pattern_key: str, *keys: str) -> float | None:
-        """The number noted for a module: that of the first pattern that fits its name, as in peft, else that of all modules."""
+        """The number noted for a module.
+
+        That of the first pattern that fits its name, as in peft, else that of all modules.
+        """
         value = next((self.values[key] for key in keys if key in self.values), None)
         patterns = self.values.get(pattern_key)
         if isinstance(patterns, dict):
@@ -66,7 +76,8 @@ class PeftSettings:
             return None
         if not abs(value) < 1e9:  # JSON knows NaN, and whole numbers of any length
             raise UserError(
-                f"{self.path}: the adapter's settings note {str(value)[:20]} for {keys[0]}; they are damaged, save it again"
+                f"{self.path}: the adapter's settings note {str(value)[:20]} for {keys[0]}; they are damaged,"
+                " save it again"
             )
         return float(value)
 
@@ -74,6 +85,9 @@ class PeftSettings:
         """Whether a module's name ends in a pattern (or, with ^ before it, is the pattern)."""
         name = pattern.removeprefix("^").replace("\\.", ".")
         if not re.fullmatch(r"[\w.\-]+", name):  # some expressions take forever to match
-            raise UserError(f"{self.path}: the settings name modules by the expression {pattern[:60]!r}; give whole names instead")
+            raise UserError(
+                f"{self.path}: the settings name modules by the expression {pattern[:60]!r}; give whole names"
+                " instead"
+            )
         name = name.removeprefix("text_model.")  # as from the names of modules here
         return module == name or (pattern[0] != "^" and module.endswith(f".{name}"))

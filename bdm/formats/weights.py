@@ -32,18 +32,27 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Endings of the files that hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
-#: More entries, or a longer name, than any model's file holds: nested mappings that a pickle names many times over would
-#: otherwise be walked for ever.
+#: More entries, or a longer name, than any model's file holds: nested mappings that a pickle names many times
+#: over would otherwise be walked for ever.
 _MOST_ENTRIES, _LONGEST_NAME = 100_000, 500
 
 #: What torch itself writes before a pickle: a zip archive, or (before 1.6) a pickle at once.
 _ZIP = b"PK\x03\x04"
 
 _SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 class _Inert:
@@ -60,14 +69,18 @@ def _stand_in(name: str) -> tuple[Any, str]:
     return type(name.rpartition(".")[2], (_Inert,), {}), name
 
 
-#: Harmless names in old Stable Diffusion checkpoints (the trainer's callbacks) and A1111 embeddings (parameter containers).
-#: None of the real objects is imported or built.
+#: Harmless names in old Stable Diffusion checkpoints (the trainer's callbacks) and A1111 embeddings
+#: (parameter containers). None of the real objects is imported or built.
 _STAND_INS: list[Any] = [
     _stand_in("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     _stand_in("pytorch_lightning.utilities.types._Metadata"),
     _stand_in("torch.nn.modules.container.ParameterDict"),
     # Counters and losses that trainers of 2022 kept as numpy scalars.
-    *(_stand_in(f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(
+        _stand_in(f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
     _stand_in("numpy.dtype"),
     _stand_in("numpy.ndarray"),
     _stand_in("numpy.dtypes.Float64DType"),
@@ -80,9 +93,10 @@ class WeightFile:
 
     Attributes:
         path: where it lies.
-        tensors: by name; names inside nested mappings are joined by dots. On the meta device if only the header was read,
-            otherwise views of the mapped file, which take memory as they are used. The file must stay as it is while they are
-            in use: written over in place it changes them, and cut short it ends the process. Replacing it by renaming another
+        tensors: by name; names inside nested mappings are joined by dots. On the meta device if only the
+            header was read, otherwise views of the mapped file, which take memory as they are used. The file
+            must stay as it is while they are in use: written over in place it changes them, and cut short it
+                ends the process. Replacing it by renaming another
             is safe.
         metadata: the safetensors header's texts, or the plain values in a pickle.
     """
@@ -93,7 +107,8 @@ class WeightFile:
 
 
 def resolve_folder(source: str | Path, subfolder: str | None = None, files: list[str] | None = None) -> Path:
-    """A local model folder for a path or a hub name (downloaded through ``huggingface_hub``; HF_ENDPOINT is honoured).
+    """A local model folder for a path or a hub name (downloaded through ``huggingface_hub``; HF_ENDPOINT is
+    honoured).
 
     Args:
         source: folder or hub name.
@@ -108,7 +123,9 @@ def resolve_folder(source: str | Path, subfolder: str | None = None, files: list
         if path.is_file():
             raise UserError(f"{source} is a file; give the folder that holds config.json and the weights")
         if path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) != 2:
-            raise UserError(f"{source}: no such folder; give a local folder or a hub name of the form owner/model")
+            raise UserError(
+                f"{source}: no such folder; give a local folder or a hub name of the form owner/model"
+            )
         from huggingface_hub import snapshot_download
 
         try:
@@ -122,7 +139,10 @@ def resolve_folder(source: str | Path, subfolder: str | None = None, files: list
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that a folder's weights are read from: the preferred whole one, else its shards; none if it holds none."""
+    """The files that a folder's weights are read from: the preferred whole one, else its shards.
+
+    None if it holds none.
+    """
     for name in WEIGHT_FILES:
         if (folder / name).exists():
             return [folder / name]
@@ -147,7 +167,10 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
             raise UserError(f"{index} names no files of weights (weight_map); get the folder again")
         named = set(listed.values())
         if missing := sorted(named - {shard.name for shard in files}):
-            raise UserError(f"{folder} lacks {len(missing)} of the {len(named)} files that its index names, such as {missing[0]}")
+            raise UserError(
+                f"{folder} lacks {len(missing)} of the {len(named)} files that its index names, such as"
+                f" {missing[0]}"
+            )
     if not files:
         raise UserError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
     return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
@@ -194,13 +217,14 @@ def read_weights(path: str | Path, header_only: bool = False) -> WeightFile:
     """Read a weight file.
 
     Args:
-        path: ``.safetensors``, or a torch pickle (``.bin``, ``.pt``, ``.pth``, ``.ckpt``). Pickles go through torch's restricted
-            unpickler, which refuses every global but those that rebuild tensors. A top-level ``"state_dict"`` is unwrapped.
+        path: ``.safetensors``, or a torch pickle (``.bin``, ``.pt``, ``.pth``, ``.ckpt``). Pickles go through
+            torch's restricted unpickler, which refuses every global but those that rebuild tensors. A
+            top-level ``"state_dict"`` is unwrapped.
         header_only: read names, shapes and texts, but no values.
 
     Raises:
-        UserError: missing, truncated or malformed file; a pickle that names anything but tensors, or holds sparse, quantised or
-            complex ones.
+        UserError: missing, truncated or malformed file; a pickle that names anything but tensors, or holds
+            sparse, quantised or complex ones.
     """
     path = Path(path)
     if not path.is_file():
@@ -227,12 +251,18 @@ def _read_safetensors(path: Path, header_only: bool) -> WeightFile:
                 header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
             header.pop("__metadata__", None)
             tensors = {
-                key: torch.empty(entry["shape"], dtype=_SAFETENSORS_DTYPES.get(entry["dtype"], torch.uint8), device="meta")
+                key: torch.empty(
+                    entry["shape"], dtype=_SAFETENSORS_DTYPES.get(entry["dtype"], torch.uint8), device="meta"
+                )
                 for key, entry in header.items()
             }
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); download or save it again") from None
-    return WeightFile(path, {key: _plain(tensor, key, path, header_only) for key, tensor in tensors.items()}, metadata)
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); download or save it again"
+        ) from None
+    return WeightFile(
+        path, {key: _plain(tensor, key, path, header_only) for key, tensor in tensors.items()}, metadata
+    )
 
 
 def _read_pickle(path: Path, header_only: bool, archive: bool) -> WeightFile:
@@ -240,15 +270,27 @@ def _read_pickle(path: Path, header_only: bool, archive: bool) -> WeightFile:
         if archive:
             _check_archive(path)
         with torch.serialization.safe_globals(_STAND_INS):
-            content: Any = torch.load(path, map_location="meta" if header_only else "cpu", weights_only=True, mmap=archive)
+            content: Any = torch.load(
+                path, map_location="meta" if header_only else "cpu", weights_only=True, mmap=archive
+            )
     except UserError:
         raise
     except Exception as error:  # torch raises many kinds; its text names the refused global
-        reason = next((line.strip()[:160] for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        reason = next(
+            (
+                line.strip()[:160]
+                for line in str(error).splitlines()
+                if "GLOBAL" in line or "Unsupported" in line
+            ),
+            "",
+        )
         if "GLOBAL" in reason or "class" in reason:
-            raise UserError(f"{path} is a pickle that holds more than tensors and was not loaded: {reason}") from None
+            raise UserError(
+                f"{path} is a pickle that holds more than tensors and was not loaded: {reason}"
+            ) from None
         raise UserError(
-            f"{path} is damaged or not a torch file ({reason or type(error).__name__}); download or save it again"
+            f"{path} is damaged or not a torch file ({reason or type(error).__name__}); download or save it"
+            " again"
         ) from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -257,17 +299,25 @@ def _read_pickle(path: Path, header_only: bool, archive: bool) -> WeightFile:
     if isinstance(content, Mapping):
         for count, (name, value) in enumerate(_entries(content)):
             if count >= _MOST_ENTRIES or len(name) > _LONGEST_NAME:
-                raise UserError(f"{path} holds more entries or longer names than a model has; it is damaged or made to harm")
+                raise UserError(
+                    f"{path} holds more entries or longer names than a model has; it is damaged or made to"
+                    " harm"
+                )
             if isinstance(value, Tensor):
                 tensors[name] = _plain(value, name, path, header_only)
             elif isinstance(value, str | int | float | bool):
                 metadata[name] = str(value)
     if not tensors:
-        raise UserError(f"{path} holds {type(content).__name__} that is not a mapping of names to tensors; give a weight file")
+        raise UserError(
+            f"{path} holds {type(content).__name__} that is not a mapping of names to tensors; give a weight"
+            " file"
+        )
     largest = 2 * path.stat().st_size
     # A view with stride 0 may claim any size from a few bytes.
     if sum(t.numel() * t.element_size() for t in tensors.values()) > largest:
-        raise UserError(f"{path} claims tensors larger than the file; it is damaged or made to exhaust memory")
+        raise UserError(
+            f"{path} claims tensors larger than the file; it is damaged or made to exhaust memory"
+        )
     return WeightFile(path, tensors, metadata)
 
 
@@ -275,11 +325,16 @@ def _check_archive(path: Path) -> None:
     """torch stores without compression, so an archive that grows on reading was not written by it."""
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise UserError(f"{path} is a compressed archive, which torch never writes; unpack it or download it again")
+            raise UserError(
+                f"{path} is a compressed archive, which torch never writes; unpack it or download it again"
+            )
 
 
 def _entries(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """All entries under their whole names, mappings before what they hold; keys that are no text name no weights."""
+    """All entries under their whole names, mappings before what they hold.
+
+    Keys that are no text name no weights.
+    """
     for key, value in content.items():
         if not isinstance(key, str):
             continue
@@ -295,9 +350,11 @@ def _entries(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> It
 def _plain(tensor: Tensor, name: str, path: Path, header_only: bool) -> Tensor:
     """A tensor without its history, refused unless its values lie one beside the other."""
     odd = {
-        "sparse": tensor.layout != torch.strided, "quantised": tensor.is_quantized, "complex": tensor.is_complex(),
+        "sparse": tensor.layout != torch.strided,
+        "quantised": tensor.is_quantized,
+        "complex": tensor.is_complex(),
         "empty (meta)": tensor.is_meta and not header_only,
-    }  # fmt: skip
+    }
     if kinds := [kind for kind, so in odd.items() if so]:
         raise UserError(f"{path}: {name} is a {kinds[0]} tensor; give a file of plain weights")
     return tensor.detach()
@@ -321,4 +378,6 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None
     """
     for name, tensor in tensors.items():
         if not is_finite(tensor):
-            raise UserError(f"{source}: {name} holds NaN or infinite values; the file is damaged, get it again")
+            raise UserError(
+                f"{source}: {name} holds NaN or infinite values; the file is damaged, get it again"
+            )

@@ -1,4 +1,6 @@
-"""The branch: a trainable copy of the UNet's encoder that reads the native-language prompt (arXiv 2309.00952, section 3)."""
+"""The branch: a trainable copy of the UNet's encoder that reads the native-language prompt (arXiv 2309.00952,
+section 3).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class BranchOutput(BaseOutput):
 
 
 def zero_convolution(channels: int) -> nn.Conv2d:
-    """A 1x1 convolution that starts as zero, so that a fresh branch changes nothing (ControlNet, arXiv 2302.05543)."""
+    """A 1x1 convolution that starts as zero, so that a fresh branch changes nothing (ControlNet, arXiv
+    2302.05543).
+    """
     convolution = nn.Conv2d(channels, channels, kernel_size=1)
     nn.init.zeros_(convolution.weight)
     nn.init.zeros_(convolution.bias)  # pyright: ignore[reportArgumentType]
@@ -45,7 +49,8 @@ def zero_convolution(channels: int) -> nn.Conv2d:
 class BranchModel(ModelMixin, ConfigMixin):
     """Encoder and middle block of an SD1.5 UNet plus zero convolutions; no condition-image path.
 
-    Parameter names are those of the released BDM weights: ``conv_in``, ``time_embedding``, ``down_blocks``, ``mid_block``,
+    Parameter names are those of the released BDM weights: ``conv_in``, ``time_embedding``, ``down_blocks``,
+        ``mid_block``,
     ``controlnet_down_blocks``, ``controlnet_mid_block``. Arguments are those of ``UNet2DConditionModel``;
     ``cross_attention_dim`` is the width of the native text features (1024 for Chinese CLIP huge).
     """
@@ -123,12 +128,14 @@ class BranchModel(ModelMixin, ConfigMixin):
 
         Args:
             unet: the SD1.5 UNet.
-            text_dim: width of the native text features; the backbone's own if None. Where it differs, the key and value
-                projections of the cross-attentions (``attn2.to_k``, ``attn2.to_v``) cannot be copied; they start as fresh linear
-                layers (PyTorch's default, uniform in +-1/sqrt(text_dim)), the rest of each cross-attention is kept.
+            text_dim: width of the native text features; the backbone's own if None. Where it differs, the key
+                and value projections of the cross-attentions (``attn2.to_k``, ``attn2.to_v``) cannot be
+                copied; they start as fresh linear layers (PyTorch's default, uniform in +-1/sqrt(text_dim)),
+                the rest of each cross-attention is kept.
 
         Returns:
-            A branch whose residuals are exactly zero. Weights that are not copied are drawn from torch's global generator.
+            A branch whose residuals are exactly zero. Weights that are not copied are drawn from torch's
+            global generator.
 
         Raises:
             UserError: the backbone is not an SD1.5 UNet.
@@ -139,7 +146,11 @@ class BranchModel(ModelMixin, ConfigMixin):
         with unet.device:
             branch = cls(**config)
         copied, own = unet.state_dict(), branch.state_dict()
-        fitting = {key: copied[key] for key, value in own.items() if key in copied and copied[key].shape == value.shape}
+        fitting = {
+            key: copied[key]
+            for key, value in own.items()
+            if key in copied and copied[key].shape == value.shape
+        }
         branch.load_state_dict(own | fitting)
         # nn.Module's own: ModelMixin's warns about float32 modules even where there are none.
         nn.Module.to(branch, unet.device, unet.dtype)
@@ -158,7 +169,8 @@ class BranchModel(ModelMixin, ConfigMixin):
         Args:
             sample: (B, 4, h, w) noisy scaled latents, the backbone's own input.
             timestep: a number or (B,) in [0, 1000).
-            encoder_hidden_states: (B, L, cross_attention_dim) native text features; all positions are attended.
+            encoder_hidden_states: (B, L, cross_attention_dim) native text features; all positions are
+                attended.
             conditioning_scale: factor of all residuals.
             return_dict: return a tuple if False.
         """
@@ -167,19 +179,28 @@ class BranchModel(ModelMixin, ConfigMixin):
         sample = self.conv_in(sample)
         skips: tuple[Tensor, ...] = (sample,)
         for block in self.down_blocks:
-            text = {"encoder_hidden_states": encoder_hidden_states} if getattr(block, "has_cross_attention", False) else {}
+            text = (
+                {"encoder_hidden_states": encoder_hidden_states}
+                if getattr(block, "has_cross_attention", False)
+                else {}
+            )
             sample, outputs = block(hidden_states=sample, temb=emb, **text)
             skips += outputs
         sample = self.mid_block(sample, emb, encoder_hidden_states=encoder_hidden_states)
         down = tuple(
-            convolution(skip) * conditioning_scale for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
+            convolution(skip) * conditioning_scale
+            for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
         )
         middle = self.controlnet_mid_block(sample) * conditioning_scale
         return BranchOutput(down, middle) if return_dict else (down, middle)
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, source: str | Path, torch_dtype: torch.dtype | None = None, subfolder: str | None = None, **_: Any
+        cls,
+        source: str | Path,
+        torch_dtype: torch.dtype | None = None,
+        subfolder: str | None = None,
+        **_: Any,
     ) -> BranchModel:
         """Load a branch: a folder written by ``save_pretrained``, or the released one as it is.
 
@@ -189,20 +210,27 @@ class BranchModel(ModelMixin, ConfigMixin):
             subfolder: folder inside ``source``.
 
         Raises:
-            UserError: missing or damaged files, weights that do not fit the configuration, or another kind of model.
+            UserError: missing or damaged files, weights that do not fit the configuration, or another kind of
+                model.
         """
         folder = resolve_folder(source, subfolder)
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder / 'config.json'} cannot be read ({type(error).__name__}); give a branch's folder") from None
+            raise UserError(
+                f"{folder / 'config.json'} cannot be read ({type(error).__name__}); give a branch's folder"
+            ) from None
         if config.get("_class_name") not in ("BranchModel", "ControlNetModelBDM"):
             raise UserError(
-                f"{folder} holds a {config.get('_class_name')}; allowed are BranchModel and ControlNetModelBDM (the released one)"
+                f"{folder} holds a {config.get('_class_name')}; allowed are BranchModel and"
+                " ControlNetModelBDM (the released one)"
             )
         if config.get("addition_embed_type"):
-            raise UserError(f"{folder} is a branch for SDXL (addition_embed_type); only SD1.5 branches can be loaded")
-        # The released configuration carries ControlNet's arguments of the condition image, which the branch does not have.
+            raise UserError(
+                f"{folder} is a branch for SDXL (addition_embed_type); only SD1.5 branches can be loaded"
+            )
+        # The released configuration carries ControlNet's arguments of the condition image, which the branch
+        # does not have.
         with torch.device("meta"):
             branch = cls(**{key: value for key, value in config.items() if key in cls._own_arguments()})
         tensors = read_weights_folder(folder)
@@ -218,13 +246,17 @@ class BranchModel(ModelMixin, ConfigMixin):
 def _check_weights(branch: BranchModel, tensors: dict[str, Tensor], folder: Path) -> None:
     wanted = branch.state_dict()
     if missing := sorted(wanted.keys() - tensors.keys()):
-        raise UserError(f"{folder} lacks {len(missing)} of the branch's {len(wanted)} weights, such as {missing[0]!r}")
+        raise UserError(
+            f"{folder} lacks {len(missing)} of the branch's {len(wanted)} weights, such as {missing[0]!r}"
+        )
     if extra := sorted(tensors.keys() - wanted.keys()):
         raise UserError(
-            f"{folder} holds {len(extra)} weights that a branch does not have, such as {extra[0]!r}; is it a ControlNet?"
+            f"{folder} holds {len(extra)} weights that a branch does not have, such as {extra[0]!r}; is it a"
+            " ControlNet?"
         )
     for key, value in wanted.items():
         if tensors[key].shape != value.shape:
             raise UserError(
-                f"{folder}: {key!r} has shape {tuple(tensors[key].shape)} and its config.json says {tuple(value.shape)}"
+                f"{folder}: {key!r} has shape {tuple(tensors[key].shape)} and its config.json says"
+                f" {tuple(value.shape)}"
             )

@@ -22,7 +22,9 @@ HOOK_NAME = "bdm.method.bridge"
 
 
 def in_window(step: int, start: float, end: float, steps: Callable[[], int] | None) -> bool:
-    """Whether a side network is on in step ``step`` of T: off where i/T < start or (i+1)/T > end, as in the official inference.
+    """Whether a side network is on in step ``step`` of T.
+
+    Off where i/T < start or (i+1)/T > end, as in the official inference.
 
     ``steps`` gives T and is only asked if the window restricts.
     """
@@ -61,7 +63,10 @@ def check_fit(side: Any, unet: Any, keys: Sequence[str], what: str) -> None:
         ours, theirs = side.config[key], unet.config[key]
         each = [(value,) * blocks if isinstance(value, int) else tuple(value) for value in (ours, theirs)]
         if each[0] != each[1]:
-            raise UserError(f"the {what}'s {key} {ours} does not fit the backbone's {theirs}; use a {what} made for this backbone")
+            raise UserError(
+                f"the {what}'s {key} {ours} does not fit the backbone's {theirs}; use a {what} made for this"
+                " backbone"
+            )
 
 
 def add_residuals(kwargs: dict[str, Any], down: Sequence[Tensor], middle: Tensor, dtype: torch.dtype) -> None:
@@ -73,7 +78,10 @@ def add_residuals(kwargs: dict[str, Any], down: Sequence[Tensor], middle: Tensor
         middle: of the middle block's shape.
         dtype: what the UNet computes in.
     """
-    given_down, given_middle = kwargs.get("down_block_additional_residuals"), kwargs.get("mid_block_additional_residual")
+    given_down, given_middle = (
+        kwargs.get("down_block_additional_residuals"),
+        kwargs.get("mid_block_additional_residual"),
+    )
     if given_down is not None and given_middle is not None:
         down = [ours + theirs for ours, theirs in zip(down, given_down, strict=True)]
         middle = middle + given_middle
@@ -87,7 +95,8 @@ class NativeCondition:
 
     Attributes:
         positive: (P, L, D) features of the native prompts.
-        negative: (P or 1, L, D) features of the native negative prompts; needed where the pipeline uses guidance.
+        negative: (P or 1, L, D) features of the native negative prompts; needed where the pipeline uses
+            guidance.
         scale: factor of the residuals.
         start: share of the steps before which the branch is off.
         end: share of the steps after which it is off.
@@ -113,7 +122,8 @@ class NativeCondition:
     def features(self, batch: int) -> Tensor:
         """Features for a UNet batch of ``batch`` samples.
 
-        Pipelines stack guidance parts of P x images_per_prompt samples each: [positive] without guidance, [negative, positive]
+        Pipelines stack guidance parts of P x images_per_prompt samples each: [positive] without guidance,
+            [negative, positive]
         with it, [negative, positive, positive] with perturbed attention (PAG).
 
         Raises:
@@ -123,26 +133,33 @@ class NativeCondition:
         parts, rest = divmod(batch, positive.shape[0])
         if rest or parts not in (1, 2, 3):
             raise UserError(
-                f"the UNet got {batch} samples for {len(self.positive)} native prompts x {self.images_per_prompt} images; "
-                "allowed are 1, 2 or 3 times as many: give one native prompt for each English one"
+                f"the UNet got {batch} samples for {len(self.positive)} native prompts x"
+                f" {self.images_per_prompt} images; allowed are 1, 2 or 3 times as many: give one native"
+                " prompt for each English one"
             )
         if parts == 1:
             return positive
         if self.negative is None:
-            raise UserError("the pipeline uses guidance and the native condition has no negative features; give them")
-        negative = self.negative.expand(self.positive.shape[0], -1, -1).repeat_interleave(self.images_per_prompt, dim=0)
+            raise UserError(
+                "the pipeline uses guidance and the native condition has no negative features; give them"
+            )
+        negative = self.negative.expand(self.positive.shape[0], -1, -1).repeat_interleave(
+            self.images_per_prompt, dim=0
+        )
         return torch.cat([negative] + [positive] * (parts - 1))
 
 
 class Bridge(ModelHook):
     """Runs the branch before every forward pass of the UNet it is attached to and adds its residuals.
 
-    Residuals that the caller passes (ControlNets) are kept and added to. Without a condition the hook does nothing.
+    Residuals that the caller passes (ControlNets) are kept and added to. Without a condition the hook does
+    nothing.
 
     Args:
         branch: the branch.
-        share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with enlargements folded (see
-            ``bdm.speed.folding``) and weights packed (see ``bdm.speed.packing``); the picture is the same.
+        share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with
+            enlargements folded (see ``bdm.speed.folding``) and weights packed (see ``bdm.speed.packing``);
+            the picture is the same.
 
     Example:
         >>> bridge = Bridge(branch).attach(pipe.unet)
@@ -198,8 +215,8 @@ class Bridge(ModelHook):
             width = self.branch.config["cross_attention_dim"]
             if features is not None and (features.ndim != 3 or features.shape[-1] != width):
                 raise UserError(
-                    f"native text features have shape {tuple(features.shape)} and the branch reads (prompts, length, {width}); "
-                    "use the text encoder that the branch was trained with"
+                    f"native text features have shape {tuple(features.shape)} and the branch reads (prompts,"
+                    f" length, {width}); use the text encoder that the branch was trained with"
                 )
         outer, self._condition, self._calls, self._features = self._condition, condition, 0, {}
         unet = self.unet if outer is None else None
@@ -245,7 +262,9 @@ class Bridge(ModelHook):
             self._work.encoder.find(sample, text)
             self._work.prefix.find(sample)
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Add the branch's residuals to the arguments of the UNet's forward pass."""
         condition = self._condition
         if condition is None:
@@ -268,7 +287,11 @@ class Bridge(ModelHook):
         features = self._features[batch]
         if sample.ndim == 5:  # AnimateDiff: (B, C, F, h, w); the UNet sees frames as samples
             features = features.repeat_interleave(sample.shape[2], dim=0)
-            timestep = timestep.repeat_interleave(sample.shape[2]) if torch.is_tensor(timestep) and timestep.ndim else timestep
+            timestep = (
+                timestep.repeat_interleave(sample.shape[2])
+                if torch.is_tensor(timestep) and timestep.ndim
+                else timestep
+            )
             sample = sample.movedim(2, 1).flatten(0, 1)
         dtype = self.branch.dtype
         down, middle = self.branch(
@@ -285,7 +308,13 @@ def _inputs(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _is_guided(condition: NativeCondition, kwargs: dict[str, Any], sample: Tensor, text: Any) -> bool:
-    """Whether a pass is a guided step's [negative, positive]; perturbed attention, frames, adapters and training are not."""
-    other = any(kwargs.get(name) is not None for name in ("down_intrablock_additional_residuals", "encoder_attention_mask"))
+    """Whether a pass is a guided step's [negative, positive].
+
+    Perturbed attention, frames, adapters and training are not.
+    """
+    other = any(
+        kwargs.get(name) is not None
+        for name in ("down_intrablock_additional_residuals", "encoder_attention_mask")
+    )
     halves = sample.ndim == 4 and len(sample) == 2 * condition.samples
     return halves and not other and isinstance(text, Tensor) and not torch.is_grad_enabled()

@@ -20,7 +20,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..errors import UserError
 from ..formats.checkpoint import Parts, build_part, read_parts, read_vae
 from ..formats.names import text_to_plain
-from ..formats.weights import read_json, read_tensors, read_weights_folder, refuse_not_finite, resolve_folder, weight_files
+from ..formats.weights import (
+    read_json,
+    read_tensors,
+    read_weights_folder,
+    refuse_not_finite,
+    resolve_folder,
+    weight_files,
+)
 from ..text.english import encode_english
 from ..text.vocabulary import clip_tokenizer
 from .samplers import make_scheduler
@@ -38,18 +45,24 @@ class Backbone:
 
 
 def load_backbone(
-    source: str | Path, dtype: torch.dtype | None = torch.float32, vae: str | Path | None = None, text_encoder: bool = True
+    source: str | Path,
+    dtype: torch.dtype | None = torch.float32,
+    vae: str | Path | None = None,
+    text_encoder: bool = True,
 ) -> Backbone:
     """Load an SD1.5 model; nothing goes online for a local file or folder.
 
     Args:
-        source: a single file in the original layout (``.safetensors``, ``.ckpt``), a diffusers folder or a hub name.
+        source: a single file in the original layout (``.safetensors``, ``.ckpt``), a diffusers folder or a
+            hub name.
         dtype: of the weights; None keeps the file's.
         vae: another VAE (file or folder), for files without one.
-        text_encoder: load the text encoder and its tokenizer; None takes their places otherwise (see ``empty_prompt_features``).
+        text_encoder: load the text encoder and its tokenizer; None takes their places otherwise (see
+            ``empty_prompt_features``).
 
     Returns:
-        The parts; CLIP's vocabulary comes from a pip package where the source has none, the scheduler is DPM++ 2M there.
+        The parts; CLIP's vocabulary comes from a pip package where the source has none, the scheduler is
+        DPM++ 2M there.
 
     Raises:
         UserError: missing or damaged files, or a model that is not SD1.5's.
@@ -71,7 +84,9 @@ def load_backbone(
         settings = read_json(config)
         kind = getattr(diffusers, str(settings.get("_class_name")), None)
         if kind is None:
-            raise UserError(f"{config} names the unknown scheduler {settings.get('_class_name')!r}; get the folder again")
+            raise UserError(
+                f"{config} names the unknown scheduler {settings.get('_class_name')!r}; get the folder again"
+            )
         scheduler = kind.from_config(settings)
     else:
         scheduler = make_scheduler("DPM++ 2M")
@@ -92,8 +107,8 @@ def cache_folder() -> Path:
 def empty_prompt_features(source: str | Path, dtype: torch.dtype = torch.float32) -> Tensor:
     """What a model's text encoder says of "", the only English prompt that most pictures have.
 
-    It is worked out once and kept in the user's cache folder (``XDG_CACHE_HOME/bdm``), by the place, size and time of the
-    weights, so that the text encoder need not be loaded.
+    It is worked out once and kept in the user's cache folder (``XDG_CACHE_HOME/bdm``), by the place, size and
+    time of the weights, so that the text encoder need not be loaded.
 
     Args:
         source: see ``load_backbone``.
@@ -133,7 +148,9 @@ def load_vae(source: str | Path) -> AutoencoderKL:
 
 
 def load_clip_text(source: str | Path) -> CLIPTextModel:
-    """The text part of a CLIP, in float32: from the folder of a text encoder or of a whole CLIP, or a hub name.
+    """The text part of a CLIP, in float32.
+
+    From the folder of a text encoder or of a whole CLIP, or a hub name.
 
     Raises:
         UserError: nothing is there, it holds no text encoder of CLIP, or it is damaged.
@@ -143,7 +160,9 @@ def load_clip_text(source: str | Path) -> CLIPTextModel:
     weights = text_to_plain(read_weights_folder(folder))
     refuse_not_finite(weights, folder)
     # A whole CLIP's folder keeps both encoders' configurations.
-    parts = Parts({"text_encoder": weights} if weights else {}, {"text_encoder": config.get("text_config", config)})
+    parts = Parts(
+        {"text_encoder": weights} if weights else {}, {"text_encoder": config.get("text_config", config)}
+    )
     return build_part("text_encoder", parts, folder, torch.float32)
 
 
@@ -161,7 +180,8 @@ def check_backbone(unet: UNet2DConditionModel) -> None:
     elif config["in_channels"] == 9:
         kind = "an inpainting UNet (9 input channels)"
     elif config["in_channels"] != 4 or any(
-        config.get(key) for key in ("class_embed_type", "encoder_hid_dim", "addition_embed_type", "time_cond_proj_dim")
+        config.get(key)
+        for key in ("class_embed_type", "encoder_hid_dim", "addition_embed_type", "time_cond_proj_dim")
     ):
         kind = f"a modified UNet ({config['in_channels']} input channels)"
     else:
@@ -170,7 +190,7 @@ def check_backbone(unet: UNet2DConditionModel) -> None:
 
 
 def encode_moments(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] -> (B, 2C, h, w) mean and log variance of the VAE posterior, unscaled."""
+    """Pictures (B, 3, H, W) in [-1, 1] -> (B, 2C, h, w) mean and log variance of the posterior (unscaled)."""
     return vae.encode(pictures).latent_dist.parameters  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,4 +1,7 @@
-"""Which models prepared a cache: hashes of what decides the features, and the refusal of a cache made with others."""
+"""Which models prepared a cache.
+
+Hashes of what decides the features, and the refusal of a cache made with others.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,22 @@ from ..text.native import NativeTextEncoder
 
 
 def vae_fingerprint(vae: Any) -> str:
-    """Of what turns pictures into posterior moments: VAEs that differ in their decoder alone have the same."""
-    tensors = {name: t for name, t in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
+    """Of what turns pictures into posterior moments.
+
+    VAEs that differ in their decoder alone have the same.
+    """
+    tensors = {
+        name: t for name, t in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))
+    }
     return _digest(tensors, {"norm_groups": vae.config["norm_num_groups"]})
 
 
 def text_fingerprint(encoder: NativeTextEncoder) -> str:
     """Of what turns native texts into features: weights, vocabulary and settings."""
     config: Any = encoder.model.config
-    beyond = {name: getattr(config, name, None) for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
+    beyond = {
+        name: getattr(config, name, None) for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")
+    }
     return _digest(encoder.model.state_dict(), _tokens(encoder) | beyond | {"mask": encoder.settings.mask})
 
 
@@ -33,7 +43,9 @@ def tokens_fingerprint(encoder: NativeTextEncoder) -> str:
     return _digest({}, _tokens(encoder))
 
 
-def check_fingerprints(cached: Mapping[str, Mapping[str, str]], own: Mapping[str, tuple[str, str]], origin: str) -> None:
+def check_fingerprints(
+    cached: Mapping[str, Mapping[str, str]], own: Mapping[str, tuple[str, str]], origin: str
+) -> None:
     """Refuse a cache that was made with other models than those in use.
 
     Args:
@@ -51,12 +63,18 @@ def check_fingerprints(cached: Mapping[str, Mapping[str, str]], own: Mapping[str
         if part in own and made["fingerprint"] != own[part][1]
     ]
     if wrong:
-        raise UserError(f"{origin} was prepared with other models: {'; '.join(wrong)}; use those models, or prepare the data again")
+        raise UserError(
+            f"{origin} was prepared with other models: {'; '.join(wrong)}; use those models, or prepare the"
+            " data again"
+        )
 
 
 def _tokens(encoder: NativeTextEncoder) -> dict[str, Any]:
     settings = {name: value for name, value in dataclasses.asdict(encoder.settings).items() if name != "mask"}
-    return settings | {"layout": dataclasses.asdict(encoder.layout), "vocabulary": sorted(encoder.tokenizer.get_vocab().items())}
+    return settings | {
+        "layout": dataclasses.asdict(encoder.layout),
+        "vocabulary": sorted(encoder.tokenizer.get_vocab().items()),
+    }
 
 
 def _digest(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:

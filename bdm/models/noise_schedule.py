@@ -14,13 +14,21 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 #: The scheduler configuration of SD1.5 (its scheduler_config.json).
 SD15_SCHEDULE: dict[str, Any] = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-    set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon",
-)  # fmt: skip
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+    prediction_type="epsilon",
+)
 
 
 class NoiseSchedule(nn.Module):
-    """SD1.5's variance-preserving schedule: ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``.
+    """SD1.5's variance-preserving schedule.
+
+    ``x_t = alpha_t x_0 + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``.
 
     Args:
         prediction: what the network is asked for: the noise, or the velocity (arXiv 2202.00512).
@@ -31,7 +39,9 @@ class NoiseSchedule(nn.Module):
     def __init__(self, prediction: Prediction = "epsilon") -> None:
         super().__init__()
         self.prediction: Prediction = prediction
-        scheduler = DDPMScheduler(**{k: v for k, v in SD15_SCHEDULE.items() if k not in ("set_alpha_to_one", "steps_offset")})
+        scheduler = DDPMScheduler(
+            **{k: v for k, v in SD15_SCHEDULE.items() if k not in ("set_alpha_to_one", "steps_offset")}
+        )
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod, persistent=False)
 
     def __len__(self) -> int:
@@ -43,14 +53,19 @@ class NoiseSchedule(nn.Module):
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network should say of (B, ...) samples at timesteps (B,): ``eps``, or ``v = alpha_t eps - sigma_t x_0``."""
+        """What the network should say of (B, ...) samples at timesteps (B,).
+
+        ``eps``, or ``v = alpha_t eps - sigma_t x_0``.
+        """
         if self.prediction == "epsilon":
             return eps
         alpha_bar = self.alphas_cumprod[t].view(-1, *[1] * (x_0.ndim - 1))
         return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
 
     def split(self, x_t: Tensor, predicted: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_0, eps) that (B, ...) samples at timesteps (B,) are made of, if the network's prediction is right."""
+        """(x_0, eps) that (B, ...) samples at timesteps (B,) are made of, if the network's prediction is
+        right.
+        """
         alpha_bar = self.alphas_cumprod[t].view(-1, *[1] * (x_t.ndim - 1))
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if self.prediction == "epsilon":
@@ -65,13 +80,14 @@ class NoiseSchedule(nn.Module):
     def weight(self, t: Tensor, kind: LossWeight) -> Tensor:
         """(B,) weights of the squared error.
 
-        ``min_snr``: min(SNR, 5) / SNR for the noise (arXiv 2303.09556). ``velocity``: 1 + 1 / SNR for the noise, which makes it the
-        error of the velocity. For latents of unit variance that is the inverse of the error of a denoiser that knows nothing
-        else (EDM's weight, arXiv 2206.00364), so errors are of about one size at all timesteps; unweighted ones are thirty times
-        smaller where noise is high and the text decides, and drown in the gradients of the others.
+        ``min_snr``: min(SNR, 5) / SNR for the noise (arXiv 2303.09556). ``velocity``: 1 + 1 / SNR for the
+        noise, which makes it the error of the velocity. For latents of unit variance that is the inverse of
+        the error of a denoiser that knows nothing else (EDM's weight, arXiv 2206.00364), so errors are of
+        about one size at all timesteps; unweighted ones are thirty times smaller where noise is high and the
+        text decides, and drown in the gradients of the others.
 
-        An error of the velocity is one of the noise divided by alpha_t, hence the factor alpha_t^2 = SNR / (SNR + 1) where the
-        network predicts that.
+        An error of the velocity is one of the noise divided by alpha_t, hence the factor alpha_t^2 = SNR /
+        (SNR + 1) where the network predicts that.
         """
         snr = self.snr(t)
         if kind == "none":
@@ -84,13 +100,15 @@ class NoiseSchedule(nn.Module):
 
         Args:
             uniform: (B,) in [0, 1).
-            kind: ``"uniform"``, or ``"high_noise"``: in proportion to 1 / sqrt(SNR), at most 30, because the prompt decides what is
-                drawn where noise is high.
+            kind: ``"uniform"``, or ``"high_noise"``: in proportion to 1 / sqrt(SNR), at most 30, because the
+                prompt decides what is drawn where noise is high.
         """
         snr = self.snr(torch.arange(len(self), device=uniform.device))
         density = torch.ones_like(snr) if kind == "uniform" else snr.rsqrt().clamp(max=30.0)
         cumulative = density.double().cumsum(0)
-        return torch.searchsorted(cumulative, uniform.double() * cumulative[-1], right=True).clamp(max=len(self) - 1)
+        return torch.searchsorted(cumulative, uniform.double() * cumulative[-1], right=True).clamp(
+            max=len(self) - 1
+        )
 
 
 def denoising_error(predicted: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Samplers by the names people know: ``DPM++ 2M Karras``, ``dpmpp_2m``, a sampler with a schedule, or a diffusers class."""
+"""Samplers by the names people know.
+
+``DPM++ 2M Karras``, ``dpmpp_2m``, a sampler with a schedule, or a diffusers class.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ def make_scheduler(name: str, prediction: str = "epsilon") -> Any:
 
     Args:
         name: a sampler in any spelling, with an optional noise schedule: ``DPM++ 2M``, ``dpmpp_2m``,
-            ``DPM++ 2M Karras``, ``dpmpp_2m_karras``; upper and lower case are one. ``DPM++ 2M`` is the official
-            inference's: linspace spacing, last sigma ``sigma_min``.
+            ``DPM++ 2M Karras``, ``dpmpp_2m_karras``; upper and lower case are one. ``DPM++ 2M`` is the
+            official inference's: linspace spacing, last sigma ``sigma_min``.
         prediction: what the model predicts: ``epsilon`` or ``v_prediction``.
 
     Raises:

@@ -68,7 +68,9 @@ def run_on_ray(kind: Any, arguments: tuple[Any, ...], tasks: Sequence[Any], pict
         resources = ray.cluster_resources()
         graphics = int(resources.get("GPU", 0))
         count = min(len(tasks), graphics or max(1, int(resources.get("CPU", 1))))
-        actor = ray.remote(num_cpus=1, num_gpus=1 if graphics else 0, max_restarts=3, max_task_retries=3)(_Actor)
+        actor = ray.remote(num_cpus=1, num_gpus=1 if graphics else 0, max_restarts=3, max_task_retries=3)(
+            _Actor
+        )
         workers = [actor.remote(kind, arguments, torch.get_num_threads(), Path.cwd()) for _ in range(count)]
         with tqdm(total=pictures, desc=f"{what} ({count} workers)", unit="picture", mininterval=2) as bar:
             waiting = [*tasks][::-1]

@@ -1,4 +1,7 @@
-"""What drawing takes of a GPU's memory under each low-memory setting, worked out from shapes: no GPU, no weights."""
+"""What drawing takes of a GPU's memory under each low-memory setting, worked out from shapes.
+
+No GPU, no weights.
+"""
 
 from __future__ import annotations
 
@@ -73,13 +76,20 @@ def drawing_memory(
         UserError: a size that is no multiple of 8, or models that are not known.
     """
     if min(height, width) < 64 or height % 8 or width % 8 or count < 1:
-        raise UserError(f"{count} pictures of {width}x{height}: sides must be multiples of 8 from 64 on, and the count at least 1")
+        raise UserError(
+            f"{count} pictures of {width}x{height}: sides must be multiples of 8 from 64 on, and the count at"
+            " least 1"
+        )
     stages = draw_stages(backbone, native_text_encoder, (height // 8, width // 8), count, dtype)
     weights = {name: size for stage in stages.values() for name, size in stage.weights.items()}
 
     def during(decoding: str) -> dict[str, Stage]:
         """The stages of a call that decodes in this way."""
-        return {name: stage for name, stage in stages.items() if name in ("text", "English text", "step", decoding)}
+        return {
+            name: stage
+            for name, stage in stages.items()
+            if name in ("text", "English text", "step", decoding)
+        }
 
     def everything(decoding: str) -> float:
         return sum(weights.values()) + max(stage.working for stage in during(decoding).values())
@@ -87,7 +97,9 @@ def drawing_memory(
     def model_offload(decoding: str) -> float:
         # The branch comes with the first step and stays to the end of the call.
         stays = {decoding: weights["branch"]}
-        return max(sum(s.weights.values()) + s.working + stays.get(name, 0) for name, s in during(decoding).items())
+        return max(
+            sum(s.weights.values()) + s.working + stays.get(name, 0) for name, s in during(decoding).items()
+        )
 
     def sequential(decoding: str) -> float:
         return max(stage.largest + stage.working for stage in during(decoding).values())
@@ -118,8 +130,8 @@ def draw_stages(
         dtype: of all weights.
 
     Returns:
-        "text", "English text", "step", and the ways to decode: "whole", "sliced" (one picture at a time), "tiled" (and each in
-        tiles of the VAE's own size).
+        "text", "English text", "step", and the ways to decode: "whole", "sliced" (one picture at a time),
+        "tiled" (and each in tiles of the VAE's own size).
     """
     stock = outline_backbone(backbone)
     native = outline_native_text_encoder(native_text_encoder)
@@ -127,8 +139,12 @@ def draw_stages(
         branch = BranchModel.from_backbone(stock.unet, native.text_dim)
     vae: Any = stock.vae
     models: dict[str, Any] = {
-        "native_text_encoder": native, "text_encoder": stock.text_encoder, "unet": stock.unet, "branch": branch, "vae": vae
-    }  # fmt: skip
+        "native_text_encoder": native,
+        "text_encoder": stock.text_encoder,
+        "unet": stock.unet,
+        "branch": branch,
+        "vae": vae,
+    }
     for model in models.values():
         nn.Module.to(model.eval().requires_grad_(False), dtype=dtype)
     height, width = latents
@@ -154,7 +170,12 @@ def draw_stages(
         **of("native_text_encoder", text=lambda _: native.encode([PROMPT] * count + [""] * count)),
         "English text": english["text"],
         **of("unet", "branch", step=step),
-        **of("vae", whole=decode, sliced=partial(decode, sliced=True), tiled=partial(decode, sliced=True, tiled=True)),
+        **of(
+            "vae",
+            whole=decode,
+            sliced=partial(decode, sliced=True),
+            tiled=partial(decode, sliced=True, tiled=True),
+        ),
     }
 
 
@@ -175,7 +196,9 @@ def _measure(models: dict[str, Any], works: dict[str, Work]) -> dict[str, Stage]
             shadow.reset_peak()
             shadow.largest_convolution = 0
             work(shadow)
-            stages[name] = Stage(weights, max(layers), shadow.peak - sum(weights.values()) + shadow.largest_convolution)
+            stages[name] = Stage(
+                weights, max(layers), shadow.peak - sum(weights.values()) + shadow.largest_convolution
+            )
     return stages
 
 

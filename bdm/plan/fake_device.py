@@ -1,4 +1,7 @@
-"""A device that works out shapes only: what a step allocates and computes, without memory, weights or a GPU."""
+"""A device that works out shapes only.
+
+What a step allocates and computes, without memory, weights or a GPU.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,12 @@ aten = torch.ops.aten
 
 @contextmanager
 def normalisations_in_float32() -> Iterator[None]:
-    """Inside the ``with`` block, mixed precision spares the normalisations as under CUDA's autocast; the CPU's does not.
+    """Inside the ``with`` block, mixed precision spares the normalisations as under CUDA's autocast.
 
-    The functions are replaced, because modes for functions are off in the backward pass, where checkpoints run them again.
+    The CPU's does not.
+
+    The functions are replaced, because modes for functions are off in the backward pass, where checkpoints
+    run them again.
     """
 
     def spared(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,21 +52,26 @@ def normalisations_in_float32() -> Iterator[None]:
 class BlankNumpy(TorchFunctionMode):
     """Turns shadows into blank arrays."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is Tensor.numpy and isinstance(args[0], FakeTensor):
             return np.zeros(args[0].shape, str(args[0].dtype).removeprefix("torch."))
         return func(*args, **(kwargs or {}))
 
 
 class ShadowDevice(TorchDispatchMode):
-    """Inside the ``with`` block what is worked out with ``place``d tensors has shapes but no values, and its memory is counted.
+    """Inside the ``with`` block what is worked out with ``place``d tensors has shapes but no values, and its
+    memory is counted.
 
-    Every other tensor stays real, so that whatever decides about a batch works as ever; where the two meet the result is a
-    shadow. A number that is read from a shadow is 1 (or False): it must not decide about shapes.
+    Every other tensor stays real, so that whatever decides about a batch works as ever; where the two meet
+    the result is a shadow. A number that is read from a shadow is 1 (or False): it must not decide about
+    shapes.
 
     Attributes:
         label: what memory and operations are counted as from now on.
-        flops: operations so far, by label; a multiplication with its addition counts as two (``torch.utils.flop_counter``).
+        flops: operations so far, by label; a multiplication with its addition counts as two
+            (``torch.utils.flop_counter``).
         live: bytes in use, by label.
         peak: most bytes in use at once.
         at_peak: how they were made up, by label.
@@ -92,7 +103,9 @@ class ShadowDevice(TorchDispatchMode):
         super().__exit__(*error)
         self._stack.close()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if func is aten._local_scalar_dense.default and (isinstance(args[0], FakeTensor) or args[0].is_meta):
@@ -107,7 +120,9 @@ class ShadowDevice(TorchDispatchMode):
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
             self.flops[self.label] += formula(*args, **kwargs, out_val=result)
         if func in (aten.convolution.default, aten.convolution_backward.default):
-            self.largest_convolution = max(self.largest_convolution, sum(map(_bytes, [*tensors, *tree_leaves(result)])))
+            self.largest_convolution = max(
+                self.largest_convolution, sum(map(_bytes, [*tensors, *tree_leaves(result)]))
+            )
         return result
 
     def blank(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -27,7 +27,8 @@ from .meta_models import outline_models
 #: Labels of the shadow device; the first is followed by a part's name.
 ACTIVATIONS, TEMPORARY = "activations: ", "temporary"
 
-#: Bytes of an optimizer's state for each parameter: two moments, in 8 bits or in float32; Prodigy keeps the start and a sum too.
+#: Bytes of an optimizer's state for each parameter: two moments, in 8 bits or in float32; Prodigy keeps the
+#: start and a sum too.
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 
 #: A caption of usual length: one chunk of tokens.
@@ -48,9 +49,11 @@ class StepFigures:
         parameters: of each part, by name.
         trained: names of the parts that are trained, or hold what is trained.
         trained_parameters: how many parameters are trained.
-        forward: operations (a multiplication and an addition count as two) of the forward pass, by part, per sample.
+        forward: operations (a multiplication and an addition count as two) of the forward pass, by part, per
+            sample.
         backward: of the backward pass, with what checkpointing works out again, per sample.
-        encoding: of the pictures' and captions' encoding, which caches spare, per sample; part of ``forward`` without them.
+        encoding: of the pictures' and captions' encoding, which caches spare, per sample; part of ``forward``
+            without them.
         moments: shape of a sample's VAE moments, if it has any.
         features: shape of a caption's features, if it has any.
     """
@@ -110,14 +113,17 @@ def measure_step(run: RunConfig, batch: int, processes: int = 1, validate: bool 
 
 
 def picture_size(run: RunConfig) -> int:
-    """Side of a run's pictures in pixels; that of the square where they come in buckets, whose areas are the same at most.
+    """Side of a run's pictures in pixels.
+
+    That of the square where they come in buckets, whose areas are the same at most.
 
     Raises:
         UserError: the pictures were prepared, and what their sizes were is not in the configuration.
     """
     if run.data.kind == "prepared":
         raise UserError(
-            "data.kind is prepared; plan the run on the raw data that were prepared: its table shows the speed from caches too"
+            "data.kind is prepared; plan the run on the raw data that were prepared: its table shows the"
+            " speed from caches too"
         )
     return run.data.size
 
@@ -142,7 +148,9 @@ def outline_recipe(run: RunConfig) -> Recipe:
         return build_recipe(run, BlankSource(Example(CAPTION, pixels), real), **ready)
 
 
-def measure_recipe(recipe: Recipe, run: RunConfig, batch: int, processes: int = 1, validate: bool = True) -> StepFigures:
+def measure_recipe(
+    recipe: Recipe, run: RunConfig, batch: int, processes: int = 1, validate: bool = True
+) -> StepFigures:
     """Work out a step of a recipe whose models have no values (see ``measure_step``)."""
     shadow = ShadowDevice()
     size = picture_size(run)
@@ -150,7 +158,9 @@ def measure_recipe(recipe: Recipe, run: RunConfig, batch: int, processes: int = 
     pixels = shadow.blank(3, size, size, dtype=torch.uint8)
     parts = make_ready(recipe, run.optimizer.checkpointing)
     with shadow:
-        owners = {module: name for name, part in reversed([*recipe.named_children()]) for module in part.modules()}
+        owners = {
+            module: name for name, part in reversed([*recipe.named_children()]) for module in part.modules()
+        }
         trained = {id(p) for part in parts.values() for p in part.parameters()}
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in recipe.named_children()}
         names = {owners.get(part, name) for name, part in parts.items()}
@@ -196,12 +206,16 @@ def make_ready(recipe: Recipe, checkpointing: Sequence[str] = ()) -> dict[str, n
     return parts
 
 
-def _keep_beside(parameters: list[nn.Parameter], run: RunConfig, shadow: ShadowDevice, processes: int) -> None:
+def _keep_beside(
+    parameters: list[nn.Parameter], run: RunConfig, shadow: ShadowDevice, processes: int
+) -> None:
     """Take the memory of what stays from step to step beside the weights."""
     shadow.label = "moving average"
     shadow.kept = [AveragedWeights(parameters, run.optimizer.ema_decay)]
     shadow.label = "optimizer states"
-    shadow.kept += [shadow.blank(p.numel(), STATE_BYTES[run.optimizer.name], dtype=torch.uint8) for p in parameters]
+    shadow.kept += [
+        shadow.blank(p.numel(), STATE_BYTES[run.optimizer.name], dtype=torch.uint8) for p in parameters
+    ]
     if processes > 1:
         shadow.label = "buckets of gradients"
         shadow.kept += [torch.zeros_like(p) for p in parameters]
@@ -218,8 +232,13 @@ def _cached(recipe: Recipe) -> bool:
 
 
 @torch.no_grad()
-def _encode(recipe: Recipe, pixels: Tensor, shadow: ShadowDevice) -> tuple[Tensor | None, Tensor | None, float]:
-    """Moments and features of one sample, and the operations of encoding them; a cache in the recipe is filled on the way."""
+def _encode(
+    recipe: Recipe, pixels: Tensor, shadow: ShadowDevice
+) -> tuple[Tensor | None, Tensor | None, float]:
+    """Moments and features of one sample, and the operations of encoding them.
+
+    A cache in the recipe is filled on the way.
+    """
     if not isinstance(recipe, DenoisingRecipe):
         return None, None, 0.0
     shadow.label = "encoding"
@@ -273,7 +292,11 @@ def _labelled(owners: dict[nn.Module, str], shadow: ShadowDevice) -> Iterator[No
 
 
 def _of_parts(counts: Mapping[str, int]) -> dict[str, int]:
-    return {label.removeprefix(ACTIVATIONS): n for label, n in counts.items() if n and label.startswith(ACTIVATIONS)}
+    return {
+        label.removeprefix(ACTIVATIONS): n
+        for label, n in counts.items()
+        if n and label.startswith(ACTIVATIONS)
+    }
 
 
 def _validation_peak(recipe: Recipe, shadow: ShadowDevice) -> int:

@@ -1,4 +1,7 @@
-"""Models without their weights: from the configurations in a folder, the shapes in a file, or what is known of a hub's model."""
+"""Models without their weights.
+
+From the configurations in a folder, the shapes in a file, or what is known of a hub's model.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,32 @@ from ..text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 SD15: dict[str, dict[str, Any]] = {
     "unet": {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64},
     "vae": {
-        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "sample_size": 512,
-        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, "scaling_factor": 0.18215,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "sample_size": 512,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "scaling_factor": 0.18215,
     },
     "text_encoder": {
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "hidden_act": "quick_gelu", "vocab_size": 49408, "projection_dim": 768, "bos_token_id": 49406, "eos_token_id": 49407,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+        "vocab_size": 49408,
+        "projection_dim": 768,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
     },
-}  # fmt: skip
+}
 
 #: Hub names of SD1.5; its first home is gone and still stands in many configurations.
 SD15_NAMES = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
 
-#: Width and layers of Chinese CLIP's text encoders by hub name (RoBERTa-wwm large and base, RBT3: arXiv 2211.01335, table 1).
+#: Width and layers of Chinese CLIP's text encoders by hub name (RoBERTa-wwm large and base, RBT3: arXiv
+#: 2211.01335, table 1).
 CHINESE_CLIPS = {
     "OFA-Sys/chinese-clip-vit-huge-patch14": (1024, 24),
     "OFA-Sys/chinese-clip-vit-large-patch14-336px": (768, 12),
@@ -55,7 +71,11 @@ def outline_models(config: RecipeConfig) -> dict[str, Any]:
         "vae": lambda source: _outline_part("vae", source),
         "text_encoder": lambda source: _outline_part("text_encoder", source),
     }
-    return {name: make(source) for name, make in makers.items() if (source := getattr(config, name, None)) is not None}
+    return {
+        name: make(source)
+        for name, make in makers.items()
+        if (source := getattr(config, name, None)) is not None
+    }
 
 
 def outline_backbone(source: str) -> Backbone:
@@ -78,14 +98,20 @@ def outline_native_text_encoder(source: str) -> NativeTextEncoder:
     from transformers import AutoConfig, ChineseCLIPTextConfig
 
     if source.endswith(".pt"):
-        names = {key.removeprefix("module."): value for key, value in read_weights(source, header_only=True).tensors.items()}
+        names = {
+            key.removeprefix("module."): value
+            for key, value in read_weights(source, header_only=True).tensors.items()
+        }
         bert = {key.removeprefix("bert."): value for key, value in names.items() if key.startswith("bert.")}
         return _native(cn_clip_config(bert, Path(source)), chinese_clip_tokenizer())
     if source in CHINESE_CLIPS and not Path(source).is_dir():
         width, layers = CHINESE_CLIPS[source]
         sizes: dict[str, Any] = dict(
-            hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width
-        )  # fmt: skip
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            intermediate_size=4 * width,
+        )
         return _native(ChineseCLIPTextConfig(vocab_size=21128, **sizes), chinese_clip_tokenizer())
     folder = _configurations(source)
     return _native(AutoConfig.from_pretrained(folder), load_tokenizer(folder))
@@ -112,4 +138,6 @@ def _configurations(source: str) -> Path:
         return resolve_folder(source, files=["*.json", "*.txt", "*.model"])
     except UserError as error:
         known = ", ".join((*SD15_NAMES, *CHINESE_CLIPS))
-        raise UserError(f"{error} (a plan needs only its configuration; known without it are {known})") from None
+        raise UserError(
+            f"{error} (a plan needs only its configuration; known without it are {known})"
+        ) from None

@@ -13,7 +13,8 @@ from .fake_step import STATE_BYTES, StepFigures, measure_step
 
 GIB = 2**30
 
-#: Assumed, not measured: CUDA's context with the kernels' code and cuBLAS's workspace, and NCCL's buffers beside it.
+#: Assumed, not measured: CUDA's context with the kernels' code and cuBLAS's workspace, and NCCL's buffers
+#: beside it.
 CUDA_CONTEXT, NCCL = 0.7 * GIB, 0.5 * GIB
 
 #: Kinds whose captions or pictures are needed in every step, so that no cache can stand for them.
@@ -27,7 +28,8 @@ class Machine:
     Attributes:
         gpus: processes, each with a GPU.
         memory: GiB of a GPU.
-        tflops: a GPU's dense rate at the precision in use, in 10^12 operations a second (312: an A100 or A800 in bf16).
+        tflops: a GPU's dense rate at the precision in use, in 10^12 operations a second (312: an A100 or A800
+            in bf16).
         utilisation: share of it that training reaches.
         price: of a GPU for an hour.
     """
@@ -43,12 +45,17 @@ class Machine:
             if not (math.isfinite(value) and (value > 0 or (name == "price" and value == 0))):
                 raise UserError(f"{name.replace('_', ' ')} {value:g} must be a positive number")
         if self.utilisation > 1:
-            raise UserError(f"utilisation {self.utilisation:g} is a share; give one between 0 and 1, such as 0.4")
+            raise UserError(
+                f"utilisation {self.utilisation:g} is a share; give one between 0 and 1, such as 0.4"
+            )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A way to share the batch that a GPU holds: samples of a micro-batch, accumulation, and the bytes it takes."""
+    """A way to share the batch that a GPU holds.
+
+    Samples of a micro-batch, accumulation, and the bytes it takes.
+    """
 
     micro_batch: int
     accumulation: int
@@ -64,7 +71,8 @@ class Plan:
         machine: what it is planned for.
         accumulation: micro-batches of a step.
         memory: bytes of a GPU by what they are for; "peak of a step" in parts, then what comes beside it.
-        fit: another way to share the batch where this one does not fit; None where it does, or where nothing would.
+        fit: another way to share the batch where this one does not fit; None where it does, or where nothing
+            would.
         samples: of the corpus.
         captions: different captions, as far as they are kept in memory.
         flops: operations for a sample as configured.
@@ -123,8 +131,9 @@ def make_plan(run: RunConfig, machine: Machine, samples: int | None = None) -> P
     micro, rest = divmod(config.batch_size, machine.gpus * config.accumulation)
     if rest or not micro:
         raise UserError(
-            f"batch_size {config.batch_size} cannot be shared by {machine.gpus} GPUs x {config.accumulation} accumulation steps; "
-            "make it divisible with optimizer.batch_size=, optimizer.accumulation= or --gpus"
+            f"batch_size {config.batch_size} cannot be shared by {machine.gpus} GPUs x {config.accumulation}"
+            " accumulation steps; make it divisible with optimizer.batch_size=, optimizer.accumulation= or"
+            " --gpus"
         )
     count, captions = _corpus(run, samples)
     step = measure_step(run, micro, machine.gpus)
@@ -150,7 +159,9 @@ def _corpus(run: RunConfig, samples: int | None) -> tuple[int, int]:
     try:
         source: Source = build_source(run.data)
     except UserError as error:
-        raise UserError(f"the corpus cannot be counted here ({error}); give its size with --samples") from None
+        raise UserError(
+            f"the corpus cannot be counted here ({error}); give its size with --samples"
+        ) from None
     return len(source), len({source.caption(i) for i in range(len(source))} | {""}) if cached else 0
 
 

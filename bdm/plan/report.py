@@ -11,7 +11,9 @@ _RULE = "-" * 72
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """All figures: bytes, seconds, operations and the price's currency."""
-    speeds = {"as_configured": plan.flops} | ({"from_caches": plan.flops_from_caches} if plan.flops_from_caches else {})
+    speeds = {"as_configured": plan.flops} | (
+        {"from_caches": plan.flops_from_caches} if plan.flops_from_caches else {}
+    )
     return {
         "parameters": plan.step.parameters,
         "trained": list(plan.step.trained),
@@ -27,7 +29,10 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "would_fit": None if plan.fit is None else vars(plan.fit),
         "flops_per_sample": {
-            "forward": plan.step.forward, "backward": plan.step.backward, "encoding": plan.step.encoding, "total": plan.flops,
+            "forward": plan.step.forward,
+            "backward": plan.step.backward,
+            "encoding": plan.step.encoding,
+            "total": plan.flops,
         },
         "samples": plan.samples,
         "run_samples": plan.run_samples,
@@ -42,7 +47,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
             for name, flops in speeds.items()
         },
         "disk": plan.disk,
-    }  # fmt: skip
+    }
 
 
 def plan_table(plan: Plan) -> str:
@@ -69,13 +74,19 @@ def _operations(count: float) -> str:
 def _models(plan: Plan) -> list[str]:
     trained = plan.step.trained
     rows = [(name, count) for name, count in plan.step.parameters.items() if count]
-    lines = [_row(f"parameters: {name}", f"{count:,}", "trained" if name in trained else "frozen") for name, count in rows]
+    lines = [
+        _row(f"parameters: {name}", f"{count:,}", "trained" if name in trained else "frozen")
+        for name, count in rows
+    ]
     return [*lines, _row("trained parameters", f"{plan.step.trained_parameters:,}")]
 
 
 def _memory(plan: Plan) -> list[str]:
     machine, step = plan.machine, plan.step
-    lines = [f"memory of one GPU, {step.batch} samples at once x {plan.accumulation} (accumulation) x {machine.gpus} GPUs"]
+    lines = [
+        f"memory of one GPU, {step.batch} samples at once x {plan.accumulation} (accumulation) x"
+        f" {machine.gpus} GPUs"
+    ]
     lines += [_row(f"  {name}", _size(size)) for name, size in plan.memory.items() if size >= 2**10]
     left = machine.memory * GIB - plan.total_memory
     lines.append(_row("  in all", _size(plan.total_memory), f"of {machine.memory:g} GiB"))
@@ -83,13 +94,17 @@ def _memory(plan: Plan) -> list[str]:
         lines.append(f"  fits, {_size(left)} left")
     elif plan.fit is not None:
         lines.append(
-            f"  DOES NOT FIT. optimizer.accumulation={plan.fit.accumulation} ({plan.fit.micro_batch} samples at once) would, "
-            f"with {_size(plan.fit.memory)}"
+            f"  DOES NOT FIT. optimizer.accumulation={plan.fit.accumulation} ({plan.fit.micro_batch} samples"
+            f" at once) would, with {_size(plan.fit.memory)}"
         )
     else:
-        lines.append("  DOES NOT FIT, and no smaller micro-batch would: use GPUs with more memory or smaller models")
+        lines.append(
+            "  DOES NOT FIT, and no smaller micro-batch would: use GPUs with more memory or smaller models"
+        )
     if step.activations:
-        shares = ", ".join(f"{name} {_size(size)}" for name, size in step.activations.items() if size >= 2**20)
+        shares = ", ".join(
+            f"{name} {_size(size)}" for name, size in step.activations.items() if size >= 2**20
+        )
         lines.append(f"  kept for the backward pass: {shares or 'below 1 MiB'}")
     return lines
 

@@ -20,7 +20,10 @@ from ..method.bridge import add_residuals, check_fit, in_window
 
 
 def canny_edges(picture: Image.Image, low: int = 100, high: int = 200) -> Image.Image:
-    """The white-on-black edge picture that Canny ControlNets are conditioned on; thresholds as in ControlNet's own annotator."""
+    """The white-on-black edge picture that Canny ControlNets are conditioned on.
+
+    Thresholds as in ControlNet's own annotator.
+    """
     import cv2
 
     edges = cv2.Canny(np.asarray(picture.convert("RGB")), low, high)
@@ -32,7 +35,8 @@ def annotate(picture: Image.Image, name: str | None) -> Image.Image:
 
     Args:
         picture: any picture.
-        name: "canny", or the name of a detector of the ``controlnet_aux`` package ("hed", "openpose" ...); None leaves it.
+        name: "canny", or the name of a detector of the ``controlnet_aux`` package ("hed", "openpose" ...);
+            None leaves it.
 
     Raises:
         UserError: unknown name, or ``controlnet_aux`` is not installed.
@@ -57,8 +61,12 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.copy()
-    except Exception as error:  # damaged files make PIL raise SyntaxError, ValueError, struct.error and others
-        raise UserError(f"{path} is not a picture that can be opened ({first_line(error)}); give a PNG or JPEG") from None
+    except (
+        Exception
+    ) as error:  # damaged files make PIL raise SyntaxError, ValueError, struct.error and others
+        raise UserError(
+            f"{path} is not a picture that can be opened ({first_line(error)}); give a PNG or JPEG"
+        ) from None
 
 
 def control_tensor(pictures: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
@@ -75,18 +83,28 @@ def control_tensor(pictures: Image.Image | Sequence[Image.Image] | Tensor) -> Te
         raise UserError("control pictures must be PIL pictures or one tensor; give at least one")
     for picture in pictures:
         if picture.mode not in ("RGB", "L", "1"):
-            raise UserError(f"a control picture has mode {picture.mode}; give RGB or grey (convert it without transparency first)")
+            raise UserError(
+                f"a control picture has mode {picture.mode}; give RGB or grey (convert it without"
+                " transparency first)"
+            )
         if picture.size != pictures[0].size:
-            raise UserError(f"control pictures of different sizes, {pictures[0].size} and {picture.size}; give one size")
+            raise UserError(
+                f"control pictures of different sizes, {pictures[0].size} and {picture.size}; give one size"
+            )
     arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) / 255 for picture in pictures]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def _check_control_tensor(pictures: Tensor) -> None:
     if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.numel():
-        raise UserError(f"control pictures have shape {tuple(pictures.shape)}; give (n, 3, height, width) in [0, 1]")
+        raise UserError(
+            f"control pictures have shape {tuple(pictures.shape)}; give (n, 3, height, width) in [0, 1]"
+        )
     if not pictures.is_floating_point():
-        raise UserError(f"control pictures are {pictures.dtype}; give floating-point values in [0, 1], such as pictures / 255")
+        raise UserError(
+            f"control pictures are {pictures.dtype}; give floating-point values in [0, 1], such as pictures"
+            " / 255"
+        )
     least, most = pictures.min().item(), pictures.max().item()
     if not (least >= 0 and most <= 1):  # NaN is neither
         raise UserError(f"control pictures hold values from {least:g} to {most:g}; give values in [0, 1]")
@@ -108,7 +126,8 @@ class ControlCondition:
 
 
 class ControlNetHook(ModelHook):
-    """Runs a ControlNet before every forward pass of the UNet and adds its residuals, as diffusers' pipelines do.
+    """Runs a ControlNet before every forward pass of the UNet and adds its residuals, as diffusers' pipelines
+    do.
 
     It reads the UNet's own (English) text features. Without a condition it does nothing.
 
@@ -163,7 +182,9 @@ class ControlNetHook(ModelHook):
         finally:
             self._condition = None
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Add the ControlNet's residuals to the arguments of the UNet's forward pass."""
         condition = self._condition
         if condition is None:
@@ -190,5 +211,8 @@ class ControlNetHook(ModelHook):
             return pictures.expand(len(sample), -1, -1, -1)
         pictures = pictures.repeat_interleave(condition.images_per_prompt, dim=0)
         if len(sample) % len(pictures):
-            raise UserError(f"{len(condition.pictures)} control pictures for another number of prompts; give one, or one for each")
+            raise UserError(
+                f"{len(condition.pictures)} control pictures for another number of prompts; give one, or one"
+                " for each"
+            )
         return pictures.repeat(len(sample) // len(pictures), 1, 1, 1)

@@ -1,4 +1,7 @@
-"""What each kind of plug-in does to a pipeline: files -> layers on its weights, ControlNet hooks and trigger words."""
+"""What each kind of plug-in does to a pipeline.
+
+Files -> layers on its weights, ControlNet hooks and trigger words.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,10 @@ class PluginHost:
 
     @property
     def kinds(self) -> dict[Kind, Callable[..., dict[str, float] | None]]:
-        """How each kind is attached: (file, name, settings) -> its strength, None where that has no meaning."""
+        """How each kind is attached.
+
+        (file, name, settings) -> its strength, None where that has no meaning.
+        """
         return {
             "checkpoint": self._attach_checkpoint, "vae": self._attach_vae, "adapter": self._attach_adapter,
             "controlnet": self._attach_controlnet, "embedding": self._attach_embedding,
@@ -69,12 +75,14 @@ class PluginHost:
         if kind == "embedding":
             self._rebuild_tokenizer()
 
-    def set_adapter_strength(self, name: str, strength: float, text_strength: float | None) -> dict[str, float]:
+    def set_adapter_strength(
+        self, name: str, strength: float, text_strength: float | None
+    ) -> dict[str, float]:
         """Change an adapter's strengths; returns them by part.
 
         Raises:
-            UserError: a strength is no finite number, or makes a weight overflow; the adapter's module was exchanged or is
-                offloaded. Nothing has changed then.
+            UserError: a strength is no finite number, or makes a weight overflow; the adapter's module was
+                exchanged or is offloaded. Nothing has changed then.
         """
         strengths = _strengths(strength, text_strength)
         self._weights.put(name, Layer(changes=self._weights.layers[name].changes, strength=strengths))
@@ -87,7 +95,8 @@ class PluginHost:
         known = self._modules.get(part)
         if known is not None and known is not module and self.changes(known):
             raise UserError(
-                f"the pipeline's {part} was exchanged while plug-ins were on it; put the old one back, detach, then exchange"
+                f"the pipeline's {part} was exchanged while plug-ins were on it; put the old one back,"
+                " detach, then exchange"
             )
         refuse_shared(module, self, part)
         self._modules[part] = module
@@ -127,7 +136,10 @@ class PluginHost:
         if vae is None or theirs is None or "vae" not in parts.weights:
             return
         if theirs != (ours := vae.config["scaling_factor"]):
-            raise UserError(f"{path} scales latents by {theirs} and this pipeline by {ours}; use a VAE of the same model family")
+            raise UserError(
+                f"{path} scales latents by {theirs} and this pipeline by {ours}; use a VAE of the same model"
+                " family"
+            )
 
     def _replacement(self, part: str, weights: Mapping[str, Tensor], path: Path) -> dict[Place, Tensor]:
         own = self._weights.base(part)
@@ -135,13 +147,21 @@ class PluginHost:
         check_weights(own, weights, f"{path} ({part})")
         return {(part, key): tensor for key, tensor in weights.items()}
 
-    def _attach_adapter(self, path: Path, name: str, strength: float = 1.0, text_strength: float | None = None) -> dict[str, float]:
+    def _attach_adapter(
+        self, path: Path, name: str, strength: float = 1.0, text_strength: float | None = None
+    ) -> dict[str, float]:
         file = read_weights(path)
         refuse_not_finite(file.tensors, path)
-        own = {part: self._weights.base(part) for part in ("unet", "text_encoder") if getattr(self._host, part, None) is not None}
+        own = {
+            part: self._weights.base(part)
+            for part in ("unet", "text_encoder")
+            if getattr(self._host, part, None) is not None
+        }
         # Adapters name modules without the prefix that older transformers put before the text encoder's.
         live = {
-            part: {key.rpartition(".")[0].removeprefix("text_model."): key.rpartition(".")[0] for key in weights}
+            part: {
+                key.rpartition(".")[0].removeprefix("text_model."): key.rpartition(".")[0] for key in weights
+            }
             for part, weights in own.items()
         }
         layer = Layer(strength=_strengths(strength, text_strength))
@@ -151,7 +171,10 @@ class PluginHost:
                 if change.factors.keys() - {"bias"}:
                     layer.changes[part, weight] = change.weight
                 if "bias" in change.factors and bias not in own[part]:
-                    raise UserError(f"{path} changes a bias of {module}, which has none; the file is made for another base")
+                    raise UserError(
+                        f"{path} changes a bias of {module}, which has none; the file is made for another"
+                        " base"
+                    )
                 if change.reaches_bias and bias in own[part]:
                     layer.changes[part, bias] = change.bias
         self._weights.put(name, layer)
@@ -177,11 +200,19 @@ class PluginHost:
         vectors = embedding_vectors(read_weights(path), table.shape[1])
         pristine = self._tokenizer or getattr(self._host, "tokenizer", None)
         if pristine is None:
-            raise UserError("the pipeline has no tokenizer that could learn a trigger word; attach embeddings to a whole one")
+            raise UserError(
+                "the pipeline has no tokenizer that could learn a trigger word; attach embeddings to a"
+                " whole one"
+            )
         if len(pristine) != len(table):
-            raise UserError(f"the tokenizer has {len(pristine)} tokens and the text encoder {len(table)}; they must be equal")
+            raise UserError(
+                f"the tokenizer has {len(pristine)} tokens and the text encoder {len(table)}; they must be"
+                " equal"
+            )
         if not name.strip() or re.search(r"[<>\ud800-\udfff]", name):
-            raise UserError(f"{name!r} cannot be a trigger word; attach the embedding under a name without < and >")
+            raise UserError(
+                f"{name!r} cannot be a trigger word; attach the embedding under a name without < and >"
+            )
         known = {token.lower() for token in self._host.tokenizer.get_vocab()}
         if known & {token.lower() for token in trigger_tokens(name, len(vectors))}:
             raise UserError(f"the trigger word {name!r} is taken; attach the embedding under another name")
@@ -190,12 +221,18 @@ class PluginHost:
             self._rebuild_tokenizer()
         except Exception as error:  # the tokenizer's library says little of what it refuses
             self._weights.remove(name)
-            raise UserError(f"the tokenizer refuses the trigger word {name!r} ({error}); give another name") from None
+            raise UserError(
+                f"the tokenizer refuses the trigger word {name!r} ({error}); give another name"
+            ) from None
 
     def _triggers(self) -> dict[str, int]:
         """Trigger word -> number of vectors, in the order of their rows."""
         place = self._embedding_place()
-        return {name: len(layer.rows[place]) for name, layer in self._weights.layers.items() if place in layer.rows}
+        return {
+            name: len(layer.rows[place])
+            for name, layer in self._weights.layers.items()
+            if place in layer.rows
+        }
 
     def _embedding_place(self) -> Place:
         encoder: Any = self._part("text_encoder")
@@ -203,7 +240,10 @@ class PluginHost:
         return "text_encoder", next(name for name, p in encoder.named_parameters() if p is table)
 
     def _rebuild_tokenizer(self) -> None:
-        """Give the host a copy of its tokenizer that knows the trigger words; its own again when there are none."""
+        """Give the host a copy of its tokenizer that knows the trigger words.
+
+        Its own again when there are none.
+        """
         from tokenizers import AddedToken
 
         if self._tokenizer is None:
@@ -211,7 +251,9 @@ class PluginHost:
         triggers = self._triggers()
         tokenizer = copy.deepcopy(self._tokenizer) if triggers else self._tokenizer
         for name, count in triggers.items():
-            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in trigger_tokens(name, count)])
+            tokenizer.add_tokens(
+                [AddedToken(token, normalized=False) for token in trigger_tokens(name, count)]
+            )
         self._host.tokenizer = tokenizer
         if not triggers:
             self._tokenizer = None
@@ -231,7 +273,8 @@ def refuse_shared(module: nn.Module, host: PluginHost, part: str) -> None:
         gc.collect()  # a pipeline that nobody holds any more stays until then
     if taken():
         raise UserError(
-            f"another pipeline that shares this {part.replace('_', ' ')} has plug-ins on it; attach there, or detach those first"
+            f"another pipeline that shares this {part.replace('_', ' ')} has plug-ins on it; attach there, or"
+            " detach those first"
         )
 
 
@@ -253,7 +296,10 @@ def holders(kind: Kind | None, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
 
 
 def _strengths(strength: float, text_strength: float | None) -> dict[str, float]:
-    return {"unet": finite(strength), "text_encoder": finite(strength if text_strength is None else text_strength)}
+    return {
+        "unet": finite(strength),
+        "text_encoder": finite(strength if text_strength is None else text_strength),
+    }
 
 
 def finite(strength: Any) -> float:

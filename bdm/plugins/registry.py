@@ -1,4 +1,7 @@
-"""The contract of plug-ins: attach, set strength, detach; names are unique, and whatever is detached leaves nothing behind."""
+"""The contract of plug-ins: attach, set strength, detach.
+
+Names are unique, and whatever is detached leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ class Plugin:
         name: unique within a pipeline.
         kind: its role.
         source: the file or folder it came from.
-        hash: what A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's. Taken when it was
-            attached, because the file may be replaced or deleted later.
+        hash: what A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's.
+            Taken when it was attached, because the file may be replaced or deleted later.
         strength: what ``set_strength`` set; None where strength has no meaning.
     """
 
@@ -37,7 +40,11 @@ class Plugin:
     strength: dict[str, float] | None = None
 
     def __str__(self) -> str:
-        strength = "" if self.strength is None else " " + ", ".join(f"{part} {value:g}" for part, value in self.strength.items())
+        strength = (
+            ""
+            if self.strength is None
+            else " " + ", ".join(f"{part} {value:g}" for part, value in self.strength.items())
+        )
         return f"{self.name}: {self.kind}{strength} [{self.hash}] from {self.source}"
 
 
@@ -65,29 +72,36 @@ class Plugins:
 
     def __getitem__(self, name: str) -> Plugin:
         if name not in self._plugins:
-            raise UserError(f"no plug-in is called {name!r}; attached are: {', '.join(self._plugins) or 'none'}")
+            raise UserError(
+                f"no plug-in is called {name!r}; attached are: {', '.join(self._plugins) or 'none'}"
+            )
         return self._plugins[name]
 
     def __repr__(self) -> str:
         return "\n".join(map(str, self)) or "no plug-ins"
 
-    def attach(self, source: str | Path, name: str | None = None, *, kind: Kind | None = None, **settings: Any) -> Plugin:
+    def attach(
+        self, source: str | Path, name: str | None = None, *, kind: Kind | None = None, **settings: Any
+    ) -> Plugin:
         """Attach a file or folder; what it is, it says itself.
 
         Args:
             source: a checkpoint, VAE, adapter, ControlNet or embedding: file, diffusers folder or hub name.
-            name: how it is called from now on; the file's stem by default. An embedding's name is its trigger word.
-            kind: what it must be ("checkpoint", "vae", "adapter", "controlnet", "embedding"). As "vae" a checkpoint gives its VAE
-                alone.
-            settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder; ControlNets:
-                ``strength``, ``start``, ``end`` (share of the steps).
+            name: how it is called from now on; the file's stem by default. An embedding's name is its trigger
+                word.
+            kind: what it must be ("checkpoint", "vae", "adapter", "controlnet", "embedding"). As "vae" a
+                checkpoint gives its VAE alone.
+            settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder;
+                ControlNets: ``strength``, ``start``, ``end`` (share of the steps).
 
         Returns:
-            What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its file must not be written
+            What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its
+                file must not be written
             over in place while it is attached (see ``bdm.formats.weights.WeightFile``).
 
         Raises:
-            UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed then.
+            UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed
+                then.
         """
         path = Path(source)
         if not path.exists():
@@ -118,11 +132,12 @@ class Plugins:
         Args:
             name: of the plug-in.
             strength: any finite number; 0 is without effect, 1 what the file was made for.
-            text_strength: of an adapter's text-encoder part; ``strength`` if it is left out, whatever it was before.
+            text_strength: of an adapter's text-encoder part; ``strength`` if it is left out, whatever it was
+                before.
 
         Raises:
-            UserError: no such plug-in, one whose strength has no meaning, a strength that is no finite number or makes a weight
-                overflow; nothing has changed then.
+            UserError: no such plug-in, one whose strength has no meaning, a strength that is no finite number
+                or makes a weight overflow; nothing has changed then.
         """
         plugin = self[name]
         if plugin.kind == "adapter":
@@ -132,7 +147,8 @@ class Plugins:
             plugin.strength = {**(plugin.strength or {}), "scale": strength}
         else:
             raise UserError(
-                f"{name} is a {plugin.kind}; {'text_' if plugin.kind == 'controlnet' else ''}strength has no meaning for it"
+                f"{name} is a {plugin.kind}; {'text_' if plugin.kind == 'controlnet' else ''}strength has no"
+                " meaning for it"
             )
 
     def detach(self, name: str) -> None:
@@ -165,10 +181,12 @@ class Plugins:
             strength: by plug-in name; a pair gives UNet and text encoder apart.
             steps: gives the pipeline's number of steps.
             images_per_prompt: pictures for each prompt.
-            latents: their height and width where they are known; else the first step finds pictures of another size.
+            latents: their height and width where they are known; else the first step finds pictures of
+                another size.
 
         Raises:
-            UserError: a ControlNet without a picture, a picture without a ControlNet or of another size, a strength that is none.
+            UserError: a ControlNet without a picture, a picture without a ControlNet or of another size, a
+                strength that is none.
         """
         pictures = self._pictures(control_images)
         for name, hook in self._controlnets.items():
@@ -179,14 +197,19 @@ class Plugins:
                 before = self[name].strength or {}
                 pair = tuple(value) if isinstance(value, tuple | list) else (value, None)
                 if len(pair) != 2:
-                    raise UserError(f"strength of {name}: {value!r}; give a number, or a pair for UNet and text encoder")
+                    raise UserError(
+                        f"strength of {name}: {value!r}; give a number, or a pair for UNet and text encoder"
+                    )
                 own, text = pair
-                # Restored through the same call, so that a strength of an adapter's two parts comes back as it was.
+                # Restored through the same call, so that a strength of an adapter's two parts comes back as
+                # it was.
                 restore = (before.get("unet", before.get("scale", 1.0)), before.get("text_encoder"))
                 self.set_strength(name, own, text)
                 stack.callback(self.set_strength, name, *restore)
             for name, hook in self._controlnets.items():
-                stack.enter_context(hook.condition(ControlCondition(pictures[name], steps, images_per_prompt)))
+                stack.enter_context(
+                    hook.condition(ControlCondition(pictures[name], steps, images_per_prompt))
+                )
             yield
 
     @property
@@ -197,7 +220,10 @@ class Plugins:
         names = list(self._controlnets)
         if given is not None and not isinstance(given, Mapping):
             if len(names) != 1:
-                raise UserError(f"one control picture is given for {len(names)} ControlNets; give control_images={{name: picture}}")
+                raise UserError(
+                    f"one control picture is given for {len(names)} ControlNets; give control_images={{name:"
+                    " picture}"
+                )
             given = {names[0]: given}
         given = dict(given or {})
         missing, extra = [n for n in names if n not in given], [n for n in given if n not in names]

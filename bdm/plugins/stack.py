@@ -1,7 +1,7 @@
 """Weights as a base with layers on it.
 
-A weight in use is the base (or the last replacement) plus the sum of the changes. It is always worked out from the untouched
-base, so taking layers off in any order gives back the very tensors from before.
+A weight in use is the base (or the last replacement) plus the sum of the changes. It is always worked out
+from the untouched base, so taking layers off in any order gives back the very tensors from before.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class LayeredWeights:
     def base(self, part: str) -> dict[str, Tensor]:
         """The base weights of a part by name."""
         unpack_layers(self._module(part))
-        return {name: self._base.get((part, name), p.data) for name, p in self._module(part).named_parameters()}
+        return {
+            name: self._base.get((part, name), p.data) for name, p in self._module(part).named_parameters()
+        }
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -67,8 +69,8 @@ class LayeredWeights:
         """Add a layer, or replace the one of that name; if it fails, nothing has changed.
 
         Raises:
-            UserError: it does not fit the weights, even where its strength is 0; a weight would be NaN or infinite; the weights
-                are offloaded, or no longer there.
+            UserError: it does not fit the weights, even where its strength is 0; a weight would be NaN or
+                infinite; the weights are offloaded, or no longer there.
         """
         before = self._layers.get(name, Layer())
         self._apply({**self._layers, name: layer}, before.places() | layer.places(), name)
@@ -91,10 +93,14 @@ class LayeredWeights:
         for part, name in places:
             if name not in parameters[part]:
                 raise UserError(
-                    f"the pipeline's {part} no longer has {name}; undo what was done to it since the plug-in was attached"
+                    f"the pipeline's {part} no longer has {name}; undo what was done to it since the plug-in"
+                    " was attached"
                 )
         # Everything is worked out before anything is changed.
-        fresh = {(part, name): self._compute((part, name), parameters[part][name], layers, new) for part, name in places}
+        fresh = {
+            (part, name): self._compute((part, name), parameters[part][name], layers, new)
+            for part, name in places
+        }
         if new is not None:
             _refuse_overflow(new, layers[new], fresh)
         for (part, name), data in fresh.items():
@@ -105,11 +111,19 @@ class LayeredWeights:
         self._base = {place: tensor for place, tensor in self._base.items() if place in in_use}
         self._layers = layers
 
-    def _compute(self, place: Place, parameter: nn.Parameter, layers: Mapping[str, Layer], new: str | None) -> Tensor:
+    def _compute(
+        self, place: Place, parameter: nn.Parameter, layers: Mapping[str, Layer], new: str | None
+    ) -> Tensor:
         if parameter.is_meta:
-            raise UserError(f"{'.'.join(place)} is offloaded; attach and detach plug-ins before sequential offload is enabled")
+            raise UserError(
+                f"{'.'.join(place)} is offloaded; attach and detach plug-ins before sequential offload is"
+                " enabled"
+            )
         weight = self._base.get(place, parameter.data)
-        if (weight.device, weight.dtype) != (parameter.device, parameter.dtype):  # the pipeline was moved meanwhile
+        if (weight.device, weight.dtype) != (
+            parameter.device,
+            parameter.dtype,
+        ):  # the pipeline was moved meanwhile
             weight = weight.to(parameter.device, parameter.dtype)
         for layer in layers.values():
             if place in layer.replaced:
@@ -117,14 +131,21 @@ class LayeredWeights:
         total = _total_change(place, weight, layers, new)
         if total is not None:
             weight = (weight.float() + total).to(weight.dtype)
-        rows = [layer.rows[place].to(weight.device, weight.dtype) for layer in layers.values() if place in layer.rows]
+        rows = [
+            layer.rows[place].to(weight.device, weight.dtype)
+            for layer in layers.values()
+            if place in layer.rows
+        ]
         return torch.cat([weight, *rows]) if rows else weight
 
 
-def _total_change(place: Place, weight: Tensor, layers: Mapping[str, Layer], new: str | None) -> Tensor | None:
+def _total_change(
+    place: Place, weight: Tensor, layers: Mapping[str, Layer], new: str | None
+) -> Tensor | None:
     """The sum of the layers' changes of a weight; None where there are none.
 
-    Of the ``new`` layer also those are worked out that strength 0 leaves out: whether a file fits must not depend on it.
+    Of the ``new`` layer also those are worked out that strength 0 leaves out: whether a file fits must not
+    depend on it.
     """
     total = None
     for name, layer in layers.items():
@@ -150,5 +171,6 @@ def _refuse_overflow(name: str, layer: Layer, fresh: Mapping[Place, Tensor]) -> 
 def _overflow(name: str, place: Place, weight: Tensor) -> UserError:
     dtype = str(weight.dtype).removeprefix("torch.")
     return UserError(
-        f"{name} makes {'.'.join(place)} NaN or larger than {dtype} can hold; use a smaller strength, or get the file again"
+        f"{name} makes {'.'.join(place)} NaN or larger than {dtype} can hold; use a smaller strength, or get"
+        " the file again"
     )

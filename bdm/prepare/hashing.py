@@ -14,14 +14,20 @@ SIDE, KEPT = 32, 8
 
 
 def perceptual_hash(pixels: Tensor) -> int:
-    """The 64-bit DCT hash of a picture: one bit for each of its 8x8 lowest frequencies, set where it is above their median.
+    """The 64-bit DCT hash of a picture.
+
+    One bit for each of its 8x8 lowest frequencies, set where it is above their median.
 
     Scaling, recompression and small changes of colour keep it; another crop does not.
 
     Args:
         pixels: (3, H, W) uint8.
     """
-    grey = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    grey = (
+        Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        .convert("L")
+        .resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    )
     low = np.asarray(dctn(np.asarray(grey, dtype=np.float64), norm="ortho"))[:KEPT, :KEPT].flatten()
     # The first is the mean brightness, which says nothing of what is seen and would move the median.
     bits = low > np.median(low[1:])

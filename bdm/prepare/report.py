@@ -26,7 +26,13 @@ def disk_cost(encoders: Encoders, settings: ShardSettings, size: int, count: int
     """
     width, height = settings.buckets[len(settings.buckets) // 2] if settings.buckets else (size, size)
     shrink = 2 ** (len(encoders.vae.config["block_out_channels"]) - 1)
-    moments = 2 * encoders.vae.config["latent_channels"] * (width // shrink) * (height // shrink) * settings.dtype.itemsize
+    moments = (
+        2
+        * encoders.vae.config["latent_channels"]
+        * (width // shrink)
+        * (height // shrink)
+        * settings.dtype.itemsize
+    )
     parts = [f"moments {moments:,} bytes"]
     if encoders.native is not None:
         layout = encoders.native.layout
@@ -34,11 +40,19 @@ def disk_cost(encoders: Encoders, settings: ShardSettings, size: int, count: int
         parts.append(f"a caption's features {features:,} bytes a chunk (text: features)")
         parts.append(f"or its token ids up to {4 * layout.content:,} bytes a chunk (text: ids)")
     free = shutil.disk_usage(out).free / 1e9
-    return f"a sample takes {', '.join(parts)}; {count:,} samples, text: {settings.text}; {free:,.0f} GB are free"
+    return (
+        f"a sample takes {', '.join(parts)}; {count:,} samples, text: {settings.text}; {free:,.0f} GB are"
+        " free"
+    )
 
 
 def finish_folder(
-    out: Path, tables: dict[Path, dict[str, Any]], samples: int, new: int, seconds: float, min_score: float | None
+    out: Path,
+    tables: dict[Path, dict[str, Any]],
+    samples: int,
+    new: int,
+    seconds: float,
+    min_score: float | None,
 ) -> dict[str, Any]:
     """Mark the near-duplicates, draw the scores and write the report.
 
@@ -71,18 +85,29 @@ def finish_folder(
         "samples_per_second": round(new / seconds, 1),
     }
     write_json(out / "report.json", report)
-    compared = "64-bit DCT hashes of the cut pictures; equal ones are near-duplicates, the first is not listed"
+    compared = (
+        "64-bit DCT hashes of the cut pictures; equal ones are near-duplicates, the first is not listed"
+    )
     # Last, because sources take a folder without it for unfinished.
     write_json(out / DUPLICATES, {"compared": compared, "rows": rows}, indent=None)
     return report
 
 
 def _duplicate_rows(tables: dict[Path, dict[str, Any]]) -> dict[str, list[int]]:
-    """By shard, the rows whose hash occurred before; training and validation shards are not compared with each other."""
+    """By shard, the rows whose hash occurred before.
+
+    Training and validation shards are not compared with each other.
+    """
     rows: dict[str, list[int]] = {}
     for split in sorted({path.name.rpartition("-")[0] for path in tables}):
-        own = {path.name: table["hashes"] for path, table in tables.items() if path.name.rpartition("-")[0] == split}
-        rows |= {name: later for name, later in zip(own, find_duplicates(list(own.values())), strict=True) if later}
+        own = {
+            path.name: table["hashes"]
+            for path, table in tables.items()
+            if path.name.rpartition("-")[0] == split
+        }
+        rows |= {
+            name: later for name, later in zip(own, find_duplicates(list(own.values())), strict=True) if later
+        }
     return rows
 
 
@@ -90,9 +115,10 @@ def describe_report(report: dict[str, Any], out: Path) -> str:
     """The report as a paragraph."""
     reasons = ", ".join(f"{count:,} {name}" for name, count in report["left_out"].items()) or "none"
     return (
-        f"{out}: {report['kept']:,} of {report['samples']:,} samples kept in {report['shards']} shards, "
-        f"{report['gigabytes']:,.3f} GB; left out: {reasons}; {report['near_duplicates']:,} near-duplicates are marked; "
-        f"{report['prepared_now']:,} samples in {report['seconds']:,.0f} s, {report['samples_per_second']:,.1f} samples/s"
+        f"{out}: {report['kept']:,} of {report['samples']:,} samples kept in {report['shards']} shards,"
+        f" {report['gigabytes']:,.3f} GB; left out: {reasons}; {report['near_duplicates']:,} near-duplicates"
+        f" are marked; {report['prepared_now']:,} samples in {report['seconds']:,.0f} s,"
+        f" {report['samples_per_second']:,.1f} samples/s"
     )
 
 

@@ -59,9 +59,14 @@ class Job:
         # As in training, so that the same pictures give the same moments.
         torch.set_flush_denormal(True)
         self.settings = ShardSettings(
-            text=config.text, dtype=getattr(torch, config.dtype), min_score=config.min_score, buckets=build_buckets(config.data),
-            batch_size=config.batch_size, workers=config.workers, unreadable_limit=config.unreadable_limit,
-        )  # fmt: skip
+            text=config.text,
+            dtype=getattr(torch, config.dtype),
+            min_score=config.min_score,
+            buckets=build_buckets(config.data),
+            batch_size=config.batch_size,
+            workers=config.workers,
+            unreadable_limit=config.unreadable_limit,
+        )
 
     @cached_property
     def sources(self) -> dict[str, Source]:
@@ -74,7 +79,11 @@ class Job:
         """The models on their device."""
         config = self.config
         vae: Any = load_vae(config.vae)
-        native = NativeTextEncoder.from_pretrained(config.native_text_encoder) if config.native_text_encoder else None
+        native = (
+            NativeTextEncoder.from_pretrained(config.native_text_encoder)
+            if config.native_text_encoder
+            else None
+        )
         scorer = CaptionScorer(config.scorer, config.scorer_mask) if config.scorer else None
         for model in (vae, native, scorer):
             if model is not None:
@@ -94,18 +103,35 @@ class Job:
 
     def run(self, task: Task, progress: Any = lambda _: None) -> dict[str, Any]:
         """Prepare one shard."""
-        return prepare_shard(self.sources[task.split], task.indices, task.path, self.encoders, self.settings, progress)
+        return prepare_shard(
+            self.sources[task.split], task.indices, task.path, self.encoders, self.settings, progress
+        )
 
     def manifest(self) -> dict[str, Any]:
         """What decides the shards' content, with the fingerprints of the models."""
         config, encoders = self.config, self.encoders
         models = {"vae": {"source": config.vae, "fingerprint": vae_fingerprint(encoders.vae)}}
         if encoders.native is not None and config.text != "none":
-            part, find = {"features": ("text_encoder", text_fingerprint), "ids": ("tokenizer", tokens_fingerprint)}[config.text]
+            part, find = {
+                "features": ("text_encoder", text_fingerprint),
+                "ids": ("tokenizer", tokens_fingerprint),
+            }[config.text]
             models[part] = {"source": str(config.native_text_encoder), "fingerprint": find(encoders.native)}
-        names = ("text", "scorer", "scorer_mask", "min_score", "dtype", "mixed_precision", "samples_per_shard")
+        names = (
+            "text",
+            "scorer",
+            "scorer_mask",
+            "min_score",
+            "dtype",
+            "mixed_precision",
+            "samples_per_shard",
+        )
         kept = config.model_dump(mode="json", include=set(names))
-        kept |= {"size": config.data.size, "buckets": self.settings.buckets, "data": config.data.model_dump(mode="json")}
+        kept |= {
+            "size": config.data.size,
+            "buckets": self.settings.buckets,
+            "data": config.data.model_dump(mode="json"),
+        }
         return {"format": FORMAT, "models": models, **kept}
 
 
@@ -126,16 +152,19 @@ def prepare(config: PrepareConfig, engine: Engine = "accelerate") -> dict[str, A
 
     Args:
         config: what is prepared.
-        engine: "accelerate" shares the shards out to the processes of ``accelerate launch``; "ray" to the workers of a cluster.
+        engine: "accelerate" shares the shards out to the processes of ``accelerate launch``; "ray" to the
+            workers of a cluster.
 
     Returns:
         The report, which also lies in ``report.json``; empty in all processes but the first.
 
     Raises:
-        UserError: ``out`` holds shards of another configuration, the disk is full, or too many samples are damaged.
+        UserError: ``out`` holds shards of another configuration, the disk is full, or too many samples are
+            damaged.
     """
     begin = time.perf_counter()
-    # Processes that are done wait for the others, and shards differ: the usual ten minutes would end the work of days.
+    # Processes that are done wait for the others, and shards differ: the usual ten minutes would end the work
+    # of days.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
     accelerator = Accelerator(cpu=cpu_only(), kwargs_handlers=[patience]) if engine == "accelerate" else None
     job = Job(config, accelerator.device if accelerator else "cpu")
@@ -149,21 +178,34 @@ def prepare(config: PrepareConfig, engine: Engine = "accelerate") -> dict[str, A
     if accelerator:
         accelerator.wait_for_everyone()
         own = missing[accelerator.process_index :: accelerator.num_processes]
-        title = f"preparing (process 1 of {accelerator.num_processes})" if accelerator.num_processes > 1 else "preparing"
-        with tqdm(total=sum(len(task.indices) for task in own), desc=title, unit="sample", mininterval=2, disable=not first) as bar:
+        title = (
+            f"preparing (process 1 of {accelerator.num_processes})"
+            if accelerator.num_processes > 1
+            else "preparing"
+        )
+        with tqdm(
+            total=sum(len(task.indices) for task in own),
+            desc=title,
+            unit="sample",
+            mininterval=2,
+            disable=not first,
+        ) as bar:
             for task in own:
                 job.run(task, bar.update)
         accelerator.wait_for_everyone()
     else:
         config = config.model_copy(update={"out": config.out.resolve()})
         tasks_there = [replace(task, path=task.path.resolve()) for task in missing]
-        run_on_ray(PrepareWorker, (config,), tasks_there, sum(len(task.indices) for task in missing), "preparing")
+        run_on_ray(
+            PrepareWorker, (config,), tasks_there, sum(len(task.indices) for task in missing), "preparing"
+        )
     if not first:
         return {}
     tables = {task.path: table for task in tasks if (table := read_table(task.path))}
     if len(tables) < len(tasks):
         raise UserError(
-            f"{len(tasks) - len(tables)} of {len(tasks)} shards are missing in {config.out}; run the same command again"
+            f"{len(tasks) - len(tables)} of {len(tasks)} shards are missing in {config.out}; run the same"
+            " command again"
         )
     samples, new = (sum(len(task.indices) for task in part) for part in (tasks, missing))
     return finish_folder(config.out, tables, samples, new, time.perf_counter() - begin, config.min_score)
@@ -180,15 +222,23 @@ def begin_folder(job: Job) -> None:
     before = _manifest_of(out)
     if before is not None and (changed := [name for name in manifest if before.get(name) != manifest[name]]):
         seen = "; ".join(f"{name}: {before.get(name)} -> {manifest[name]}" for name in changed)
-        raise UserError(f"{out} holds shards of another configuration ({seen}); choose another out=, or delete the folder")
+        raise UserError(
+            f"{out} holds shards of another configuration ({seen}); choose another out=, or delete the folder"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / MANIFEST, manifest)
         # The folder is not whole until the duplicates are known again.
         (out / DUPLICATES).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"folder {out} cannot be written ({error.strerror}); choose another with out=FOLDER") from None
-    print(disk_cost(job.encoders, job.settings, job.config.data.size, sum(len(s) for s in job.sources.values()), out))
+        raise UserError(
+            f"folder {out} cannot be written ({error.strerror}); choose another with out=FOLDER"
+        ) from None
+    print(
+        disk_cost(
+            job.encoders, job.settings, job.config.data.size, sum(len(s) for s in job.sources.values()), out
+        )
+    )
 
 
 def _manifest_of(out: Path) -> dict[str, Any] | None:
@@ -197,4 +247,6 @@ def _manifest_of(out: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{out / MANIFEST} cannot be read ({error}); choose another out=, or delete the folder") from None
+        raise UserError(
+            f"{out / MANIFEST} cannot be read ({error}); choose another out=, or delete the folder"
+        ) from None

@@ -1,4 +1,7 @@
-"""How well caption and picture agree, by a whole Chinese CLIP (arXiv 2211.01335); Japanese Stable Diffusion used CLOOB so."""
+"""How well caption and picture agree, by a whole Chinese CLIP (arXiv 2211.01335).
+
+Japanese Stable Diffusion used CLOOB so.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class CaptionScorer(nn.Module):
     """Pictures and captions -> cosine similarities.
 
     Args:
-        source: folder or hub name of a whole Chinese CLIP, with picture encoder. Mean and deviation of the colours come from its
-            ``preprocessor_config.json``; without one pictures are given in [-1, 1].
+        source: folder or hub name of a whole Chinese CLIP, with picture encoder. Mean and deviation of the
+            colours come from its ``preprocessor_config.json``; without one pictures are given in [-1, 1].
         mask: whether padding is hidden from attention, as in the released models.
 
     Raises:
@@ -40,14 +43,26 @@ class CaptionScorer(nn.Module):
         except UserError as error:
             raise UserError(f"scorer: {error}; or set scorer: null to prepare without scores") from None
         tensors = read_weights_folder(folder)
-        if read_json(folder / "config.json").get("model_type") != "chinese_clip" or "visual_projection.weight" not in tensors:
-            raise UserError(f"scorer {source} is no whole Chinese CLIP (text and picture encoder); give one, or set scorer: null")
+        if (
+            read_json(folder / "config.json").get("model_type") != "chinese_clip"
+            or "visual_projection.weight" not in tensors
+        ):
+            raise UserError(
+                f"scorer {source} is no whole Chinese CLIP (text and picture encoder); give one, or set"
+                " scorer: null"
+            )
         config: Any = ChineseCLIPConfig.from_pretrained(folder)
         self.clip: Any = ChineseCLIPModel(config)
         # By hand, because from_pretrained zeroes the row of [PAD]. Poolers are not read.
-        missing = [name for name in self.clip.load_state_dict(tensors, strict=False).missing_keys if "pooler" not in name]
+        missing = [
+            name
+            for name in self.clip.load_state_dict(tensors, strict=False).missing_keys
+            if "pooler" not in name
+        ]
         if any(not name.endswith("position_ids") for name in missing):
-            raise UserError(f"scorer {source} lacks {len(missing)} weights, such as {missing[0]}; get the folder again")
+            raise UserError(
+                f"scorer {source} lacks {len(missing)} weights, such as {missing[0]}; get the folder again"
+            )
         self.eval().requires_grad_(False)
         self.side: int = config.vision_config.image_size
         self.tokenizer = chinese_clip_tokenizer()
@@ -58,15 +73,25 @@ class CaptionScorer(nn.Module):
         self.deviation: Tensor
 
     def forward(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
-        """(B,) cosine similarities of (B, 3, H, W) uint8 pictures, scaled to the encoder's square, and B captions."""
+        """(B,) cosine similarities of (B, 3, H, W) uint8 pictures, scaled to the encoder's square, and B
+        captions.
+        """
         device = self.mean.device
         pictures = F.interpolate(
-            pixels.to(device).float() / 255, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False
-        ).clamp(0, 1)  # fmt: skip
-        tokens = self.tokenizer(list(captions), return_tensors="pt", truncation=True, padding="max_length", max_length=LENGTH)
+            pixels.to(device).float() / 255,
+            (self.side, self.side),
+            mode="bicubic",
+            antialias=True,
+            align_corners=False,
+        ).clamp(0, 1)
+        tokens = self.tokenizer(
+            list(captions), return_tensors="pt", truncation=True, padding="max_length", max_length=LENGTH
+        )
         ids = tokens.input_ids.to(device)
         mask = tokens.attention_mask.to(device) if self.mask else torch.ones_like(ids)
-        output = self.clip(input_ids=ids, attention_mask=mask, pixel_values=(pictures - self.mean) / self.deviation)
+        output = self.clip(
+            input_ids=ids, attention_mask=mask, pixel_values=(pictures - self.mean) / self.deviation
+        )
         return (output.text_embeds * output.image_embeds).sum(-1).float()
 
 

@@ -28,7 +28,10 @@ AT_LEAST = 200
 
 @dataclass(frozen=True)
 class Encoders:
-    """The frozen models that prepare, on one device; ``autocast`` is the precision they compute in, None for float32."""
+    """The frozen models that prepare, on one device.
+
+    ``autocast`` is the precision they compute in, None for float32.
+    """
 
     vae: Any
     native: NativeTextEncoder | None = None
@@ -95,8 +98,8 @@ def prepare_shard(
         progress: is told how many samples were dealt with.
 
     Returns:
-        The shard's table: ``left_out`` by reason, ``unusable`` [key, reason] pairs, ``seen_scores`` of all samples, and of the kept
-        ones in their order ``buckets``, ``scores``, ``hashes``.
+        The shard's table: ``left_out`` by reason, ``unusable`` [key, reason] pairs, ``seen_scores`` of all
+        samples, and of the kept ones in their order ``buckets``, ``scores``, ``hashes``.
 
     Raises:
         UserError: the disk is full or too many samples are damaged; nothing is left of the shard then.
@@ -119,7 +122,9 @@ def prepare_shard(
                     table.keep(sample, settings.buckets)
                     writer.add(f"{sample.index:09d}", tensors, _facts(source, sample))
                 else:
-                    table.leave_out("not finite", _key(source, sample.index), "moments or features are not finite")
+                    table.leave_out(
+                        "not finite", _key(source, sample.index), "moments or features are not finite"
+                    )
         table.check(len(indices), settings.unreadable_limit)
         return writer.publish(table.content())
 
@@ -160,8 +165,8 @@ class _Table:
         if bad > limit * max(count, AT_LEAST):
             key, reason = self.unusable[-1]
             raise UserError(
-                f"{bad} of {count} samples cannot be used, the last {key} ({reason}); allowed is a share of {limit:g} "
-                "(unreadable_limit): mend the data, or raise it"
+                f"{bad} of {count} samples cannot be used, the last {key} ({reason}); allowed is a share of"
+                f" {limit:g} (unreadable_limit): mend the data, or raise it"
             )
 
     def content(self) -> dict[str, Any]:
@@ -180,18 +185,27 @@ class _Reader(Dataset):
         return index, example_or_reason(self.source, index)
 
 
-def read_examples(source: Source, indices: range, workers: int = 0) -> Iterator[tuple[int, Example | UnreadableExample]]:
+def read_examples(
+    source: Source, indices: range, workers: int = 0
+) -> Iterator[tuple[int, Example | UnreadableExample]]:
     """The examples of these indices in their order; for one that cannot be used, why not."""
     # Without a generator of its own it would draw from the global one.
     generator = torch.Generator().manual_seed(0)
     loader: Any = DataLoader(
-        _Reader(source), batch_size=None, sampler=indices, num_workers=workers, collate_fn=lambda found: found, generator=generator
+        _Reader(source),
+        batch_size=None,
+        sampler=indices,
+        num_workers=workers,
+        collate_fn=lambda found: found,
+        generator=generator,
     )
     return iter(loader)
 
 
 def group_by_shape(samples: Iterator[_Sample], size: int) -> Iterator[list[_Sample]]:
-    """Groups of up to ``size`` samples whose pictures have one shape, in an order that depends on the samples alone."""
+    """Groups of up to ``size`` samples whose pictures have one shape, in an order that depends on the samples
+    alone.
+    """
     waiting: dict[tuple[int, ...], list[_Sample]] = {}
     for sample in samples:
         assert sample.example.pixels is not None
@@ -217,24 +231,33 @@ def _score(samples: list[_Sample], encoders: Encoders) -> list[_Sample]:
     """The samples with the score of their heaviest caption."""
     if encoders.scorer is None:
         return samples
-    heaviest = [max(zip(*reversed(_captions(s.example)), strict=True), key=lambda pair: pair[0])[1] for s in samples]
+    heaviest = [
+        max(zip(*reversed(_captions(s.example)), strict=True), key=lambda pair: pair[0])[1] for s in samples
+    ]
     with encoders.precision():
         scores = encoders.scorer(_stack(samples), heaviest).tolist()
     return [_Sample(s.index, s.example, round(score, 4)) for s, score in zip(samples, scores, strict=True)]
 
 
 @torch.no_grad()
-def _encode(samples: list[_Sample], encoders: Encoders, settings: ShardSettings) -> Iterator[tuple[_Sample, dict[str, Tensor]]]:
+def _encode(
+    samples: list[_Sample], encoders: Encoders, settings: ShardSettings
+) -> Iterator[tuple[_Sample, dict[str, Tensor]]]:
     """The tensors of each sample: ``moments`` and, for caption number i, ``text.i``."""
     if not samples:
         return
     with encoders.precision():
         moments = encode_moments(encoders.vae, to_unit_range(_stack(samples).to(encoders.device)))
-        texts = _encode_texts([caption for s in samples for caption in _captions(s.example)[0]], encoders, settings)
+        texts = _encode_texts(
+            [caption for s in samples for caption in _captions(s.example)[0]], encoders, settings
+        )
     start = 0
     for sample, own in zip(samples, moments.to("cpu", settings.dtype), strict=True):
         count = len(_captions(sample.example)[0])
-        yield sample, {"moments": own, **{f"text.{i}": text for i, text in enumerate(texts[start : start + count])}}
+        yield (
+            sample,
+            {"moments": own, **{f"text.{i}": text for i, text in enumerate(texts[start : start + count])}},
+        )
         start += count
 
 
@@ -253,4 +276,9 @@ def _key(source: Source, index: int) -> str:
 
 def _facts(source: Source, sample: _Sample) -> dict[str, Any]:
     captions, weights = _captions(sample.example)
-    return {"key": _key(source, sample.index), "captions": captions, "weights": weights, "score": sample.score}
+    return {
+        "key": _key(source, sample.index),
+        "captions": captions,
+        "weights": weights,
+        "score": sample.score,
+    }

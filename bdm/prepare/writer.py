@@ -47,13 +47,20 @@ class ShardWriter:
         """Append a sample."""
         text = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode("utf-8")
         with writing_to(self.path, STAYS):
-            self._places.append([
-                *self._member(f"{name}.safetensors", save_tensors({k: t.contiguous() for k, t in tensors.items()})),
-                *self._member(f"{name}.json", text),
-            ])  # fmt: skip
+            self._places.append(
+                [
+                    *self._member(
+                        f"{name}.safetensors", save_tensors({k: t.contiguous() for k, t in tensors.items()})
+                    ),
+                    *self._member(f"{name}.json", text),
+                ]
+            )
 
     def publish(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        """Sync and move into place, the table first: the tar's presence with the size that stands there makes the shard whole."""
+        """Sync and move into place, the table first.
+
+        The tar's presence with the size that stands there makes the shard whole.
+        """
         with writing_to(self.path, STAYS):
             self._tar.close()
             self._file.flush()

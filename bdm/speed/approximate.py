@@ -19,12 +19,13 @@ class Approximation:
     """What a call leaves out. The defaults leave out nothing.
 
     Attributes:
-        guidance_start: guidance is off in step i of T where i/T < guidance_start: only the positive half is computed, as if the
-            guidance scale were 1 ("Applying Guidance in a Limited Interval", arXiv 2404.07724).
+        guidance_start: guidance is off in step i of T where i/T < guidance_start: only the positive half is
+            computed, as if the guidance scale were 1 ("Applying Guidance in a Limited Interval", arXiv
+            2404.07724).
         guidance_end: ... and where (i+1)/T > guidance_end.
         branch_every: the branch runs in every n-th step and its residuals are added again in those between.
-        deep_every: everything below the outermost block, of backbone and branch, runs in every n-th step and its features are
-            used again in those between (DeepCache, arXiv 2312.00858).
+        deep_every: everything below the outermost block, of backbone and branch, runs in every n-th step and
+            its features are used again in those between (DeepCache, arXiv 2312.00858).
     """
 
     guidance_start: float = 0.0
@@ -35,10 +36,13 @@ class Approximation:
     def __post_init__(self) -> None:
         if not 0.0 <= self.guidance_start <= self.guidance_end <= 1.0:
             raise UserError(
-                f"guidance interval {self.guidance_start} to {self.guidance_end}: both must lie in [0, 1], start before end"
+                f"guidance interval {self.guidance_start} to {self.guidance_end}: both must lie in [0, 1],"
+                " start before end"
             )
         if min(self.branch_every, self.deep_every) < 1:
-            raise UserError(f"branch_every {self.branch_every}, deep_every {self.deep_every}: each must be at least 1")
+            raise UserError(
+                f"branch_every {self.branch_every}, deep_every {self.deep_every}: each must be at least 1"
+            )
 
 
 #: Nothing is left out.

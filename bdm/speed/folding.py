@@ -1,8 +1,9 @@
 """Nearest-neighbour enlargement and the 3x3 convolution behind it, folded into one; the result is the same.
 
-Of an enlarged picture, a 3x3 window holds 2x2 different pixels only, and which ones depends on whether its row and column are
-even or odd. So the pair equals four 2x2 convolutions of the small picture, one for each kind of output pixel: 16 products for
-every small pixel and pair of channels instead of 36 (sub-pixel convolution, arXiv 1609.05158).
+Of an enlarged picture, a 3x3 window holds 2x2 different pixels only, and which ones depends on whether its
+row and column are even or odd. So the pair equals four 2x2 convolutions of the small picture, one for each
+kind of output pixel: 16 products for every small pixel and pair of channels instead of 36 (sub-pixel
+convolution, arXiv 1609.05158).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _SETTINGS: ConvolutionSettings = (0, 0), (1, 1), (1, 1), 1
 
 
 def fold_weight(weight: Tensor) -> list[Tensor]:
-    """A 3x3 kernel (O, I, 3, 3) -> four 2x2 kernels, for output pixels (even, even), (even, odd), (odd, even), (odd, odd)."""
+    """A 3x3 kernel (O, I, 3, 3) -> four 2x2 kernels, for output pixels (even, even), (even, odd), (odd,
+    even), (odd, odd).
+    """
     rows = [torch.tensor(matrix).to(weight) for matrix in _FALLS_ON]
     kernels = [torch.einsum("ad,be,oide->oiab", rows[p], rows[q], weight) for p in (0, 1) for q in (0, 1)]
     return [kernel.contiguous(memory_format=layout_of(weight)) for kernel in kernels]
@@ -80,7 +83,10 @@ class FoldedUpsampling(ModelHook):
         x: Any = args[0] if args else kwargs.get("hidden_states")
         size = args[1] if len(args) > 1 else kwargs.get("output_size")
         convolution = getattr(module, "conv", None)
-        if not (self._fits(module, convolution, x) and (size is None or tuple(size) == tuple(2 * n for n in x.shape[-2:]))):
+        if not (
+            self._fits(module, convolution, x)
+            and (size is None or tuple(size) == tuple(2 * n for n in x.shape[-2:]))
+        ):
             plain: Any = self.fn_ref.original_forward
             return plain(*args, **kwargs)
         weight: Any = convolution.weight  # pyright: ignore[reportOptionalMemberAccess]
@@ -101,25 +107,44 @@ class FoldedUpsampling(ModelHook):
         return enlarge_and_convolve(x, kernels, bias)
 
     def _fits(self, module: Any, convolution: Any, x: Tensor) -> bool:
-        """A plain enlargement by two before a plain 3x3 convolution on the CPU, where folding was measured to be faster."""
+        """A plain enlargement by two before a plain 3x3 convolution on the CPU, where folding was measured to
+        be faster.
+        """
         if type(convolution) is not nn.Conv2d or module.norm is not None or not module.interpolate:
             return False
-        plain = (convolution.kernel_size, convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        plain = (
+            convolution.kernel_size,
+            convolution.padding,
+            convolution.stride,
+            convolution.dilation,
+            convolution.groups,
+        )
         if plain != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or convolution.padding_mode != "zeros":
             return False
         weight = convolution.weight
-        # Half precision would round the sums of weights; an offloaded weight is not here; a hook on the convolution must run.
+        # Half precision would round the sums of weights; an offloaded weight is not here; a hook on the
+        # convolution must run.
         exact = weight.device.type == "cpu" and weight.dtype == x.dtype in (torch.float32, torch.float64)
         if isinstance(weight, FakeTensor):  # a shape that stands for a GPU's weight (see ``bdm.plan``)
             return False
-        hooked = hasattr(convolution, "_hf_hook") or convolution._forward_hooks or convolution._forward_pre_hooks
+        hooked = (
+            hasattr(convolution, "_hf_hook") or convolution._forward_hooks or convolution._forward_pre_hooks
+        )
         work = 2 * weight.numel() * 4 * x.shape[0] * x.shape[-2] * x.shape[-1]
-        return exact and not hooked and not weight.is_inference() and work >= LEAST_FLOPS and self.may_compute(x, convolution)
+        return (
+            exact
+            and not hooked
+            and not weight.is_inference()
+            and work >= LEAST_FLOPS
+            and self.may_compute(x, convolution)
+        )
 
 
 @contextmanager
 def folded_upsampling(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` block, enlargements of a UNet or VAE run folded; the folded kernels are dropped at its end.
+    """Inside the ``with`` block, enlargements of a UNet or VAE run folded.
+
+    The folded kernels are dropped at its end.
 
     A model inside another such block keeps that one's kernels.
     """
@@ -132,7 +157,7 @@ def folded_upsampling(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def prepared_layers(*models: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` block, enlargements run folded and other layers packed (see ``bdm.speed.packing``)."""
+    """Inside the ``with`` block, enlargements run folded, other layers packed (see ``bdm.speed.packing``)."""
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(folded_upsampling(model))

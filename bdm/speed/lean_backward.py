@@ -1,10 +1,11 @@
 """What a frozen network keeps for the backward pass: no more than the gradients of its inputs need.
 
-The branch learns through the backbone's frozen decoder. PyTorch keeps the input of every convolution there as if its weight were
-to be trained, and of a normalization with its activation three tensors of which one is enough. Here a frozen convolution keeps
-nothing but its weight, and a normalization with SiLU, or a gate with GELU, its input alone, from which it is worked out again:
-elementwise work, which costs little. On the CPU, enlargements run folded as in drawing (see ``bdm.speed.folding``), for which their
-folded kernels are kept as well. Gradients are the same.
+The branch learns through the backbone's frozen decoder. PyTorch keeps the input of every convolution there as
+if its weight were to be trained, and of a normalization with its activation three tensors of which one is
+enough. Here a frozen convolution keeps nothing but its weight, and a normalization with SiLU, or a gate with
+GELU, its input alone, from which it is worked out again: elementwise work, which costs little. On the CPU,
+enlargements run folded as in drawing (see ``bdm.speed.folding``), for which their folded kernels are kept as
+well. Gradients are the same.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class _InputGradient(torch.autograd.Function):
     """A convolution whose backward pass gives its input's gradient only."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[Any, ...]
+    ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.input = (x.shape, x.dtype)
         ctx.settings = settings
@@ -45,11 +48,22 @@ class _InputGradient(torch.autograd.Function):
         (weight,), (shape, dtype) = ctx.saved_tensors, ctx.input
         stride, padding, dilation, groups = ctx.settings
         gradient = gradients[0]
-        # Under autocast the product was made in a lower precision than weights are kept in, and so is its gradient.
+        # Under autocast the product was made in a lower precision than weights are kept in, and so is its
+        # gradient.
         weight = weight.to(gradient.dtype)
         placeholder = gradient.new_empty(1).expand(shape)  # of the input, only the shape is asked for
         found = torch.ops.aten.convolution_backward(
-            gradient, placeholder, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+            gradient,
+            placeholder,
+            weight,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            (0, 0),
+            groups,
+            (True, False, False),
         )[0]
         return found.to(dtype), None, None, None
 
@@ -171,10 +185,16 @@ def _recomputed(function: Any, x: Tensor) -> Any:
 
 @contextmanager
 def frugal_backward(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` block, a UNet's frozen layers keep no more for the backward pass than their inputs' gradients need."""
+    """Inside the ``with`` block, a UNet's frozen layers keep no more for the backward pass than their inputs'
+    gradients need.
+    """
     with ExitStack() as stack:
         for module in model.modules():
-            if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            if (
+                type(module) is nn.Conv2d
+                and module.padding_mode == "zeros"
+                and not isinstance(module.padding, str)
+            ):
                 hang_hook(stack, module, FrozenConvolution(), HOOK_NAME)
             elif isinstance(module, Upsample2D):
                 hang_hook(stack, module, FrozenUpsampling(), HOOK_NAME)

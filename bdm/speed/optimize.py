@@ -45,7 +45,8 @@ class Execution:
         self.lines = ["undone"]
 
     def prepare(self, pipe: Any, size: tuple[int, int], count: int) -> None:
-        """Prepare for ``count`` pictures of this size (height and width in latents) and run through a guided step of them.
+        """Prepare for ``count`` pictures of this size (height and width in latents) and run through a guided
+        step of them.
 
         If that fails, nothing has been done.
         """
@@ -67,7 +68,9 @@ class Execution:
         size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)  # pyright: ignore
         self._stack.enter_context(prepared_layers(*networks))
         if layers:
-            self.lines.append(f"{len(layers)} layers ({size / 2**30:.2f} GiB) compute in the CPU's own layout")
+            self.lines.append(
+                f"{len(layers)} layers ({size / 2**30:.2f} GiB) compute in the CPU's own layout"
+            )
             self.lines.append("folded enlargements and their convolutions")
         else:
             self.lines.append("nothing to do: oneDNN packs single precision that is not offloaded")
@@ -81,11 +84,16 @@ class Execution:
         for block in blocks:
             block.compile(dynamic=False)
             self._stack.callback(setattr, block, "_compiled_call_impl", None)
-        self.lines.append(f"compiled {len(blocks)} blocks, equal ones once (torch keeps the result between runs)")
+        self.lines.append(
+            f"compiled {len(blocks)} blocks, equal ones once (torch keeps the result between runs)"
+        )
 
 
 def compilable(network: nn.Module) -> list[nn.Module]:
-    """The repeated blocks within which nothing is hooked: residual blocks, self-attentions and feed-forward networks."""
+    """The repeated blocks within which nothing is hooked.
+
+    Residual blocks, self-attentions and feed-forward networks.
+    """
     found: list[Any] = []
     for module in network.modules():
         if isinstance(module, ResnetBlock2D):

@@ -1,9 +1,11 @@
-"""Weights kept, for the time of a call or until they are asked for, in the form that the CPU's kernels compute with.
+"""Weights kept, for the time of a call or until they are asked for, in the form that the CPU's kernels
+compute with.
 
-PyTorch stores a convolution's weight as (O, I, kh, kw) and oneDNN computes with blocks of channels, so every call of an ordinary
-layer rearranges its weight first; where pictures are small that takes as long as the convolution. Here it is done at the first
-step. Activations go through convolutions with the channels last, which the kernels read fastest and attention needs anyway.
-Memory holds every weight once, in one form or the other, and values are moved, never rounded.
+PyTorch stores a convolution's weight as (O, I, kh, kw) and oneDNN computes with blocks of channels, so every
+call of an ordinary layer rearranges its weight first; where pictures are small that takes as long as the
+convolution. Here it is done at the first step. Activations go through convolutions with the channels last,
+which the kernels read fastest and attention needs anyway. Memory holds every weight once, in one form or the
+other, and values are moved, never rounded.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch.nn import functional
 from .sharing import TEXT_PROJECTIONS
 
 HOOK_NAME = "bdm.speed.packing"
-#: Fewer weights gain nothing by being packed: of a convolution, of a linear layer (if it has more than a few rows to multiply).
+#: Fewer weights gain nothing by being packed: of a convolution, of a linear layer (if it has more than a few
+#: rows to multiply).
 LEAST_CONVOLUTION, LEAST_LINEAR, LEAST_ROWS = 10_000, 1_000_000, 16
 
 #: A convolution's padding, stride, dilation and groups.
@@ -40,12 +43,18 @@ def can_compute_packed(x: Tensor) -> bool:
 
 
 def pack_kernel(weight: Tensor, settings: ConvolutionSettings, shape: torch.Size) -> Tensor:
-    """A convolution's weight (O, I, kh, kw) in blocks chosen for inputs of ``shape``; with others the result is the same."""
+    """A convolution's weight (O, I, kh, kw) in blocks chosen for inputs of ``shape``.
+
+    With others the result is the same.
+    """
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *settings, list(shape))
 
 
 def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, settings: ConvolutionSettings) -> Tensor:
-    """Convolve (B, I, h, w) with a kernel that is packed or not; with a packed one the result has its channels last."""
+    """Convolve (B, I, h, w) with a kernel that is packed or not.
+
+    With a packed one the result has its channels last.
+    """
     if not kernel.is_mkldnn:
         return functional.conv2d(x, kernel, bias, settings[1], settings[0], settings[2], settings[3])  # pyright: ignore
     x = x.contiguous(memory_format=torch.channels_last)
@@ -55,8 +64,9 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, settings: Convoluti
 class PackedLayer(ModelHook):
     """Runs a convolution or a linear layer on its packed weight; the module's parameter is empty meanwhile.
 
-    A convolution of single pixels is a linear layer of their channels. Without enough weights to gain by packing it multiplies by
-    the weight as it is, which is still several times as fast as calling oneDNN for few pixels.
+    A convolution of single pixels is a linear layer of their channels. Without enough weights to gain by
+    packing it multiplies by the weight as it is, which is still several times as fast as calling oneDNN for
+    few pixels.
     """
 
     def __init__(self) -> None:
@@ -65,7 +75,10 @@ class PackedLayer(ModelHook):
         self._shape, self._strides = torch.Size(), ()
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The layer's result, packing its weight first if that has not been done; as it is where that is not possible."""
+        """The layer's result, packing its weight first if that has not been done.
+
+        As it is where that is not possible.
+        """
         layer: Any = module
         x = args[0] if args else kwargs["input"]
         if can_compute_packed(x):
@@ -100,7 +113,9 @@ class PackedLayer(ModelHook):
         layer.weight.data = weight.new_empty(0)
 
     def unpack(self, layer: Any) -> None:
-        """Give the parameter its weight back, bit for bit and in its memory layout, wherever the model has been moved meanwhile."""
+        """Give the parameter its weight back, bit for bit and in its memory layout, wherever the model has
+        been moved meanwhile.
+        """
         if self._packed is not None:
             dense = self._packed.to_dense().view(self._shape)
             if dense.stride() != self._strides:
@@ -118,27 +133,43 @@ def _settings(convolution: nn.Conv2d) -> ConvolutionSettings:
 
 
 def packable(model: nn.Module) -> list[nn.Module]:
-    """The layers of a network that gain, but for convolutions behind enlargements (see ``bdm.speed.folding``)."""
-    folded = {id(module.conv) for module in model.modules() if isinstance(module, Upsample2D) and hasattr(module, "conv")}
-    return [module for name, module in model.named_modules() if _gains(name, module) and id(module) not in folded]
+    """The layers of a network that gain, but for convolutions behind enlargements (see
+    ``bdm.speed.folding``).
+    """
+    folded = {
+        id(module.conv)
+        for module in model.modules()
+        if isinstance(module, Upsample2D) and hasattr(module, "conv")
+    }
+    return [
+        module for name, module in model.named_modules() if _gains(name, module) and id(module) not in folded
+    ]
 
 
 def _gains(name: str, module: nn.Module) -> bool:
     if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         least = 0 if _is_pixelwise(module) else LEAST_CONVOLUTION
-    elif type(module) is nn.Linear and not name.endswith(TEXT_PROJECTIONS):  # those are computed once for a text
+    elif type(module) is nn.Linear and not name.endswith(
+        TEXT_PROJECTIONS
+    ):  # those are computed once for a text
         least = LEAST_LINEAR
     else:
         return False
     weight: Any = module.weight
     single_on_cpu = (weight.device.type, weight.dtype) == ("cpu", torch.float32)
     # An offloaded weight comes and goes with a hook of its own.
-    return single_on_cpu and weight.numel() >= least and not hasattr(module, "_hf_hook") and not weight.is_inference()
+    return (
+        single_on_cpu
+        and weight.numel() >= least
+        and not hasattr(module, "_hf_hook")
+        and not weight.is_inference()
+    )
 
 
 @contextmanager
 def packed_layers(*models: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` block, layers keep their weights packed from their first call on, until something asks for them.
+    """Inside the ``with`` block, layers keep their weights packed from their first call on, until something
+    asks for them.
 
     A model inside another such block stays in that one's care.
     """
@@ -154,7 +185,10 @@ def packed_layers(*models: nn.Module) -> Iterator[None]:
 
 
 def hang_hook(stack: ExitStack, module: nn.Module, hook: ModelHook, name: str) -> bool:
-    """Hook a module until ``stack`` closes; False and nothing done where a hook of that name is there already."""
+    """Hook a module until ``stack`` closes.
+
+    False and nothing done where a hook of that name is there already.
+    """
     registry = HookRegistry.check_if_exists_or_initialize(module)
     if registry.get_hook(name) is not None:
         return False
@@ -164,7 +198,10 @@ def hang_hook(stack: ExitStack, module: nn.Module, hook: ModelHook, name: str) -
 
 
 def unpack_layers(model: nn.Module) -> None:
-    """Give a network its weights back because they are to be read or changed; they are packed again at their next call."""
+    """Give a network its weights back because they are to be read or changed.
+
+    They are packed again at their next call.
+    """
     for module in model.modules():
         registry: Any = getattr(module, "_diffusers_hook", None)
         hook = registry.get_hook(HOOK_NAME) if registry is not None else None

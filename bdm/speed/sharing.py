@@ -1,10 +1,11 @@
 """Work that a guided step of a bilingual model would do twice, done once; the picture stays the same.
 
-A guided pipeline stacks its batch as [negative, positive] over the same latents. Where both halves of a row also have the same
-English condition (always with "" and ""), the backbone's input, encoder and middle block see equal rows: they run on the
-distinct ones, and their results are repeated for the decoder, where the branch makes the halves differ. Of the branch, whose
-halves do differ in text, the part before the first cross-attention is shared in the same way. Keys and values of
-cross-attentions depend on the text alone and are kept from step to step.
+A guided pipeline stacks its batch as [negative, positive] over the same latents. Where both halves of a row
+also have the same English condition (always with "" and ""), the backbone's input, encoder and middle block
+see equal rows: they run on the distinct ones, and their results are repeated for the decoder, where the
+branch makes the halves differ. Of the branch, whose halves do differ in text, the part before the first
+cross-attention is shared in the same way. Keys and values of cross-attentions depend on the text alone and
+are kept from step to step.
 """
 
 from __future__ import annotations
@@ -68,11 +69,19 @@ class RowPlan:
             return
         place = {i: half + n for n, i in enumerate(own)}
         rows = [*range(half), *(half + i for i in own)]
-        self._choose(2 * half, rows, [*range(half), *(place.get(i, i) for i in range(half))], text, latents.device)
+        self._choose(
+            2 * half, rows, [*range(half), *(place.get(i, i) for i in range(half))], text, latents.device
+        )
 
-    def _choose(self, batch: int, rows: list[int], back: list[int], text: Tensor | None, device: Any = None) -> None:
+    def _choose(
+        self, batch: int, rows: list[int], back: list[int], text: Tensor | None, device: Any = None
+    ) -> None:
         device = text.device if text is not None else device
-        self.batch, self.rows, self.back = batch, torch.tensor(rows, device=device), torch.tensor(back, device=device)
+        self.batch, self.rows, self.back = (
+            batch,
+            torch.tensor(rows, device=device),
+            torch.tensor(back, device=device),
+        )
         if text is not None and (self._text is None or self._text[0] is not text or self._text[1] != rows):
             # One selected tensor for all steps, so that what is kept for it stays valid.
             self._text = (text, rows, text.index_select(0, self.rows))
@@ -99,7 +108,9 @@ class DistinctRows(ModelHook):
         super().__init__()
         self.plan = plan
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Keep the distinct rows of everything that has the batch first."""
         return (args, kwargs) if self.plan.rows is None else each_tensor(self.plan.select, (args, kwargs))
 
@@ -111,7 +122,8 @@ class DistinctRows(ModelHook):
 class Snapshot:
     """Tells whether tensors still have the memory they had, with nothing written to it since.
 
-    Not every change of a weight counts up its version: plug-ins give it other memory. So the memory is held here, and no other
+    Not every change of a weight counts up its version: plug-ins give it other memory. So the memory is held
+        here, and no other
     weight can come to lie at its address.
     """
 
@@ -138,11 +150,15 @@ class KeptProjection(ModelHook):
         self._kept: Tensor | None = None
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The kept result if features and weights are those of the last call and nobody has changed them in place."""
+        """The kept result if features and weights are those of the last call and nobody has changed them in
+        place.
+        """
         features = args[0]
         project: Any = self.fn_ref.original_forward
         tensors = (features, *module.parameters())
-        if any(t.is_inference() for t in tensors):  # these have no version that would tell of a change in place
+        if any(
+            t.is_inference() for t in tensors
+        ):  # these have no version that would tell of a change in place
             return project(*args, **kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return project(*args, **kwargs)

@@ -56,11 +56,15 @@ class ChunkLayout:
         """(B, chunks, length, D) -> (B, joined_length, D); inner markers are dropped."""
         chunks = features.shape[1]
         head, tail = len(self.prefix), self.length - len(self.suffix)
-        parts = [features[:, i, (head if i else 0) : (tail if i < chunks - 1 else self.length)] for i in range(chunks)]
+        parts = [
+            features[:, i, (head if i else 0) : (tail if i < chunks - 1 else self.length)]
+            for i in range(chunks)
+        ]
         return torch.cat(parts, dim=1)
 
     def lengthen(self, features: Tensor, empty: Tensor, positions: int) -> Tensor:
-        """Joined features (L, D) of one text -> (positions, D), as if it had been joined with empty chunks behind it.
+        """Joined features (L, D) of one text -> (positions, D), as if it had been joined with empty chunks
+        behind it.
 
         Args:
             features: of the text alone.
@@ -92,8 +96,12 @@ class ChunkedTokens:
     weights: Tensor
 
 
-def tokenize(prompts: Sequence[str], tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str) -> ChunkedTokens:
-    """Tokenise prompts fragment by fragment and lay them out in chunks, all padded to the longest prompt's count."""
+def tokenize(
+    prompts: Sequence[str], tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
+) -> ChunkedTokens:
+    """Tokenise prompts fragment by fragment and lay them out in chunks, all padded to the longest prompt's
+    count.
+    """
     rows = [content_ids(prompt, tokenizer, layout, normalize) for prompt in prompts]
     return lay_out([ids for ids, _ in rows], layout, [weights for _, weights in rows])
 
@@ -118,11 +126,18 @@ def content_ids(
 def lay_out(
     content: Sequence[Sequence[int]], layout: ChunkLayout, emphasis: Sequence[Sequence[float]] | None = None
 ) -> ChunkedTokens:
-    """Content ids (see ``content_ids``) -> chunks, all padded to the longest one's count; emphasis is 1 unless given."""
+    """Content ids (see ``content_ids``) -> chunks, all padded to the longest one's count.
+
+    Emphasis is 1 unless given.
+    """
     pieces = [layout.split(ids) for ids in content]
     count = max(map(len, pieces))
     shape = (len(pieces), count, layout.length)
-    all_ids, mask, weights = torch.full(shape, layout.pad), torch.zeros(shape, dtype=torch.bool), torch.ones(shape)
+    all_ids, mask, weights = (
+        torch.full(shape, layout.pad),
+        torch.zeros(shape, dtype=torch.bool),
+        torch.ones(shape),
+    )
     start = len(layout.prefix)
     for row, chunks in enumerate(pieces):
         for chunk in range(count):
@@ -132,12 +147,17 @@ def lay_out(
             mask[row, chunk, : len(full)] = True
             if inner and emphasis is not None:
                 offset = chunk * layout.content
-                weights[row, chunk, start : start + len(inner)] = torch.tensor(emphasis[row][offset : offset + len(inner)])
+                weights[row, chunk, start : start + len(inner)] = torch.tensor(
+                    emphasis[row][offset : offset + len(inner)]
+                )
     return ChunkedTokens(all_ids, mask, weights)
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Where a text encoder computes: where its weights are, or where accelerate brings them for the time of a forward pass."""
+    """Where a text encoder computes.
+
+    Where its weights are, or where accelerate brings them for the time of a forward pass.
+    """
     for part in module.modules():
         device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if device is not None:

@@ -15,22 +15,25 @@ from .chunks import ChunkLayout, execution_device, tokenize
 MAX_CHUNKS = 5
 
 
-def encode_english(prompts: Sequence[str], text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, clip_skip: int = 1) -> Tensor:
+def encode_english(
+    prompts: Sequence[str], text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, clip_skip: int = 1
+) -> Tensor:
     """Hidden states of CLIP's text encoder, with A1111 emphasis.
 
-    Chunks of 75 tokens plus markers, padded by the end of text, no mask. Features are multiplied by the bracket weights,
-    then rescaled so that their mean stays what it was. Trigger words of embeddings are read as their vectors, which receive
-    gradients if they want them.
+    Chunks of 75 tokens plus markers, padded by the end of text, no mask. Features are multiplied by the
+    bracket weights, then rescaled so that their mean stays what it was. Trigger words of embeddings are read
+    as their vectors, which receive gradients if they want them.
 
     Args:
         prompts: B texts.
         text_encoder: CLIP's.
         tokenizer: CLIP's, with the trigger words of attached embeddings among its tokens.
-        clip_skip: whose layer's states, from the end: 1 is the last, 2 the one before it (A1111's numbering). The final
-            layer norm is applied to all.
+        clip_skip: whose layer's states, from the end: 1 is the last, 2 the one before it (A1111's numbering).
+            The final layer norm is applied to all.
 
     Returns:
-        (B, L, D) in the encoder's dtype; L is 77 for prompts that fit one chunk. Every prompt is padded to the longest.
+        (B, L, D) in the encoder's dtype; L is 77 for prompts that fit one chunk. Every prompt is padded to
+        the longest.
 
     Raises:
         UserError: ``clip_skip`` is not a layer of the encoder.
@@ -62,8 +65,8 @@ def encode_english(prompts: Sequence[str], text_encoder: CLIPTextModel, tokenize
 def trigger_tokens(word: str, vectors: int) -> list[str]:
     """The tokens that stand for an embedding's vectors: "<ink>", "<ink>_1", "<ink>_2" ...
 
-    The brackets keep them apart from words that CLIP knows; the numbering is diffusers' convention, so that stock pipelines
-    read "<ink>" as all of them.
+    The brackets keep them apart from words that CLIP knows; the numbering is diffusers' convention, so that
+    stock pipelines read "<ink>" as all of them.
     """
     return [f"<{word}>", *(f"<{word}>_{i}" for i in range(1, vectors))]
 
@@ -76,9 +79,15 @@ def spell_triggers(text: str, tokenizer: CLIPTokenizer) -> str:
         return text
     counts = {word.lower(): sum(token.startswith(f"<{word}>_") for token in known) + 1 for word in words}
     spelled = {word.lower(): " ".join(trigger_tokens(word, counts[word.lower()])) for word in words}
-    # All words in one pass, so that none is found inside what another was written as. Letters of scripts without spaces
-    # bound a word; Latin letters and digits do not.
+    # All words in one pass, so that none is found inside what another was written as. Letters of scripts
+    # without spaces bound a word; Latin letters and digits do not.
     either = "|".join(map(re.escape, words))
     pattern = rf"<({either})>(?!_\d)|(?<![A-Za-z0-9_<])(?:embedding:)?({either})(?![A-Za-z0-9_>])"
-    # Regular expressions also take letters such as the dotless i for another's other case, which is no spelling of the word.
-    return re.sub(pattern, lambda found: spelled.get((found[1] or found[2]).lower(), found[0]), text, flags=re.IGNORECASE)
+    # Regular expressions also take letters such as the dotless i for another's other case, which is no
+    # spelling of the word.
+    return re.sub(
+        pattern,
+        lambda found: spelled.get((found[1] or found[2]).lower(), found[0]),
+        text,
+        flags=re.IGNORECASE,
+    )

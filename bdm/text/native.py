@@ -40,8 +40,8 @@ class NativeTextEncoder(nn.Module):
     """Texts in the native language -> features for the branch's cross-attention.
 
     Args:
-        model: a transformers text encoder whose output has ``last_hidden_state`` (BERT, Chinese CLIP's text model, XLM-R,
-            T5's encoder ...). It is frozen and put into evaluation mode.
+        model: a transformers text encoder whose output has ``last_hidden_state`` (BERT, Chinese CLIP's text
+            model, XLM-R, T5's encoder ...). It is frozen and put into evaluation mode.
         tokenizer: its tokenizer.
         settings: what else decides the features; saved beside the weights.
     """
@@ -55,12 +55,17 @@ class NativeTextEncoder(nn.Module):
         config: Any = model.config
         positions: int | None = getattr(config, "max_position_embeddings", None)
         # RoBERTa-like models count positions from the padding id on.
-        reserved = (config.pad_token_id or 0) + 1 if config.model_type in ("xlm-roberta", "roberta", "camembert") else 0
+        reserved = (
+            (config.pad_token_id or 0) + 1
+            if config.model_type in ("xlm-roberta", "roberta", "camembert")
+            else 0
+        )
         surplus = self.layout.length + reserved - (positions or self.layout.length + reserved)
         if positions and surplus > 0:
             raise UserError(
-                f"chunk_length {self.settings.chunk_length} needs {self.layout.length} positions and the text encoder has "
-                f"{positions - reserved}; use a chunk_length of at most {self.settings.chunk_length - surplus}"
+                f"chunk_length {self.settings.chunk_length} needs {self.layout.length} positions and the text"
+                f" encoder has {positions - reserved}; use a chunk_length of at most"
+                f" {self.settings.chunk_length - surplus}"
             )
 
     @property
@@ -78,21 +83,28 @@ class NativeTextEncoder(nn.Module):
         return execution_device(self)
 
     def train(self, mode: bool = True) -> NativeTextEncoder:
-        """Stays in evaluation mode: a frozen encoder must give the same features in training and inference."""
+        """Stays in evaluation mode.
+
+        A frozen encoder must give the same features in training and inference.
+        """
         return super().train(False)
 
     def encode(self, texts: Sequence[str | Tensor]) -> Tensor:
         """Last hidden states.
 
         Args:
-            texts: prompts; ASCII brackets are parsed away, their weights are ignored (as in the official inference). A prompt
+            texts: prompts; ASCII brackets are parsed away, their weights are ignored (as in the official
+                inference). A prompt
                 may also come prepared: as its ``token_ids`` or as what ``encode_each`` gave for it.
 
         Returns:
-            (B, L, D) in the model's dtype. L is ``layout.joined_length(chunks)`` of the longest text; shorter ones are padded
-            by empty chunks, so encode texts together whose features must have one length (positive and negative).
+            (B, L, D) in the model's dtype. L is ``layout.joined_length(chunks)`` of the longest text; shorter
+            ones are padded by empty chunks, so encode texts together whose features must have one length
+            (positive and negative).
         """
-        known = {i: text for i, text in enumerate(texts) if isinstance(text, Tensor) and text.is_floating_point()}
+        known = {
+            i: text for i, text in enumerate(texts) if isinstance(text, Tensor) and text.is_floating_point()
+        }
         if not known:
             return self.layout.join(self._encode_chunks(texts)[0])
         new = [i for i in range(len(texts)) if i not in known]
@@ -111,7 +123,9 @@ class NativeTextEncoder(nn.Module):
 
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text without markers and padding."""
-        return content_ids(text, self.tokenizer, self.layout, str.lower if self.settings.lower_case else str)[0]
+        return content_ids(text, self.tokenizer, self.layout, str.lower if self.settings.lower_case else str)[
+            0
+        ]
 
     def _encode_chunks(self, texts: Sequence[str | Tensor]) -> tuple[Tensor, list[int]]:
         """(B, chunks, length, D) features of the chunks, and how many of them each text needs."""
@@ -119,7 +133,11 @@ class NativeTextEncoder(nn.Module):
         tokens = lay_out(content, self.layout)
         batch, chunks, length = tokens.ids.shape
         ids = tokens.ids.view(batch * chunks, length).to(self.device)
-        mask = tokens.mask.view(batch * chunks, length).to(self.device) if self.settings.mask else torch.ones_like(ids)
+        mask = (
+            tokens.mask.view(batch * chunks, length).to(self.device)
+            if self.settings.mask
+            else torch.ones_like(ids)
+        )
         features = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return features.view(batch, chunks, length, -1), [len(self.layout.split(ids)) for ids in content]
 
@@ -136,18 +154,24 @@ class NativeTextEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, settings: NativeTextSettings | None = None, torch_dtype: torch.dtype | None = None, **kwargs: Any
+        cls,
+        source: str | Path,
+        settings: NativeTextSettings | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> NativeTextEncoder:
         """Load a text encoder with its tokenizer.
 
         Args:
-            source: a transformers folder (full Chinese CLIP, its text model, or any other text encoder), a hub name, or a
-                ``.pt`` file of cn_clip. Chinese CLIP's vocabulary comes from the cn_clip package where the folder has none.
+            source: a transformers folder (full Chinese CLIP, its text model, or any other text encoder), a
+                hub name, or a ``.pt`` file of cn_clip. Chinese CLIP's vocabulary comes from the cn_clip
+                package where the folder has none.
             settings: overrides what is saved in the folder (default: the official inference's).
             torch_dtype: dtype of the weights; float32 if None.
 
         Raises:
-            UserError: no such file or folder, damaged weights, or weights that are not those of a text encoder.
+            UserError: no such file or folder, damaged weights, or weights that are not those of a text
+                encoder.
         """
         if str(source).endswith(".pt"):
             model, tokenizer = _load_cn_clip(Path(source)), chinese_clip_tokenizer()
@@ -163,8 +187,8 @@ class NativeTextEncoder(nn.Module):
 def _load_transformers(folder: Path) -> nn.Module:
     """Build the text encoder of a folder and load its weights by hand.
 
-    ``from_pretrained`` is not used: it zeroes the [PAD] row of Chinese CLIP, which is attended here, and gives a text model
-    with random weights when asked to read one from a full CLIP checkpoint.
+    ``from_pretrained`` is not used: it zeroes the [PAD] row of Chinese CLIP, which is attended here, and
+    gives a text model with random weights when asked to read one from a full CLIP checkpoint.
     """
     from transformers import AutoConfig
 
@@ -186,13 +210,19 @@ def build_text_model(config: Any) -> nn.Module:
 
 
 def _load_by_suffix(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
-    """Load a state dict whose keys may carry a prefix (``text_model.``, ``bert.``); every weight must be found."""
-    # Tied weights appear once in a file and several times in the model (or the other way round): one name is enough.
+    """Load a state dict whose keys may carry a prefix (``text_model.``, ``bert.``).
+
+    Every weight must be found.
+    """
+    # Tied weights appear once in a file and several times in the model (or the other way round): one name is
+    # enough.
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     first = next(iter(names.values()))[0]
-    prefixes = {key.removesuffix(n) for group in names.values() for n in group for key in tensors if key.endswith(n)} | {""}
+    prefixes = {
+        key.removesuffix(n) for group in names.values() for n in group for key in tensors if key.endswith(n)
+    } | {""}
 
     def found(prefix: str) -> int:
         return sum(any(prefix + n in tensors for n in group) for group in names.values())
@@ -222,11 +252,17 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in a text encoder's folder; Chinese CLIP's where the folder has none of its own."""
     from transformers import AutoConfig, AutoTokenizer
 
-    if any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")):
+    if any(
+        (folder / name).exists()
+        for name in ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+    ):
         return AutoTokenizer.from_pretrained(folder)
     if AutoConfig.from_pretrained(folder).model_type.startswith("chinese_clip"):
         return chinese_clip_tokenizer()
-    raise UserError(f"{folder} holds no tokenizer (tokenizer.json, vocab.txt or spiece.model); save one beside the weights")
+    raise UserError(
+        f"{folder} holds no tokenizer (tokenizer.json, vocab.txt or spiece.model); save one beside the"
+        " weights"
+    )
 
 
 def _load_cn_clip(path: Path) -> nn.Module:

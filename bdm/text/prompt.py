@@ -1,4 +1,7 @@
-"""Bracket syntax of prompts: ``(x)`` 1.1, ``[x]`` 1/1.1, ``(x:1.3)``, escapes ``\\(`` ``\\)`` ``\\[`` ``\\]``."""
+"""Bracket syntax of prompts.
+
+``(x)`` 1.1, ``[x]`` 1/1.1, ``(x:1.3)``, escapes ``\\(`` ``\\)`` ``\\[`` ``\\]``.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ def parse_emphasis(prompt: str) -> list[tuple[str, float]]:
     Brackets nest and multiply; one left open reaches to the end. Full-width brackets are ordinary characters.
 
     Returns:
-        (text, weight) pairs without brackets; neighbours of equal weight are joined only where no bracket stood between
-        them, because each fragment is tokenised on its own.
+        (text, weight) pairs without brackets; neighbours of equal weight are joined only where no bracket
+        stood between them, because each fragment is tokenised on its own.
     """
     fragments: list[list] = [["", 1.0]]
     opened: list[tuple[str, int]] = []

@@ -1,4 +1,7 @@
-"""Tokenizers of CLIP and Chinese CLIP, with the vocabularies that pip packages carry: no network, nothing committed."""
+"""Tokenizers of CLIP and Chinese CLIP, with the vocabularies that pip packages carry.
+
+No network, nothing committed.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,20 @@ def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : _CLIP_MERGES + 1]
     merges = [tuple(line.split()) for line in lines]
     symbols = list(bytes_to_unicode().values())
-    tokens = symbols + [s + "</w>" for s in symbols] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = (
+        symbols
+        + [s + "</w>" for s in symbols]
+        + ["".join(m) for m in merges]
+        + ["<|startoftext|>", "<|endoftext|>"]
+    )
     return {token: i for i, token in enumerate(tokens)}, merges  # pyright: ignore[reportReturnType]
 
 
 def clip_tokenizer(length: int = 77) -> CLIPTokenizer:
-    """CLIP's BPE tokenizer (49,408 tokens) from the ``open_clip_torch`` package; ``length`` counts both markers."""
+    """CLIP's BPE tokenizer (49,408 tokens) from the ``open_clip_torch`` package.
+
+    ``length`` counts both markers.
+    """
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _clip_vocabulary()

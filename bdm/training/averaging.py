@@ -45,7 +45,8 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        # In place, one tensor at a time: weights that are split over processes or live in a flat buffer must stay where they are.
+        # In place, one tensor at a time: weights that are split over processes or live in a flat buffer must
+        # stay where they are.
         for parameter, average in zip(self.parameters, self.average, strict=True):
             own = parameter.detach().clone()
             parameter.copy_(average)

@@ -72,33 +72,46 @@ def _loop(run: RunConfig, work: Work, before: Progress, stop: StopSignal) -> Non
     config, accelerator, first = run.optimizer, work.accelerator, before.step
     processes, process = accelerator.num_processes, accelerator.process_index
     batches = stream(
-        work.recipe.source, first * config.accumulation, config.steps * config.accumulation,
-        config.batch_size // config.accumulation, run.seed, process, processes, run.workers, run.out / "unreadable.jsonl",
+        work.recipe.source,
+        first * config.accumulation,
+        config.steps * config.accumulation,
+        config.batch_size // config.accumulation,
+        run.seed,
+        process,
+        processes,
+        run.workers,
+        run.out / "unreadable.jsonl",
         run.unreadable_limit,
-    )  # fmt: skip
+    )
     skipped = SkippedSteps(run.out, run.skip_limit, before.skipped, lambda i: _key(work.recipe.source, i))
     if before.step and not before.looked:
         _look(run, work, before.step)
-    bar = tqdm(total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, mininterval=2)
+    bar = tqdm(
+        total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, mininterval=2
+    )
     means = RunningMeans()
     clock, logged = time.perf_counter(), first
     for step in range(first, config.steps):
         # Gradients.
         for group in work.optimizer.param_groups:
             group["lr"] = learning_rate(step, config) * group.get("factor", 1.0)
-        # Dropout and whatever else draws from the global generator depends on the step alone, so a resume draws the same.
+        # Dropout and whatever else draws from the global generator depends on the step alone, so a resume
+        # draws the same.
         torch.manual_seed((run.seed * 0x9E3779B1 + step * processes + process) % 2**63)
         indices, terms = _gradients(work, batches, config.accumulation)
         # Weights.
         norm = work.ways.clip(work.parameters, config.max_grad_norm)
         finite = bool(torch.isfinite(norm))
-        if finite or accelerator.scaler is not None:  # the scaler of fp16 must see infinities to lower its scale
+        if (
+            finite or accelerator.scaler is not None
+        ):  # the scaler of fp16 must see infinities to lower its scale
             work.optimizer.step()
         if finite:
             work.ema.step()
             means.add(terms)
         elif accelerator.scaler is None or not _finite_anywhere(accelerator, terms["loss"]):
-            # Infinite gradients of a finite loss are how the scaler finds its scale, and no fault of the batch.
+            # Infinite gradients of a finite loss are how the scaler finds its scale, and no fault of the
+            # batch.
             skipped.add(step, gather_object(indices), accelerator.is_main_process)
         work.optimizer.zero_grad(set_to_none=True)
         # Figures.
@@ -111,7 +124,9 @@ def _loop(run: RunConfig, work: Work, before: Progress, stop: StopSignal) -> Non
             speed = {"seconds": now - clock, "samples_per_second": count * config.batch_size / (now - clock)}
             log_row(accelerator, run.out, {"step": done, **row, "lr": learning_rate(step, config), **speed})
             clock = now
-            bar.set_postfix({name: f"{value:.4f}" for name, value in row.items() if name == "loss"}, refresh=False)
+            bar.set_postfix(
+                {name: f"{value:.4f}" for name, value in row.items() if name == "loss"}, refresh=False
+            )
         # Looks, states and the end. All processes take part: weights may be split over them.
         halt = _signal_anywhere(accelerator, stop.number)
         if not halt:
@@ -126,8 +141,13 @@ def _loop(run: RunConfig, work: Work, before: Progress, stop: StopSignal) -> Non
     bar.close()
 
 
-def _gradients(work: Work, batches: Iterator[Batch], accumulation: int) -> tuple[list[int], dict[str, Tensor]]:
-    """Add the gradients of a step's batches; returns which examples they had, and the means of their terms."""
+def _gradients(
+    work: Work, batches: Iterator[Batch], accumulation: int
+) -> tuple[list[int], dict[str, Tensor]]:
+    """Add the gradients of a step's batches.
+
+    Returns which examples they had, and the means of their terms.
+    """
     indices: list[int] = []
     means: dict[str, Tensor] = {}
     for _ in range(accumulation):
@@ -205,7 +225,9 @@ def _write_model(run: RunConfig, work: Work, command: str) -> None:
 
 def _card(run: RunConfig, command: str) -> dict[str, Any]:
     losses = [row for row in read_metrics(run.out) if "loss" in row]
-    validation = [{k: v for k, v in row.items() if k != "step"} for row in read_metrics(run.out) if "seconds" not in row]
+    validation = [
+        {k: v for k, v in row.items() if k != "step"} for row in read_metrics(run.out) if "seconds" not in row
+    ]
     return {
         "command": command,
         "seed": run.seed,

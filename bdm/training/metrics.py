@@ -75,10 +75,15 @@ class RunningMeans:
 
 
 def log_row(accelerator: Accelerator, out: Path, row: dict[str, Any]) -> None:
-    """Add a row, which names its ``step``, to ``metrics.jsonl`` and to the trackers; the main process does."""
+    """Add a row, which names its ``step``, to ``metrics.jsonl`` and to the trackers.
+
+    The main process does.
+    """
     if not accelerator.is_main_process:
         return
-    append_line(out / "metrics.jsonl", {k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()})
+    append_line(
+        out / "metrics.jsonl", {k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()}
+    )
     accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
 
@@ -93,7 +98,10 @@ def log_picture(accelerator: Accelerator, out: Path, picture: Image.Image, step:
 
 
 def read_metrics(out: Path) -> list[dict[str, float]]:
-    """The rows of a run's ``metrics.jsonl``, none before there are any; of steps done twice (after a resume) the last counts."""
+    """The rows of a run's ``metrics.jsonl``, none before there are any.
+
+    Of steps done twice (after a resume) the last counts.
+    """
     rows: dict[tuple[float, bool], dict[str, float]] = {}
     path = out / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -115,7 +123,9 @@ def plot_metrics(out: Path) -> None:
     positive = all(row[name] > 0 for row in rows for name in names if name in row)
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
-        axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker="." if len(points) < 40 else None)
+        axes.plot(
+            *zip(*points, strict=True), label=name, linewidth=1, marker="." if len(points) < 40 else None
+        )
     axes.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

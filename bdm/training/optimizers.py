@@ -20,7 +20,8 @@ def parameter_groups(parts: Mapping[str, nn.Module], factors: Mapping[str, float
 
     Args:
         parts: sub-modules by name.
-        factors: by pattern of the parameter's name ("branch.controlnet_*"); the first that fits counts, 1 without one.
+        factors: by pattern of the parameter's name ("branch.controlnet_*"); the first that fits counts, 1
+            without one.
 
     Returns:
         For each factor, 1 first, a dictionary of ``params`` and ``factor``; the same order everywhere.
@@ -36,9 +37,13 @@ def parameter_groups(parts: Mapping[str, nn.Module], factors: Mapping[str, float
             used |= {fitting} if fitting else set()
             groups.setdefault(factors[fitting] if fitting else 1.0, []).append(parameter)
     if unused := [pattern for pattern in factors if pattern not in used]:
-        some = next((f"{part}.{name}" for part, module in parts.items() for name, _ in module.named_parameters()), "none")
+        some = next(
+            (f"{part}.{name}" for part, module in parts.items() for name, _ in module.named_parameters()),
+            "none",
+        )
         raise UserError(
-            f"optimizer.rate_factors: no trained parameter is named {unused[0]!r}; names are such as {some}: correct or remove it"
+            f"optimizer.rate_factors: no trained parameter is named {unused[0]!r}; names are such as {some}:"
+            " correct or remove it"
         )
     return [{"params": parameters, "factor": factor} for factor, parameters in groups.items() if parameters]
 
@@ -53,8 +58,8 @@ def make_optimizer(
     """An optimizer of parameters.
 
     Args:
-        name: ``adamw`` (fused), ``adamw8bit`` (moments in 8 bits, arXiv 2110.02861) or ``prodigy`` (finds its step size itself,
-            arXiv 2306.06101; the learning rate is then a factor, normally 1).
+        name: ``adamw`` (fused), ``adamw8bit`` (moments in 8 bits, arXiv 2110.02861) or ``prodigy`` (finds its
+            step size itself, arXiv 2306.06101; the learning rate is then a factor, normally 1).
         parameters: what is trained, or groups of it (see ``parameter_groups``).
         learning_rate: of the first step.
         betas: decay of the moments.
@@ -68,7 +73,9 @@ def make_optimizer(
         return import_extra(name, "optim").AdamW8bit(parameters, **options)
     if name == "prodigy":
         # Warm-up must not enter the estimate of the step size.
-        return import_extra(name).Prodigy(parameters, safeguard_warmup=True, use_bias_correction=True, **options)
+        return import_extra(name).Prodigy(
+            parameters, safeguard_warmup=True, use_bias_correction=True, **options
+        )
     return torch.optim.AdamW(parameters, fused=True, **options)
 
 

@@ -1,4 +1,6 @@
-"""States of a run: written so that it goes on as if nothing had happened, and refused where it would mean something else."""
+"""States of a run: written so that it goes on as if nothing had happened, and refused where it would mean
+something else.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +52,12 @@ def save(run: RunConfig, work: Work, progress: Progress) -> None:
 
 
 def resume(run: RunConfig, work: Work) -> Progress:
-    """Go on from the newest state, whichever way and number of processes it was saved with; returns how far it is.
+    """Go on from the newest state, whichever way and number of processes it was saved with.
 
-    The examples, their order and all that is drawn for a sample are the same with any number of processes. What a model draws
-    from the global generator (dropout) and the rounding of sums over processes are not.
+    Returns how far it is.
+
+    The examples, their order and all that is drawn for a sample are the same with any number of processes.
+    What a model draws from the global generator (dropout) and the rounding of sums over processes are not.
 
     Raises:
         UserError: the folder holds a run with another configuration.
@@ -63,19 +67,21 @@ def resume(run: RunConfig, work: Work) -> Progress:
         return Progress()
     if changes := _differences(_saved_meaning(state["run"], run), json.loads(_meaning(run))):
         raise UserError(
-            f"{run.out} holds a run with another configuration, and going on would mix the two ({'; '.join(changes)}); "
-            "choose another out=, set the values back, or delete the folder"
+            f"{run.out} holds a run with another configuration, and going on would mix the two"
+            f" ({'; '.join(changes)}); choose another out=, set the values back, or delete the folder"
         )
     saved, own = state.get("bucket_batch"), _bucket_batch(run, work.recipe.source)
     if saved not in (None, own):
         raise UserError(
-            f"{run.out} was run with batches of {saved} samples of one bucket, and now they would have {own}, so that others come "
-            "together; keep batch_size / accumulation as it was"
+            f"{run.out} was run with batches of {saved} samples of one bucket, and now they would have {own},"
+            " so that others come together; keep batch_size / accumulation as it was"
         )
     for name, part in work.parts.items():
         load_part(part, state["parts"][name])
     work.ways.load_optimizer_state(work.optimizer, work.parameters, state["optimizer"])
-    average = [scattered(saved, own) for saved, own in zip(state["ema"]["average"], work.ema.average, strict=True)]
+    average = [
+        scattered(saved, own) for saved, own in zip(state["ema"]["average"], work.ema.average, strict=True)
+    ]
     work.ema.load_state_dict({**state["ema"], "average": average})
     if work.accelerator.scaler is not None and state.get("scaler"):
         work.accelerator.scaler.load_state_dict(state["scaler"])
@@ -83,16 +89,36 @@ def resume(run: RunConfig, work: Work) -> Progress:
 
 
 def _bucket_batch(run: RunConfig, source: Any) -> int | None:
-    """Samples that must come from one bucket together, over all processes; None where there are no buckets."""
-    return run.optimizer.batch_size // run.optimizer.accumulation if getattr(source, "bucket_of", None) is not None else None
+    """Samples that must come from one bucket together, over all processes.
+
+    None where there are no buckets.
+    """
+    return (
+        run.optimizer.batch_size // run.optimizer.accumulation
+        if getattr(source, "bucket_of", None) is not None
+        else None
+    )
 
 
 def _meaning(run: RunConfig) -> str:
     """The part of a configuration that decides the result, as JSON."""
     ignored: Any = dict.fromkeys(
-        ("out", "threads", "workers", "log_every", "validate_every", "grid_every", "checkpoint_every", "keep_last", "keep_every",
-         "skip_limit", "unreadable_limit", "trackers"), True,
-    )  # fmt: skip
+        (
+            "out",
+            "threads",
+            "workers",
+            "log_every",
+            "validate_every",
+            "grid_every",
+            "checkpoint_every",
+            "keep_last",
+            "keep_every",
+            "skip_limit",
+            "unreadable_limit",
+            "trackers",
+        ),
+        True,
+    )
     # How a step is divided changes its rounding only; fewer processes need more accumulation.
     ignored["optimizer"] = {"accumulation", "checkpointing"}
     ignored["recipe"], ignored["data"] = {"grid_prompts", "grid_guidance"}, {"cache"}
@@ -111,5 +137,9 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """What changed between two configurations: "optimizer.steps: 100 -> 200"."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+        return [
+            line
+            for key in keys
+            for line in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+        ]
     return [] if old == new else [f"{name}: {old} -> {new}"]

@@ -45,20 +45,24 @@ class Work:
 
 
 def set_up(run: RunConfig, recipe: Recipe) -> Work:
-    """Put a recipe's parts on their device, spread over the processes, with their optimizer and their average.
+    """Put a recipe's parts on their device, spread over the processes, with their optimizer and their
+    average.
 
     Raises:
         UserError: a batch that the processes cannot share, or a precision that the device does not have.
     """
     config = run.optimizer
     accelerator = make_accelerator(
-        config.mixed_precision, config.accumulation, log_with=list(run.trackers) or None, project_dir=str(run.out / "trackers")
+        config.mixed_precision,
+        config.accumulation,
+        log_with=list(run.trackers) or None,
+        project_dir=str(run.out / "trackers"),
     )
     micro, rest = divmod(config.batch_size, accelerator.num_processes * config.accumulation)
     if rest:
         raise UserError(
-            f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes x {config.accumulation} "
-            "accumulation steps; make it divisible"
+            f"batch_size {config.batch_size} cannot be shared by {accelerator.num_processes} processes x"
+            f" {config.accumulation} accumulation steps; make it divisible"
         )
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -71,14 +75,23 @@ def set_up(run: RunConfig, recipe: Recipe) -> Work:
     recipe.prepare(accelerator)
     ways = spread(accelerator, config.mixed_precision, micro, config.max_grad_norm)
     model, optimizer = ways.prepare(
-        recipe, parts,
+        recipe,
+        parts,
         lambda own: make_optimizer(
-            config.name, parameter_groups(own, config.rate_factors), config.learning_rate, config.betas, config.weight_decay
+            config.name,
+            parameter_groups(own, config.rate_factors),
+            config.learning_rate,
+            config.betas,
+            config.weight_decay,
         ),
-    )  # fmt: skip
+    )
     if config.compile:
         for part in parts.values():
             part.compile(dynamic=False)
     # In the optimizer's order, by which its states are numbered.
-    parameters = [parameter for group in parameter_groups(parts, config.rate_factors) for parameter in group["params"]]
-    return Work(recipe, parts, parameters, model, optimizer, AveragedWeights(parameters, config.ema_decay), ways)
+    parameters = [
+        parameter for group in parameter_groups(parts, config.rate_factors) for parameter in group["params"]
+    ]
+    return Work(
+        recipe, parts, parameters, model, optimizer, AveragedWeights(parameters, config.ema_decay), ways
+    )

@@ -47,7 +47,9 @@ class Stopped(Exception):
     """
 
     def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by signal {number} after step {step}; the state is saved, the same command goes on")
+        super().__init__(
+            f"stopped by signal {number} after step {step}; the state is saved, the same command goes on"
+        )
         self.number, self.step = number, step
 
 
@@ -61,7 +63,9 @@ class SkippedSteps:
         key: number of an example -> what it is called.
     """
 
-    def __init__(self, out: Path, limit: int, count: int = 0, key: Callable[[int], Any] = lambda index: index) -> None:
+    def __init__(
+        self, out: Path, limit: int, count: int = 0, key: Callable[[int], Any] = lambda index: index
+    ) -> None:
         self.out, self.limit, self.count, self._key = out, limit, count, key
 
     def add(self, step: int, indices: list[int], write: bool = True) -> None:
@@ -72,9 +76,12 @@ class SkippedSteps:
         """
         self.count += 1
         if write:
-            append_line(self.out / "skipped.jsonl", {"step": step + 1, "examples": [self._key(i) for i in indices]})
+            append_line(
+                self.out / "skipped.jsonl", {"step": step + 1, "examples": [self._key(i) for i in indices]}
+            )
         if self.count > self.limit:
             raise UserError(
-                f"{self.count} steps had gradients that are not finite, the last at step {step + 1}; their examples are in "
-                f"{self.out / 'skipped.jsonl'}: look at them, lower the learning rate, or raise skip_limit ({self.limit})"
+                f"{self.count} steps had gradients that are not finite, the last at step {step + 1}; their"
+                f" examples are in {self.out / 'skipped.jsonl'}: look at them, lower the learning rate, or"
+                f" raise skip_limit ({self.limit})"
             )

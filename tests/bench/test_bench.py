@@ -1,4 +1,7 @@
-"""Comparisons with a peer: both sides compute the same, differences are caught, figures are what they claim to be."""
+"""Comparisons with a peer.
+
+Both sides compute the same, differences are caught, figures are what they claim to be.
+"""
 
 import json
 
@@ -16,10 +19,17 @@ from bdm.errors import UserError
 from bdm.speed import folding
 
 TINY = dict(
-    out="unused", pairs=2, latents=8, native_width=48, threads=1, dtype="float64",
-    unet=dict(block_out_channels=(16, 16, 32, 32), cross_attention_dim=32, attention_head_dim=4, norm_num_groups=8),
+    out="unused",
+    pairs=2,
+    latents=8,
+    native_width=48,
+    threads=1,
+    dtype="float64",
+    unet=dict(
+        block_out_channels=(16, 16, 32, 32), cross_attention_dim=32, attention_head_dim=4, norm_num_groups=8
+    ),
     vae=dict(block_out_channels=(8, 8, 16, 16), norm_num_groups=4),
-)  # fmt: skip
+)
 TEXT = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
 
 
@@ -91,7 +101,9 @@ def test_decoding_equals_the_peer_with_less_work(monkeypatch):
     enlarged = [block.upsamplers[0].conv for block in bench.vae.decoder.up_blocks if block.upsamplers]
     # Of 36 products for a pixel before it is enlarged and a pair of channels, 20 are spared.
     pixels = [(8 * 2**i) ** 2 for i in range(len(enlarged))]
-    spared = sum(2 * 20 * n * conv.in_channels * conv.out_channels for n, conv in zip(pixels, enlarged, strict=True))
+    spared = sum(
+        2 * 20 * n * conv.in_channels * conv.out_channels for n, conv in zip(pixels, enlarged, strict=True)
+    )
     assert 0.95 < (peer.flops - ours.flops) / spared <= 1.0, "folding the kernels is counted too"
 
 
@@ -148,7 +160,9 @@ def test_scaling_curve(tmp_path, capsys, monkeypatch):
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["seconds_per_picture"] == {"diffusers": {"1": 3.0, "4": 3.0}, OURS: {"1": 1.0, "4": 1.0}}
     assert figures["ratio"] == {"1": 3.0, "4": 3.0}
-    assert {(name, batch) for name, batch in drawn} == {(name, batch) for name in ("diffusers", OURS) for batch in (1, 4)}
+    assert {(name, batch) for name, batch in drawn} == {
+        (name, batch) for name in ("diffusers", OURS) for batch in (1, 4)
+    }
     assert (tmp_path / "bench.png").stat().st_size > 5000
 
 

@@ -1,4 +1,7 @@
-"""A single file of SD1.5's full size: how fast it loads and how much memory that takes, beside diffusers on the same file."""
+"""A single file of SD1.5's full size.
+
+How fast it loads and how much memory that takes, beside diffusers on the same file.
+"""
 
 from math import prod
 from pathlib import Path

@@ -18,7 +18,9 @@ from bdm.drawing.picture_info import describe, picture_info
 from bdm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-needs_weights = pytest.mark.skipif(not (DEFAULT_MODEL / "branch" / "config.json").exists(), reason="assets/emoji has no branch")
+needs_weights = pytest.mark.skipif(
+    not (DEFAULT_MODEL / "branch" / "config.json").exists(), reason="assets/emoji has no branch"
+)
 
 
 @pytest.mark.parametrize(
@@ -31,32 +33,65 @@ needs_weights = pytest.mark.skipif(not (DEFAULT_MODEL / "branch" / "config.json"
         (["infer"], "give prompts or --prompts FILE"),
         (["infer", "龙", "--prompts", "x.txt"], "not both"),
         (["infer", "--prompts", "/no/x.txt"], "give a UTF-8 text file"),
-        (["infer", "--prompts", f"{ROOT}/pyproject.toml", "--out", f"{ROOT}/README.md"], "README.md is a file"),
+        (
+            ["infer", "--prompts", f"{ROOT}/pyproject.toml", "--out", f"{ROOT}/README.md"],
+            "README.md is a file",
+        ),
         (["infer", "龙", "--guidance-interval", "half"], "--guidance-interval half: give two shares"),
         (["infer", "龙", "--guidance-interval", "0.9:0.1"], "guidance interval 0.9 to 0.1"),
         (["infer", "龙", "--deep-every", "0"], "deep_every 0"),
         (["infer", "龙", "--device", "cuba"], "--device cuba cannot be used"),
         (["train", "configs/none.yaml"], "No such file"),
         (["train", str(ROOT / "configs/quickstart.yaml"), "optimiser.steps=3"], "optimiser: unknown key"),
-        (["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "data.urls=/no/data/*.tar"], "matches no shard"),
+        (
+            ["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "data.urls=/no/data/*.tar"],
+            "matches no shard",
+        ),
         (["train", str(ROOT / "configs/quickstart.yaml"), "trackers=[swanlab]"], "pip install swanlab"),
-        (["train", str(ROOT / "configs/quickstart.yaml"), "--dry-run", "recipe.backbone=/no/model"], "/no/model"),
-        (["train", str(ROOT / "configs/emoji/backbone.yaml")], "runs/emoji/autoencoder/model: no such folder"),
+        (
+            ["train", str(ROOT / "configs/quickstart.yaml"), "--dry-run", "recipe.backbone=/no/model"],
+            "/no/model",
+        ),
+        (
+            ["train", str(ROOT / "configs/emoji/backbone.yaml")],
+            "runs/emoji/autoencoder/model: no such folder",
+        ),
         (
             ["train", str(ROOT / "configs/emoji/backbone.yaml"), "recipe.unet.block_out_chanels=[8]"],
             "nearest are block_out_channels",
         ),
-        (["train", str(ROOT / "configs/emoji/english_clip.yaml"), "recipe.text.hiden_size=8"], "nearest are hidden_size"),
-        (["train", str(ROOT / "configs/emoji/chinese_clip.yaml"), "recipe.vision.patchsize=8"], "nearest are patch_size"),
-        (["train", str(ROOT / "configs/emoji/autoencoder.yaml"), "recipe.model.latent_chanels=8"], "nearest are latent_channels"),
+        (
+            ["train", str(ROOT / "configs/emoji/english_clip.yaml"), "recipe.text.hiden_size=8"],
+            "nearest are hidden_size",
+        ),
+        (
+            ["train", str(ROOT / "configs/emoji/chinese_clip.yaml"), "recipe.vision.patchsize=8"],
+            "nearest are patch_size",
+        ),
+        (
+            ["train", str(ROOT / "configs/emoji/autoencoder.yaml"), "recipe.model.latent_chanels=8"],
+            "nearest are latent_channels",
+        ),
         (
             ["train", str(ROOT / "configs/emoji/english_clip.yaml"), "data.limit=1", "data.colours=[white]"],
             "no validation examples",
         ),
-        (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), "judge=/no/judge"], "is not a judge's folder"),
-        (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), f"judge={ROOT}/assets/emoji/vae"], "is not a judge's folder"),
-        (["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), f"out={ROOT}/README.md/x"], "README.md is a file; choose another"),
-        (["evaluate", str(ROOT / "configs/emoji/plugins.yaml"), f"out={ROOT}/README.md/x"], "README.md is a file; choose another"),
+        (
+            ["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), "judge=/no/judge"],
+            "is not a judge's folder",
+        ),
+        (
+            ["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), f"judge={ROOT}/assets/emoji/vae"],
+            "is not a judge's folder",
+        ),
+        (
+            ["evaluate", str(ROOT / "configs/emoji/evaluate.yaml"), f"out={ROOT}/README.md/x"],
+            "README.md is a file; choose another",
+        ),
+        (
+            ["evaluate", str(ROOT / "configs/emoji/plugins.yaml"), f"out={ROOT}/README.md/x"],
+            "README.md is a file; choose another",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -72,12 +107,21 @@ def test_mistakes_end_in_one_line_and_status_2(arguments, message, capsys, tmp_p
 def test_guidance_of_the_shipped_model_does_not_hang_on_how_its_path_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "link").symlink_to(DEFAULT_MODEL)
-    paths = (str(DEFAULT_MODEL), "assets/emoji", "./assets/emoji/", str(tmp_path / "link"), "assets", "owner/model")
+    paths = (
+        str(DEFAULT_MODEL),
+        "assets/emoji",
+        "./assets/emoji/",
+        str(tmp_path / "link"),
+        "assets",
+        "owner/model",
+    )
     assert [default_guidance(path) for path in paths] == [2.0, 2.0, 2.0, 2.0, 7.5, 7.5]
 
 
 def test_check_prints_the_resolved_configuration(capsys):
-    assert main(["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "--check", "optimizer.steps=2000"]) == 0
+    assert (
+        main(["train", str(ROOT / "configs/sd15_chinese_clip.yaml"), "--check", "optimizer.steps=2000"]) == 0
+    )
     printed = capsys.readouterr().out
     assert "steps: 2000" in printed
     assert "batch_size: 3200" in printed
@@ -87,10 +131,18 @@ def test_dry_run_goes_through_everything_and_keeps_nothing(capsys, caplog, tmp_p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     small = (
-        "recipe.model={block_out_channels: [8, 8], norm_num_groups: 4, down_block_types: [DownEncoderBlock2D, DownEncoderBlock2D], "
+        "recipe.model={block_out_channels: [8, 8], norm_num_groups: 4, down_block_types: [DownEncoderBlock2D,"
+        " DownEncoderBlock2D], "
     )
     small += "up_block_types: [UpDecoderBlock2D, UpDecoderBlock2D]}"
-    arguments = ["data.limit=2", "optimizer.batch_size=2", "out=runs/x", "optimizer.steps=900", "threads=1", small]
+    arguments = [
+        "data.limit=2",
+        "optimizer.batch_size=2",
+        "out=runs/x",
+        "optimizer.steps=900",
+        "threads=1",
+        small,
+    ]
     assert main(["train", str(ROOT / "configs/emoji/autoencoder.yaml"), "--dry-run", *arguments]) == 0
     for stage in ("models and data", "validation", "grid", "state"):
         assert f"{stage}: " in caplog.text
@@ -116,7 +168,9 @@ def test_infer_draws_with_the_shipped_weights(tmp_path, capsys):
     assert main(["infer", "龙", "--height", "30", "--out", str(out)]) == 2
     assert "height 30" in capsys.readouterr().err
     assert main([*arguments, "--stages"]) == 0
-    total, *stages = [float(number) for number in re.findall(r"([0-9.]+) s", capsys.readouterr().err.splitlines()[-1])]
+    total, *stages = [
+        float(number) for number in re.findall(r"([0-9.]+) s", capsys.readouterr().err.splitlines()[-1])
+    ]
     assert len(stages) == 3
     assert sum(stages) == pytest.approx(total, abs=0.05)
 
@@ -133,7 +187,9 @@ def test_chinese_facts_survive_in_the_picture(tmp_path, ending):
         else:
             comment = picture.getexif().get_ifd(0x8769)[0x9286]
             text = comment.removeprefix(b"UNICODE\0").decode("utf-16-be")
-    assert text.startswith("红灯笼\nNegative prompt: 模糊\nSteps: 30, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 7, Size: 32x32")
+    assert text.startswith(
+        "红灯笼\nNegative prompt: 模糊\nSteps: 30, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 7, Size: 32x32"
+    )
 
 
 def test_labels_wrap_and_every_picture_has_its_place():
@@ -167,7 +223,10 @@ def model(pipe, tmp_path):
     """A tiny pipeline folder and plug-ins made for it."""
     pipe.save_pretrained(tmp_path / "model")
     attention = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    factors = {f"{attention}.lora_down.weight": torch.randn(2, TEXT_DIM), f"{attention}.lora_up.weight": torch.randn(16, 2)}
+    factors = {
+        f"{attention}.lora_down.weight": torch.randn(2, TEXT_DIM),
+        f"{attention}.lora_up.weight": torch.randn(16, 2),
+    }
     save_file(factors, tmp_path / "ink.safetensors", {"ss_network_dim": "2"})
     save_file({"emb_params": torch.randn(2, TEXT_DIM)}, tmp_path / "calm.safetensors")
     make_controlnet(pipe.unet).save_pretrained(tmp_path / "edges")
@@ -180,9 +239,21 @@ def test_infer_with_plugins_and_their_names_in_the_picture(model, capsys, monkey
     plain = ["infer", "龙", "--model", "model", "--steps", "2", "--out", "a.png"]
     assert main(plain) == 0
     plugged = [
-        *plain[:-1], "b.png", "--lora", "ink.safetensors:0.5:0.1", "--embedding", "calm.safetensors", "--prompt-en", "calm",
-        "--controlnet", "edges", "--control-image", "photo.png:0.8:0:1", "--annotator", "canny",
-    ]  # fmt: skip
+        *plain[:-1],
+        "b.png",
+        "--lora",
+        "ink.safetensors:0.5:0.1",
+        "--embedding",
+        "calm.safetensors",
+        "--prompt-en",
+        "calm",
+        "--controlnet",
+        "edges",
+        "--control-image",
+        "photo.png:0.8:0:1",
+        "--annotator",
+        "canny",
+    ]
     assert main(plugged) == 0, capsys.readouterr().err
     before, after = Image.open("a.png"), Image.open("b.png")
     assert before.tobytes() != after.tobytes()
@@ -203,7 +274,9 @@ def test_checkpoint_and_vae_from_the_command_line(model, monkeypatch):
         out = ["--model", "model", "--steps", "2", "--out", "a.png", "--prompt-en", "ink"]
         assert main(["infer", "龙", *out, *arguments]) == 0
         picture = Image.open("a.png")
-        return picture.tobytes(), {p["kind"]: p["name"] for p in json.loads(picture.text["bdm"]).get("plugins", [])}
+        return picture.tobytes(), {
+            p["kind"]: p["name"] for p in json.loads(picture.text["bdm"]).get("plugins", [])
+        }
 
     plain, _ = drawn()
     whole, attached = drawn("--checkpoint", "style.safetensors")

@@ -56,8 +56,17 @@ def test_slurm_script_requeues_after_pre_emption_only(tmp_path, status, requeued
     for name, body in fakes.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-[1-4]"}
-    command = ["bash", str(ROOT / "configs/slurm/train.sbatch"), "configs/quickstart.yaml", "out=runs/with space"]
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node-[1-4]",
+    }
+    command = [
+        "bash",
+        str(ROOT / "configs/slurm/train.sbatch"),
+        "configs/quickstart.yaml",
+        "out=runs/with space",
+    ]
     assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode == status
     assert "train.py configs/quickstart.yaml out=runs/with space" in (tmp_path / "ran").read_text()
     assert ("requeue 7" in (tmp_path / "asked").read_text()) == requeued
@@ -78,10 +87,16 @@ def test_slurm_script_requeues_after_pre_emption_only(tmp_path, status, requeued
         (["threads=-1"], "threads"),
         (["optimizer.betas=[0.9, 1.0]"], "optimizer.betas.1"),
         (["recipe.cache=true", "data={kind: prepared, path: x}"], "prepared shards are a cache already"),
-        (["recipe={kind: autoencoder, model: {}}", "data={kind: prepared, path: x}"], "prepared shards hold none"),
+        (
+            ["recipe={kind: autoencoder, model: {}}", "data={kind: prepared, path: x}"],
+            "prepared shards hold none",
+        ),
         (["recipe.cache=true", "data={kind: folder, path: x, flip: 0.5}"], "leave out buckets and flip"),
         (["recipe={kind: judge}", "data={kind: folder, path: x}"], "the judge knows the emoji world only"),
-        (["optimizer.name=prodigy", 'optimizer.rate_factors={"branch.*": 2}'], "one step size for all parameters"),
+        (
+            ["optimizer.name=prodigy", 'optimizer.rate_factors={"branch.*": 2}'],
+            "one step size for all parameters",
+        ),
         (["recipe.cache=true", "data.flip=0.5"], "leave out buckets and flip"),
     ],
 )
@@ -96,13 +111,20 @@ def test_colours_of_plugins_are_the_worlds():
 
 
 def test_the_branch_from_prepared_shards_is_trained_as_the_one_from_pixels():
-    pixels, prepared = (read_config(ROOT / f"configs/emoji/{name}.yaml", [], RunConfig) for name in ("branch", "branch_prepared"))
+    pixels, prepared = (
+        read_config(ROOT / f"configs/emoji/{name}.yaml", [], RunConfig)
+        for name in ("branch", "branch_prepared")
+    )
     assert prepared.optimizer == pixels.optimizer
-    assert prepared.recipe == pixels.recipe.model_copy(update={"cache": False}), "prepared shards are the cache"
+    assert prepared.recipe == pixels.recipe.model_copy(update={"cache": False}), (
+        "prepared shards are the cache"
+    )
 
 
 def test_overrides_and_missing_files(tmp_path):
-    run = read_config(ROOT / "configs/emoji/branch.yaml", ["optimizer.steps=777", "data.groups=[native]"], RunConfig)
+    run = read_config(
+        ROOT / "configs/emoji/branch.yaml", ["optimizer.steps=777", "data.groups=[native]"], RunConfig
+    )
     assert run.optimizer.steps == 777
     assert run.data.groups == ("native",)
     with pytest.raises(UserError, match="No such file"):

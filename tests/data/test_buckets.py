@@ -1,4 +1,7 @@
-"""Aspect-ratio buckets: batches of one shape, passes without repetitions, in an order that the seed alone decides."""
+"""Aspect-ratio buckets.
+
+Batches of one shape, passes without repetitions, in an order that the seed alone decides.
+"""
 
 import io
 import json
@@ -43,7 +46,9 @@ def test_a_pass_repeats_nothing_and_leaves_out_only_what_fills_no_batch(batch):
     sizes = [11, 3, 20, 9] * 12
     buckets = np.random.default_rng(0).choice(3, sum(sizes), p=[0.7, 0.25, 0.05]).astype(np.int16)
     order = BucketOrder(buckets, sizes, batch, seed=3)
-    passes = [[order.indices(epoch * order.per_pass + i) for i in range(order.per_pass)] for epoch in range(2)]
+    passes = [
+        [order.indices(epoch * order.per_pass + i) for i in range(order.per_pass)] for epoch in range(2)
+    ]
     for batches in passes:
         assert all(len(indices) == batch and len(set(buckets[indices])) == 1 for indices in batches)
         used = Counter(i for indices in batches for i in indices)
@@ -52,7 +57,9 @@ def test_a_pass_repeats_nothing_and_leaves_out_only_what_fills_no_batch(batch):
         assert counts == {b: c // batch * batch for b, c in Counter(buckets.tolist()).items() if c >= batch}
         assert len(buckets) - len(used) == order.left_out
     assert passes[0] != passes[1]
-    again = BucketOrder(buckets, sizes, batch, seed=3)  # asked backwards, as a resume may ask for any number first
+    again = BucketOrder(
+        buckets, sizes, batch, seed=3
+    )  # asked backwards, as a resume may ask for any number first
     numbers = range(2 * order.per_pass - 1, -1, -1)
     assert [again.indices(i) for i in numbers] == (passes[0] + passes[1])[::-1]
 
@@ -86,9 +93,13 @@ def test_batches_of_shards_have_one_shape_whoever_reads_them(shards):
     assert all(b.pixels.shape[2] * b.pixels.shape[3] <= 32 * 32 for b in whole)
     late = list(stream(kept, 7, 12, 4, seed=1, unreadable_limit=1.0, workers=1))
     assert [b.indices for b in late] == [b.indices for b in whole[7:]]
-    halves = [list(stream(source, 0, 12, 4, seed=1, process=r, processes=2, unreadable_limit=1.0)) for r in range(2)]
+    halves = [
+        list(stream(source, 0, 12, 4, seed=1, process=r, processes=2, unreadable_limit=1.0)) for r in range(2)
+    ]
     assert [a.indices + b.indices for a, b in zip(*halves, strict=True)] == [b.indices for b in whole]
-    assert all(torch.equal(torch.cat([a.pixels, b.pixels]), w.pixels) for a, b, w in zip(*halves, whole, strict=True))
+    assert all(
+        torch.equal(torch.cat([a.pixels, b.pixels]), w.pixels) for a, b, w in zip(*halves, whole, strict=True)
+    )
     assert len(fixed_batch(source, 64, 0)) >= 12
 
 

@@ -40,7 +40,10 @@ def test_pictures_are_cropped_not_padded_and_validation_is_apart(folder):
         ("", "has 0 captions"),
         ("{", "line 1 is not a JSON object"),
         ('["a"]', "line 1 is not a JSON object"),
-        ('{"file_name": "a.png", "caption": "x"}', "no field 'text'; it has file_name, caption; set data.caption"),
+        (
+            '{"file_name": "a.png", "caption": "x"}',
+            "no field 'text'; it has file_name, caption; set data.caption",
+        ),
     ],
 )
 def test_folders_without_captions_are_named(folder, content, message):

@@ -38,7 +38,9 @@ def folder(tmp_path):
 
 
 def test_rows_are_what_was_written(folder):
-    source = ParquetSource(str(folder / "*.parquet"), size=8, captions={"text": 3.0, "short": 1.0}, min_scores={"score": 0.1})
+    source = ParquetSource(
+        str(folder / "*.parquet"), size=8, captions={"text": 3.0, "short": 1.0}, min_scores={"score": 0.1}
+    )
     assert (source.shard_sizes, len(source.validation)) == ([4] * 5, 4)
     assert source[7].pixels[:, 0, 0].tolist() == [7, 0, 0]
     assert (source[7].captions, source[6].captions) == (("图7", "7"), ("图6",))
@@ -52,11 +54,15 @@ def test_rows_are_what_was_written(folder):
 
 
 def test_order_does_not_depend_on_processes_or_workers(folder):
-    source = ParquetSource(str(folder / "*.parquet"), size=16, buckets=bucket_sizes(16, 4), captions={"text": 1.0})
+    source = ParquetSource(
+        str(folder / "*.parquet"), size=16, buckets=bucket_sizes(16, 4), captions={"text": 1.0}
+    )
     whole = [(b.indices, b.captions) for b in stream(source, 0, 6, 4, seed=2, unreadable_limit=1.0)]
     late = [(b.indices, b.captions) for b in stream(source, 3, 6, 4, seed=2, workers=1, unreadable_limit=1.0)]
     assert late == whole[3:]
-    halves = [list(stream(source, 0, 6, 4, seed=2, process=r, processes=2, unreadable_limit=1.0)) for r in range(2)]
+    halves = [
+        list(stream(source, 0, 6, 4, seed=2, process=r, processes=2, unreadable_limit=1.0)) for r in range(2)
+    ]
     assert [(a.indices + b.indices, a.captions + b.captions) for a, b in zip(*halves, strict=True)] == whole
     shapes = {tuple(source[i].pixels.shape[1:]) for i in range(20) if i != 5}
     assert shapes == {(16, 16), (12, 20)}

@@ -30,9 +30,11 @@ def write_shards(folder, sizes, change=None):
             for row in range(size):
                 facts = {"caption": f"long {shard}/{row}", "score": row / size, "width": 24, "height": 16}
                 sample = {
-                    "__key__": f"{shard:05d}{row:04d}", "png": png((shard * 10, row * 10, 7)), "txt": f"{shard}/{row}",
+                    "__key__": f"{shard:05d}{row:04d}",
+                    "png": png((shard * 10, row * 10, 7)),
+                    "txt": f"{shard}/{row}",
                     "json": json.dumps(facts).encode(),
-                }  # fmt: skip
+                }
                 writer.write(change(shard, row, sample) if change else sample)
     return str(folder / f"{{00000..{len(sizes) - 1:05d}}}.tar")
 
@@ -75,7 +77,8 @@ def test_every_pass_is_a_permutation_that_keeps_windows_together(sizes):
         left[shard] -= 1
         opened = (opened | {shard}) if left[shard] else (opened - {shard})
         most = max(most, len(opened))
-    # Of so many shards at most some samples were read and others not; less than half of a window would hardly mix.
+    # Of so many shards at most some samples were read and others not; less than half of a window would hardly
+    # mix.
     assert min(len(sizes), WINDOW) / 2 <= most <= min(len(sizes), WINDOW)
 
 
@@ -107,7 +110,9 @@ def damaged(shard, row, sample):
 
 
 def test_unusable_examples_give_way_and_are_named(tmp_path):
-    source = ShardSource(write_shards(tmp_path, [10, 10, 1], damaged), size=8, min_side=8, min_scores={"score": 0.05})
+    source = ShardSource(
+        write_shards(tmp_path, [10, 10, 1], damaged), size=8, min_side=8, min_scores={"score": 0.05}
+    )
     bad = {1, 2, 0, 10}  # truncated, no text, score 0, too small (and score 0)
     for index in bad:
         with pytest.raises(UnreadableExample):
@@ -115,11 +120,17 @@ def test_unusable_examples_give_way_and_are_named(tmp_path):
     log = tmp_path / "unreadable.jsonl"
     one = [b.indices for b in stream(source, 0, 10, 4, seed=1, log=log, unreadable_limit=1.0)]
     assert not bad & {i for indices in one for i in indices}
-    reasons = {json.loads(line)["key"].rpartition(":")[2]: json.loads(line)["reason"] for line in log.read_text().splitlines()}
+    reasons = {
+        json.loads(line)["key"].rpartition(":")[2]: json.loads(line)["reason"]
+        for line in log.read_text().splitlines()
+    }
     assert set(reasons) == {"000000000", "000000001", "000000002", "000010000"}
     assert "score is 0.0" in reasons["000000000"]
     assert "no caption in txt; it has caption" in reasons["000000002"]
-    split = [list(stream(source, 0, 10, 4, seed=1, process=r, processes=2, workers=1, unreadable_limit=1.0)) for r in range(2)]
+    split = [
+        list(stream(source, 0, 10, 4, seed=1, process=r, processes=2, workers=1, unreadable_limit=1.0))
+        for r in range(2)
+    ]
     assert [a.indices + b.indices for a, b in zip(*split, strict=True)] == one
 
 

@@ -1,4 +1,4 @@
-"""Prompt files: which pictures they ask for, and that a picture does not depend on what is drawn beside it."""
+"""Prompt files: which pictures they ask for, and that no picture depends on what is drawn beside it."""
 
 import json
 import subprocess
@@ -25,14 +25,21 @@ def test_lines_become_requests(tmp_path):
         Request(Path("out/00001.png"), 8, "月饼", "模糊"),
     ]
     paths = [(str(r.path), r.seed) for r in read_requests(file, Path("out"), 7, count=2)]
-    assert paths == [("out/00000-0.png", 7), ("out/00000-1.png", 8), ("out/00001-0.png", 9), ("out/00001-1.png", 10)]
+    assert paths == [
+        ("out/00000-0.png", 7),
+        ("out/00000-1.png", 8),
+        ("out/00001-0.png", 9),
+        ("out/00001-1.png", 10),
+    ]
 
 
 def test_objects_say_their_own_texts_and_seed(tmp_path):
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": "龙", "negative": "", "seed": 5}, {"prompt": "龙", "prompt_en": "ink"}]
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
-    first, second = read_requests(file, Path("out"), 0, texts={"negative": "模糊", "prompt_en": "", "negative_en": "ugly"})
+    first, second = read_requests(
+        file, Path("out"), 0, texts={"negative": "模糊", "prompt_en": "", "negative_en": "ugly"}
+    )
     assert first == Request(Path("out/00000.png"), 5, "龙", "", "", "ugly")
     assert second == Request(Path("out/00001.png"), 1, "龙", "模糊", "ink", "ugly")
 
@@ -80,13 +87,17 @@ def test_pictures_are_the_same_alone_in_batches_and_when_drawn_again(folder, cap
     drawn = pixels("a")
     assert list(drawn) == [f"0000{i}.png" for i in range(5)]
     assert abs(drawn["00000.png"] - drawn["00004.png"]).max() > 1, "another seed"
-    assert main(["infer", "月饼", "--model", "model", "--steps", "2", "--seed", "1", "--out", "alone.png"]) == 0
+    assert (
+        main(["infer", "月饼", "--model", "model", "--steps", "2", "--seed", "1", "--out", "alone.png"]) == 0
+    )
     assert abs(np.asarray(Image.open("alone.png")).astype(int) - drawn["00001.png"]).max() <= 1
     (folder / "a/00003.png").unlink()
     times = {path: path.stat().st_mtime_ns for path in (folder / "a").iterdir()}
     assert main(["infer", *COMMAND, "--batch", "2", "--out", "a"]) == 0
     assert {path.name for path in (folder / "a").iterdir()} == set(drawn)
-    assert all(path.stat().st_mtime_ns == time for path, time in times.items()), "what is there is not drawn again"
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items()), (
+        "what is there is not drawn again"
+    )
     assert not missing(read_requests(folder / "prompts.txt", folder / "a", 0))
     assert "5 pictures in a" in capsys.readouterr().out
 
@@ -94,7 +105,9 @@ def test_pictures_are_the_same_alone_in_batches_and_when_drawn_again(folder, cap
 def test_processes_share_the_pictures(folder):
     assert main(["infer", *COMMAND, "--batch", "1", "--out", "one"]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "infer.py")]
-    run = subprocess.run([*launch, *COMMAND, "--batch", "1", "--out", "two", "--device", "cpu"], capture_output=True, text=True)
+    run = subprocess.run(
+        [*launch, *COMMAND, "--batch", "1", "--out", "two", "--device", "cpu"], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert "3/3" in run.stderr, "of five, the first process draws three"
     assert same(pixels("two"), pixels("one"))
@@ -108,7 +121,10 @@ def test_workers_of_ray_share_the_pictures(folder):
     ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     try:
         assert main(["infer", *COMMAND, "--batch", "1", "--out", "two", "--engine", "ray"]) == 0
-        assert main(["infer", *COMMAND, "--batch", "1", "--out", "none", "--height", "30", "--engine", "ray"]) == 2
+        assert (
+            main(["infer", *COMMAND, "--batch", "1", "--out", "none", "--height", "30", "--engine", "ray"])
+            == 2
+        )
     finally:
         ray.shutdown()
     assert same(pixels("two"), pixels("one"))

@@ -53,7 +53,11 @@ def test_the_english_side_never_sees_native_concepts_nor_openmoji(world):
 
 
 def test_held_out_pairs_are_in_no_training_source(world):
-    for source in (EmojiSource(world, "zh"), EmojiSource(world, "en"), EmojiSource(world, looks=("twemoji", "openmoji"))):
+    for source in (
+        EmojiSource(world, "zh"),
+        EmojiSource(world, "en"),
+        EmojiSource(world, looks=("twemoji", "openmoji")),
+    ):
         assert not {(r.concept, r.colour) for r in source.rows} & world.held_out
     validation = EmojiSource(world, "zh").validation
     assert {(r.concept, r.colour) for r in validation.rows} == world.held_out
@@ -62,7 +66,9 @@ def test_held_out_pairs_are_in_no_training_source(world):
 
 def test_validation_has_the_colours_and_captions_of_training(world):
     validation = EmojiSource(world, "en", colours=("purple",), name_colours=False).validation
-    assert {(r.concept, r.colour) for r in validation.rows} == {pair for pair in world.held_out if pair[1] == "purple"}
+    assert {(r.concept, r.colour) for r in validation.rows} == {
+        pair for pair in world.held_out if pair[1] == "purple"
+    }
     assert not any("background" in r.caption for r in validation.rows)
 
 
@@ -99,7 +105,10 @@ def test_pictures_have_their_background_and_are_reproducible(world):
 
 
 def test_treatments_change_what_they_say_and_nothing_else(world):
-    """The rows of one picture differ in its treatment alone; outlines darken its contour, a seal is red and in one corner."""
+    """The rows of one picture differ in its treatment alone.
+
+    Outlines darken its contour, a seal is red and in one corner.
+    """
     source = EmojiSource(world, "en", looks=("twemoji", "openmoji"), treatments=TREATMENTS, limit=4)
     found = {(r.concept, r.colour, r.variant, r.look, r.treatment): i for i, r in enumerate(source.rows)}
     assert not any("outlined" in r.treatment and r.look == "openmoji" for r in source.rows)

@@ -47,7 +47,9 @@ class FixedJudge:
     def __init__(self, concepts, colours, looks):
         sizes = (640, len(COLOUR_NAMES), 2, 2)
         said = (concepts, colours, looks, [0] * len(looks))
-        self.verdict = Verdict(*(torch.nn.functional.one_hot(torch.tensor(v), n).float() for v, n in zip(said, sizes)))
+        self.verdict = Verdict(
+            *(torch.nn.functional.one_hot(torch.tensor(v), n).float() for v, n in zip(said, sizes))
+        )
 
     def __call__(self, pictures):
         return self.verdict
@@ -78,11 +80,16 @@ def test_trials_cover_the_world_and_scores_are_shares():
 
 
 def test_ratios_compare_what_each_plugin_adds():
-    """Each plug-in adds 0.4 in English, 0.3 beside the branch, 0.2 to the three others; each costs a tenth of the content."""
+    """Each plug-in adds 0.4 in English, 0.3 beside the branch, 0.2 to the three others.
+
+    Each costs a tenth of the content.
+    """
     rows, english = {}, {}
     for on in product((False, True), repeat=4):
         adds = 0.2 if all(on) else 0.3
-        rows[on] = {"content": 0.8 * 0.9 ** sum(on)} | {name: 0.1 * sum(on) + adds * own for name, own in zip(NAMES, on)}
+        rows[on] = {"content": 0.8 * 0.9 ** sum(on)} | {
+            name: 0.1 * sum(on) + adds * own for name, own in zip(NAMES, on)
+        }
         english[on] = {name: 0.05 + 0.4 * own for name, own in zip(NAMES, on)}
     rows[True, False, False, False]["content"] = 0.4
     result = ratios(rows, english)
@@ -105,7 +112,12 @@ def test_edges_agree_where_they_are_at_the_same_place():
 def test_a_folder_of_something_else_is_no_judges(tmp_path):
     JudgeModel(concepts=5, colours=8, width=8).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for wrong in ({"_class_name": "BranchModel"}, config | {"more": 1}, config | {"width": "8"}, config | {"treatments": ["ink"]}):
+    for wrong in (
+        {"_class_name": "BranchModel"},
+        config | {"more": 1},
+        config | {"width": "8"},
+        config | {"treatments": ["ink"]},
+    ):
         (tmp_path / "config.json").write_text(json.dumps(wrong))
         with pytest.raises(UserError, match="is not a judge's folder"):
             JudgeModel.from_pretrained(tmp_path)
@@ -128,10 +140,18 @@ CONCEPTS = 148
 
 
 class KnowingJudge:
-    """Told what each trial asked for, it finds every third picture's concept right, every second one's colour and look."""
+    """Told what each trial asked for, it finds every third picture's concept right, every second one's colour
+    and look.
+    """
 
     def __init__(self):
-        self.config = {"concepts": CONCEPTS, "colours": len(COLOUR_NAMES), "width": 8, "size": 16, "treatments": ["plain", "grey"]}
+        self.config = {
+            "concepts": CONCEPTS,
+            "colours": len(COLOUR_NAMES),
+            "width": 8,
+            "size": 16,
+            "treatments": ["plain", "grey"],
+        }
         self.trial = None
 
     def __call__(self, pictures):
@@ -140,7 +160,9 @@ class KnowingJudge:
         if self.trial is not None and len(self.trial.concepts) == len(pictures):
             concepts = (torch.tensor(self.trial.concepts) + (numbers % 3 > 0)) % CONCEPTS
             if self.trial.colours:
-                colours = (torch.tensor([COLOUR_NAMES.index(c) for c in self.trial.colours]) + numbers % 2) % 8
+                colours = (
+                    torch.tensor([COLOUR_NAMES.index(c) for c in self.trial.colours]) + numbers % 2
+                ) % 8
         said = ((concepts, CONCEPTS), (colours, 8), (numbers % 2, 2), (torch.zeros_like(numbers), 2))
         return Verdict(*(torch.nn.functional.one_hot(classes, n).float() for classes, n in said))
 
@@ -162,8 +184,12 @@ def knowing(pipe, tmp_path, monkeypatch):
 
 
 def evaluation(folder, **changes):
-    settings = dict(model=str(folder / "model"), judge="stub", out=folder / "out", steps=1, batch=64, controls=6)
-    return EvaluateConfig(**settings | dict(world=dict(concepts=CONCEPTS), guidance_sweep=(1.0, 2.0)) | changes)
+    settings = dict(
+        model=str(folder / "model"), judge="stub", out=folder / "out", steps=1, batch=64, controls=6
+    )
+    return EvaluateConfig(
+        **settings | dict(world=dict(concepts=CONCEPTS), guidance_sweep=(1.0, 2.0)) | changes
+    )
 
 
 def thirds(count):
@@ -177,19 +203,31 @@ def test_an_evaluation_writes_what_the_judge_said(knowing, capsys):
     different = [c for c in world.concepts if c.group == "different"]
     sixths = len(range(0, pairs, 6)) / pairs
     expected = {
-        "chinese_top1": thirds(CONCEPTS), "native_top1": sum(i % 3 == 0 for i in native) / len(native),
-        "native_look": len(different) // 2 / len(different), "held_out_pairs": sixths, "trained_pairs": sixths,
-        "control_scale_0_top1": thirds(6), "control_shuffled_top1": thirds(6), "control_empty_top1": thirds(6),
-        "mixed_concept": thirds(6), "mixed_colour": 1 / 2, "mixed_both": 1 / 6, "chance": 1 / CONCEPTS,
-        "guidance_1_concepts": 1 / 3, "guidance_1_pairs": 1 / 6,
+        "chinese_top1": thirds(CONCEPTS),
+        "native_top1": sum(i % 3 == 0 for i in native) / len(native),
+        "native_look": len(different) // 2 / len(different),
+        "held_out_pairs": sixths,
+        "trained_pairs": sixths,
+        "control_scale_0_top1": thirds(6),
+        "control_shuffled_top1": thirds(6),
+        "control_empty_top1": thirds(6),
+        "mixed_concept": thirds(6),
+        "mixed_colour": 1 / 2,
+        "mixed_both": 1 / 6,
+        "chance": 1 / CONCEPTS,
+        "guidance_1_concepts": 1 / 3,
+        "guidance_1_pairs": 1 / 6,
         "english_top1": thirds(CONCEPTS - len(native)),
-    }  # fmt: skip
+    }
     assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-4)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert json.loads((knowing / "out/result.json").read_text()) == figures
     text = (knowing / "out/report.md").read_text()
     assert f"chinese_top1 {figures['chinese_top1']:.3f} (reach 0.90)" in text
-    assert f"| Chinese prompts, all concepts | {CONCEPTS} | {figures['chinese_top1']:.3f} |  |  | 0.500 |" in text
+    assert (
+        f"| Chinese prompts, all concepts | {CONCEPTS} | {figures['chinese_top1']:.3f} |  |  | 0.500 |"
+        in text
+    )
     assert "| 2 | 0." in text, "the sweep"
     pictures = {path.stem for path in (knowing / "out").glob("*.png")}
     assert pictures == {trial.name for trial in make_trials(world, 6, 0)}
@@ -201,13 +239,17 @@ def test_a_judge_of_another_world_is_refused_by_both_evaluations(knowing, plugin
     names = ("checkpoint", "lora", "controlnet", "embedding", "lora_trigger")
     files = dict.fromkeys(names, "x") | {"embedding_colour": "red"}
     config = evaluation(knowing, world=dict(concepts=CONCEPTS + 1), plugins=files)
-    with pytest.raises(UserError, match=f"knows {CONCEPTS} concepts in 8 colours and the world has {CONCEPTS + 1} in 8"):
+    with pytest.raises(
+        UserError, match=f"knows {CONCEPTS} concepts in 8 colours and the world has {CONCEPTS + 1} in 8"
+    ):
         evaluate_combinations(config, config.plugins) if plugins else report.evaluate(config)
     assert not (knowing / "out").exists()
 
 
 def test_a_judge_that_cannot_see_the_plugins_is_refused(knowing):
-    files = dict.fromkeys(("checkpoint", "lora", "controlnet", "embedding", "lora_trigger"), "x") | {"embedding_colour": "red"}
+    files = dict.fromkeys(("checkpoint", "lora", "controlnet", "embedding", "lora_trigger"), "x") | {
+        "embedding_colour": "red"
+    }
     config = evaluation(knowing, plugins=files)
     with pytest.raises(UserError, match=r"tells apart plain, grey; .*configs/emoji/style_judge\.yaml"):
         evaluate_combinations(config, config.plugins)
@@ -215,7 +257,11 @@ def test_a_judge_that_cannot_see_the_plugins_is_refused(knowing):
 
 def test_modes_are_scored_and_timed_beside_the_exact_one(knowing, monkeypatch, capsys):
     monkeypatch.setattr(modes, "ROUNDS", 2)
-    chosen = {"fewer": dict(steps=1), "half": dict(guidance_interval=(0, 0.5), sampler="lcm"), "deep": dict(deep_every=2)}
+    chosen = {
+        "fewer": dict(steps=1),
+        "half": dict(guidance_interval=(0, 0.5), sampler="lcm"),
+        "deep": dict(deep_every=2),
+    }
     config = evaluation(knowing, steps=2, modes=chosen)
     rows = modes.evaluate_modes(config, config.modes)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["modes"] == rows
@@ -241,7 +287,9 @@ def test_a_mode_is_undone_and_what_it_cannot_load_is_said_first(knowing, pipe):
 
 
 def test_reach_is_named():
-    assert setup.below_reach({"a": 0.5, "b": 0.9}, {"a": 0.6, "b": 0.9}) == "Below reach: a 0.500 (reach 0.60)."
+    assert (
+        setup.below_reach({"a": 0.5, "b": 0.9}, {"a": 0.6, "b": 0.9}) == "Below reach: a 0.500 (reach 0.60)."
+    )
     assert setup.below_reach({"a": 0.7}, {"a": 0.6}) == "Below reach: nothing."
 
 
@@ -260,7 +308,12 @@ def evaluation_plugins():
     from bdm.config import PluginFilesConfig
 
     return PluginFilesConfig(
-        checkpoint="a", lora="b", controlnet="c", embedding="folder/dusk.pt", lora_trigger="ink", embedding_colour="red"
+        checkpoint="a",
+        lora="b",
+        controlnet="c",
+        embedding="folder/dusk.pt",
+        lora_trigger="ink",
+        embedding_colour="red",
     )
 
 

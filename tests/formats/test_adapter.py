@@ -25,7 +25,9 @@ def randomise(module):
 
 def change_of(tensors, tmp_path, modules, metadata=None):
     path = tmp_path / "adapter.safetensors"
-    save_file({k: torch.as_tensor(v).detach().clone().contiguous() for k, v in tensors.items()}, path, metadata)
+    save_file(
+        {k: torch.as_tensor(v).detach().clone().contiguous() for k, v in tensors.items()}, path, metadata
+    )
     return split_adapter(read_weights(path), {"unet": modules})["unet"]
 
 
@@ -58,7 +60,13 @@ def test_change_equals_lycoris(tmp_path, case, place):
     from lycoris.modules.loha import LohaModule
     from lycoris.modules.lokr import LokrModule
 
-    kinds = {"locon": LoConModule, "loha": LohaModule, "lokr": LokrModule, "full": FullModule, "ia3": IA3Module}
+    kinds = {
+        "locon": LoConModule,
+        "loha": LohaModule,
+        "lokr": LokrModule,
+        "full": FullModule,
+        "ia3": IA3Module,
+    }
     kind, settings = CASES[case]
     layer = nn.Linear(24, 16) if place == LINEAR else nn.Conv2d(24, 16, 3, padding=1)
     arguments = {"multiplier": 1.0, "lora_dim": 4, "alpha": 4, **settings}
@@ -83,7 +91,8 @@ def test_change_equals_lycoris(tmp_path, case, place):
         else {f"{module.lora_name}.{k}": v for k, v in module.state_dict().items()}
     )
     change = change_of(tensors, tmp_path, [LINEAR, CONVOLUTION])[place]
-    # What the module was trained with is its forward pass. (The library's merged weights apply alpha twice for LoHa and LoKr.)
+    # What the module was trained with is its forward pass. (The library's merged weights apply alpha twice
+    # for LoHa and LoKr.)
     module.eval()
     if kind != "full":
         module.apply_to()
@@ -128,11 +137,15 @@ def test_every_spelling_finds_its_module(tmp_path, key):
 @pytest.mark.parametrize(
     "factors",
     [
-        {"up": (200_000, 1), "down": (1, 200_000)}, {"up": (7, 2), "down": (2, 6)}, {"diff": (7, 6)},
+        {"up": (200_000, 1), "down": (1, 200_000)},
+        {"up": (7, 2), "down": (2, 6)},
+        {"diff": (7, 6)},
         {"up": (6, 2), "down": (2, 8)},
-        {"w1_a": (9, 2), "w1_b": (2, 7), "w2_a": (9, 2), "w2_b": (2, 7)}, {"k1": (2, 7), "k2": (4, 1)}, {"up": (6, 2)},
+        {"w1_a": (9, 2), "w1_b": (2, 7), "w2_a": (9, 2), "w2_b": (2, 7)},
+        {"k1": (2, 7), "k2": (4, 1)},
+        {"up": (6, 2)},
     ],
-)  # fmt: skip
+)
 def test_factors_that_do_not_fit_are_named(factors):
     with pytest.raises(UserError, match="do not fit"):
         Change({name: torch.zeros(shape) for name, shape in factors.items()}).weight(torch.zeros(6, 7))
@@ -145,16 +158,33 @@ def test_factors_that_do_not_fit_are_named(factors):
         {"up": (6, 1), "mid": (1, 1, 10**4, 10**4), "down": (1, 7)},
         {"w1_a": (6, 1), "w1_b": (1, 10**8), "w2_a": (6, 1), "w2_b": (1, 7)},
         {"w1_a": (6, 1), "w1_b": (1, 7), "w2_a": (6, 1), "w2_b": (1, 10**8)},
-        {"w1_a": (1, 6), "w1_b": (1, 7), "w1_t": (1, 1, 10**4, 10**4), "w2_a": (1, 6), "w2_b": (1, 7), "w2_t": (1, 1, 1, 1)},
+        {
+            "w1_a": (1, 6),
+            "w1_b": (1, 7),
+            "w1_t": (1, 1, 10**4, 10**4),
+            "w2_a": (1, 6),
+            "w2_b": (1, 7),
+            "w2_t": (1, 1, 1, 1),
+        },
         {"k1": (2, 10**6), "k2": (3, 10**6)},
         {"k1_a": (2, 1), "k1_b": (1, 10**8), "k2": (3, 7)},
         {"k1": (2, 1), "k2_a": (3, 1), "k2_b": (1, 10**8)},
         {"k1": (2, 1), "k2_a": (1, 3), "k2_b": (1, 7), "k2_t": (1, 1, 10**4, 10**4)},
-        {"w1_a": (2, 6), "w1_b": (10**6, 7), "w1_t": (2, 10**6, 1, 1), "w2_a": (2, 6), "w2_b": (2, 7), "w2_t": (2, 2, 1, 1)},
+        {
+            "w1_a": (2, 6),
+            "w1_b": (10**6, 7),
+            "w1_t": (2, 10**6, 1, 1),
+            "w2_a": (2, 6),
+            "w2_b": (2, 7),
+            "w2_t": (2, 2, 1, 1),
+        },
     ],
 )
 def test_sizes_are_checked_before_anything_is_multiplied(factors):
-    """Small files whose products would take gigabytes; the factors are on a device that holds none, so no product is made."""
+    """Small files whose products would take gigabytes.
+
+    The factors are on a device that holds none, so no product is made.
+    """
     wanted = {name: torch.empty(shape, device="meta") for name, shape in factors.items()}
     with pytest.raises(UserError, match=r"\(other (outputs or inputs|rank)\)"):
         Change(wanted).weight(torch.empty(6, 7, device="meta"))
@@ -166,10 +196,20 @@ def test_old_text_encoder_processors():
 
 
 def test_alpha_patterns_of_diffusers(tmp_path):
-    tensors = {f"unet.{LINEAR}.lora_A.weight": torch.randn(4, 6), f"unet.{LINEAR}.lora_B.weight": torch.randn(5, 4)}
+    tensors = {
+        f"unet.{LINEAR}.lora_A.weight": torch.randn(4, 6),
+        f"unet.{LINEAR}.lora_B.weight": torch.randn(5, 4),
+    }
     patterns = {"^attn2.to_k": 1, r"attn2\.to_k": 2, "to_k": 6}  # the first that fits counts
-    noted = {"unet.r": 8, "unet.lora_alpha": 8, "unet.rank_pattern": {"to_k": 4}, "unet.alpha_pattern": patterns}
-    change = change_of(tensors, tmp_path, [LINEAR, CONVOLUTION], {"lora_adapter_metadata": json.dumps(noted)})[LINEAR]
+    noted = {
+        "unet.r": 8,
+        "unet.lora_alpha": 8,
+        "unet.rank_pattern": {"to_k": 4},
+        "unet.alpha_pattern": patterns,
+    }
+    change = change_of(
+        tensors, tmp_path, [LINEAR, CONVOLUTION], {"lora_adapter_metadata": json.dumps(noted)}
+    )[LINEAR]
     expected = tensors[f"unet.{LINEAR}.lora_B.weight"] @ tensors[f"unet.{LINEAR}.lora_A.weight"] / 2
     torch.testing.assert_close(change.weight(torch.zeros(5, 6)), expected)
 
@@ -184,7 +224,10 @@ def test_alpha_patterns_of_diffusers(tmp_path):
     ],
 )
 def test_damaged_settings_of_peft(tmp_path, settings, message):
-    tensors = {f"unet.{LINEAR}.lora_A.weight": torch.randn(4, 6), f"unet.{LINEAR}.lora_B.weight": torch.randn(5, 4)}
+    tensors = {
+        f"unet.{LINEAR}.lora_A.weight": torch.randn(4, 6),
+        f"unet.{LINEAR}.lora_B.weight": torch.randn(5, 4),
+    }
     with pytest.raises(UserError, match=message):
         change_of(tensors, tmp_path, [LINEAR, CONVOLUTION], {"lora_adapter_metadata": json.dumps(settings)})
 
@@ -196,7 +239,9 @@ def test_alpha_patterns_of_a_text_encoder(tmp_path):
     noted = {"text_encoder.lora_alpha": 8, "text_encoder.alpha_pattern": {f"text_model.{name}": 2}}
     factors = {f"{key}_A.weight": torch.randn(4, 6), f"{key}_B.weight": torch.randn(5, 4)}
     save_file(factors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(noted)})
-    change = split_adapter(read_weights(tmp_path / "a.safetensors"), {"text_encoder": [name]})["text_encoder"][name]
+    change = split_adapter(read_weights(tmp_path / "a.safetensors"), {"text_encoder": [name]})[
+        "text_encoder"
+    ][name]
     expected = factors[f"{key}_B.weight"] @ factors[f"{key}_A.weight"] / 2
     torch.testing.assert_close(change.weight(torch.zeros(5, 6)), expected)
 
@@ -218,15 +263,26 @@ def test_dora_of_peft_on_a_convolution(tmp_path):
                 parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
     adapted.save_pretrained(tmp_path)
     file = read_weights(tmp_path / "adapter_model.safetensors")
-    renamed = {key.replace("base_model.model.", "text_encoder."): tensor for key, tensor in file.tensors.items()}
-    change = split_adapter(type(file)(file.path, renamed, file.metadata), {"text_encoder": ["0"]})["text_encoder"]["0"]
+    renamed = {
+        key.replace("base_model.model.", "text_encoder."): tensor for key, tensor in file.tensors.items()
+    }
+    change = split_adapter(type(file)(file.path, renamed, file.metadata), {"text_encoder": ["0"]})[
+        "text_encoder"
+    ]["0"]
     plain.weight.data += change.weight(plain.weight.data)
     x = torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(plain(x), adapted(x).detach(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "prefix", ["lora_te_text_model_", "lora_te1_text_model_", "text_encoder.text_model.", "lora_te_", "clip_l.text_model."]
+    "prefix",
+    [
+        "lora_te_text_model_",
+        "lora_te1_text_model_",
+        "text_encoder.text_model.",
+        "lora_te_",
+        "clip_l.text_model.",
+    ],
 )
 def test_text_encoder_spellings(tmp_path, prefix):
     name = "encoder.layers.0.self_attn.q_proj"
@@ -243,24 +299,44 @@ def test_peft_layers_are_equalled(tmp_path):
     torch.manual_seed(1)
     configs = {
         "lora": peft.LoraConfig(r=4, lora_alpha=2, target_modules=["0", "2"], init_lora_weights=False),
-        "rslora": peft.LoraConfig(r=4, lora_alpha=2, use_rslora=True, target_modules=["0", "2"], init_lora_weights=False),
-        "dora": peft.LoraConfig(r=4, lora_alpha=4, use_dora=True, target_modules=["0", "2"], init_lora_weights=False),
+        "rslora": peft.LoraConfig(
+            r=4, lora_alpha=2, use_rslora=True, target_modules=["0", "2"], init_lora_weights=False
+        ),
+        "dora": peft.LoraConfig(
+            r=4, lora_alpha=4, use_dora=True, target_modules=["0", "2"], init_lora_weights=False
+        ),
         "ia3": peft.IA3Config(target_modules=["0", "2"], feedforward_modules=["2"], init_ia3_weights=False),
         "loha": peft.LoHaConfig(r=8, alpha=4, target_modules=["0", "2"], init_weights=False),
         "lokr": peft.LoKrConfig(r=2, alpha=1, target_modules=["0", "2"], init_weights=False),
-        "lokr both": peft.LoKrConfig(r=1, alpha=3, decompose_both=True, target_modules=["0", "2"], init_weights=False),
+        "lokr both": peft.LoKrConfig(
+            r=1, alpha=3, decompose_both=True, target_modules=["0", "2"], init_weights=False
+        ),
         "lokr whole": peft.LoKrConfig(r=64, alpha=16, target_modules=["0", "2"], init_weights=False),
         "lora patterns": peft.LoraConfig(
-            r=4, lora_alpha=2, rank_pattern={"2": 3}, alpha_pattern={"2": 5, "^2": 9}, target_modules=["0", "2"],
+            r=4,
+            lora_alpha=2,
+            rank_pattern={"2": 3},
+            alpha_pattern={"2": 5, "^2": 9},
+            target_modules=["0", "2"],
             init_lora_weights=False,
         ),
         "loha patterns": peft.LoHaConfig(
-            r=4, alpha=2, rank_pattern={"2": 3}, alpha_pattern={"2": 5}, target_modules=["0", "2"], init_weights=False
+            r=4,
+            alpha=2,
+            rank_pattern={"2": 3},
+            alpha_pattern={"2": 5},
+            target_modules=["0", "2"],
+            init_weights=False,
         ),
         "lokr patterns": peft.LoKrConfig(
-            r=64, alpha=16, rank_pattern={"2": 32}, alpha_pattern={"2": 5}, target_modules=["0", "2"], init_weights=False
+            r=64,
+            alpha=16,
+            rank_pattern={"2": 32},
+            alpha_pattern={"2": 5},
+            target_modules=["0", "2"],
+            init_weights=False,
         ),
-    }  # fmt: skip
+    }
     x = torch.randn(3, 12)
     for name, config in configs.items():
         base = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 6))
@@ -280,7 +356,9 @@ def test_peft_layers_are_equalled(tmp_path):
             layer.weight.data += change.weight(layer.weight.data)
             if change.reaches_bias:
                 layer.bias.data += change.bias(layer.bias.data)
-        torch.testing.assert_close(plain(x), adapted(x).detach(), atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            plain(x), adapted(x).detach(), atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
@@ -306,8 +384,13 @@ def test_peft_convolutions_are_equalled(tmp_path, kind, effective):
 
 def _bare(file):
     """Changes of a file over a plain network, which has no UNet's names: through the text encoder's table."""
-    renamed = {key.replace("base_model.model.", "base_model.model.text_model."): tensor for key, tensor in file.tensors.items()}
-    return split_adapter(type(file)(file.path, renamed, file.metadata), {"text_encoder": ["0", "2"]})["text_encoder"]
+    renamed = {
+        key.replace("base_model.model.", "base_model.model.text_model."): tensor
+        for key, tensor in file.tensors.items()
+    }
+    return split_adapter(type(file)(file.path, renamed, file.metadata), {"text_encoder": ["0", "2"]})[
+        "text_encoder"
+    ]
 
 
 def test_unknown_keys_are_named(tmp_path):

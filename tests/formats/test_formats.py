@@ -47,7 +47,8 @@ def test_unet_names_are_diffusers_own(build):
     same(names.unet_to_diffusers(original), weights)
     layers = build.get("layers_per_block", 2)
     theirs = convert_ldm_unet_checkpoint(
-        {f"model.diffusion_model.{k}": v for k, v in original.items()}, {"layers_per_block": layers, **unet_config(weights)}
+        {f"model.diffusion_model.{k}": v for k, v in original.items()},
+        {"layers_per_block": layers, **unet_config(weights)},
     )
     same(theirs, weights)
 
@@ -56,7 +57,9 @@ def test_vae_names_are_diffusers_own():
     vae = make_vae()
     original = names.vae_to_original(vae.state_dict())
     assert original["encoder.mid.attn_1.q.weight"].ndim == 4
-    theirs = convert_ldm_vae_checkpoint({f"first_stage_model.{k}": v for k, v in original.items()}, vae.config)
+    theirs = convert_ldm_vae_checkpoint(
+        {f"first_stage_model.{k}": v for k, v in original.items()}, vae.config
+    )
     same(names.vae_to_diffusers(original), vae.state_dict())
     same(theirs, vae.state_dict())
 
@@ -77,7 +80,9 @@ def test_controlnet_names_are_diffusers_own(unet):
     original = names.controlnet_to_original(controlnet.state_dict())
     assert {"input_hint_block.14.weight", "middle_block_out.0.weight"} <= original.keys()
     same(names.controlnet_to_diffusers(original), controlnet.state_dict())
-    theirs = convert_controlnet_checkpoint({f"control_model.{k}": v for k, v in original.items()}, {"layers_per_block": 2})
+    theirs = convert_controlnet_checkpoint(
+        {f"control_model.{k}": v for k, v in original.items()}, {"layers_per_block": 2}
+    )
     same(theirs, controlnet.state_dict())
 
 
@@ -94,12 +99,23 @@ def test_single_file_gives_the_same_models(pipe, tmp_path):
 
 def test_configurations_are_read_off_the_shapes(pipe):
     unet = make_unet(block_out_channels=(32, 64, 64, 64), norm_num_groups=32, attention_head_dim=8)
-    for config, model in ((unet_config(unet.state_dict()), unet), (vae_config(pipe.vae.state_dict()), pipe.vae)):
+    for config, model in (
+        (unet_config(unet.state_dict()), unet),
+        (vae_config(pipe.vae.state_dict()), pipe.vae),
+    ):
         for key, value in config.items():
             if key not in ("sample_size", "scaling_factor"):
-                assert tuple(model.config[key]) == value if isinstance(value, tuple) else model.config[key] == value, key
+                assert (
+                    tuple(model.config[key]) == value
+                    if isinstance(value, tuple)
+                    else model.config[key] == value
+                ), key
     config = text_config(names.text_to_plain(pipe.text_encoder.state_dict()))
-    assert (config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]) == (TEXT_DIM, 2, 32)
+    assert (config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]) == (
+        TEXT_DIM,
+        2,
+        32,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -117,7 +133,12 @@ def test_old_pickled_checkpoint(pipe, tmp_path):
     # A trainer's callback class as a key, as in the first published files.
     module, name = "pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"
     callback = type(name, (), {"__module__": module})
-    content = {"state_dict": state, "global_step": 7, "callbacks": {callback: {"best": "x"}}, CONFIG_KEY: metadata[CONFIG_KEY]}
+    content = {
+        "state_dict": state,
+        "global_step": 7,
+        "callbacks": {callback: {"best": "x"}},
+        CONFIG_KEY: metadata[CONFIG_KEY],
+    }
     import sys
     import types
 
@@ -134,14 +155,19 @@ def test_old_pickled_checkpoint(pipe, tmp_path):
     for file in ("model.ckpt", "old.ckpt"):
         same(read_parts(tmp_path / file).weights["unet"], pipe.unet.state_dict())
         assert (
-            read_parts(tmp_path / file).weights["text_encoder"].keys() == names.text_to_plain(pipe.text_encoder.state_dict()).keys()
+            read_parts(tmp_path / file).weights["text_encoder"].keys()
+            == names.text_to_plain(pipe.text_encoder.state_dict()).keys()
         )
 
 
 def test_file_with_averaged_weights_only(pipe, tmp_path):
     tensors, metadata = write_original(pipe, tmp_path / "model.safetensors")
     averaged = {
-        "model_ema." + key.removeprefix("model.").replace(".", "") if key.startswith("model.diffusion_model.") else key: tensor
+        (
+            "model_ema." + key.removeprefix("model.").replace(".", "")
+            if key.startswith("model.diffusion_model.")
+            else key
+        ): tensor
         for key, tensor in tensors.items()
     }
     save_file(averaged, tmp_path / "ema.safetensors", metadata)
@@ -150,11 +176,18 @@ def test_file_with_averaged_weights_only(pipe, tmp_path):
 
 def test_file_without_vae(pipe, tmp_path):
     tensors, metadata = write_original(pipe, tmp_path / "model.safetensors")
-    save_file({k: v for k, v in tensors.items() if not k.startswith("first_stage")}, tmp_path / "pruned.safetensors", metadata)
+    save_file(
+        {k: v for k, v in tensors.items() if not k.startswith("first_stage")},
+        tmp_path / "pruned.safetensors",
+        metadata,
+    )
     with pytest.raises(UserError, match="holds no vae"):
         load_backbone(tmp_path / "pruned.safetensors")
     pipe.vae.save_pretrained(tmp_path / "vae")
-    same(load_backbone(tmp_path / "pruned.safetensors", vae=tmp_path / "vae").vae.state_dict(), pipe.vae.state_dict())
+    same(
+        load_backbone(tmp_path / "pruned.safetensors", vae=tmp_path / "vae").vae.state_dict(),
+        pipe.vae.state_dict(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,14 +200,20 @@ def test_file_without_vae(pipe, tmp_path):
     ],
 )
 def test_other_families_are_refused_by_name(tmp_path, key, shape, base):
-    tensors = {key: torch.zeros(shape), "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3)}
+    tensors = {
+        key: torch.zeros(shape),
+        "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3),
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=f"made for {base}"):
         load_backbone(tmp_path / "model.safetensors")
 
 
 def test_inpainting_checkpoint_is_refused_by_name(tmp_path):
-    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}, tmp_path / "model.safetensors")
+    save_file(
+        {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)},
+        tmp_path / "model.safetensors",
+    )
     with pytest.raises(UserError, match="SD1.5 inpainting"):
         load_backbone(tmp_path / "model.safetensors")
 
@@ -208,8 +247,12 @@ def test_kinds_are_told_from_names(pipe, tmp_path):
 def test_file_that_holds_a_checkpoint_and_a_control_is_a_controlnet(pipe, tmp_path):
     """The first published ControlNets, control_sd15_*.pth."""
     tensors, _ = write_original(pipe, tmp_path / "model.safetensors")
-    controlnet = make_controlnet(make_unet(block_out_channels=(32, 32, 32, 32), norm_num_groups=32, attention_head_dim=8))
-    control = {f"control_model.{k}": v for k, v in names.controlnet_to_original(controlnet.state_dict()).items()}
+    controlnet = make_controlnet(
+        make_unet(block_out_channels=(32, 32, 32, 32), norm_num_groups=32, attention_head_dim=8)
+    )
+    control = {
+        f"control_model.{k}": v for k, v in names.controlnet_to_original(controlnet.state_dict()).items()
+    }
     torch.save({"state_dict": tensors | control}, tmp_path / "control_sd15_canny.pth")
     assert identify_source(tmp_path / "control_sd15_canny.pth").kind == "controlnet"
     same(load_controlnet(tmp_path / "control_sd15_canny.pth").state_dict(), controlnet.state_dict())
@@ -217,7 +260,11 @@ def test_file_that_holds_a_checkpoint_and_a_control_is_a_controlnet(pipe, tmp_pa
 
 def test_vae_with_what_its_training_left(pipe, tmp_path):
     original = names.vae_to_original(pipe.vae.state_dict())
-    remains = {"model_ema.decay": torch.tensor(0.999), "loss.logvar": torch.zeros(()), "loss.perceptual_loss.x": torch.zeros(3)}
+    remains = {
+        "model_ema.decay": torch.tensor(0.999),
+        "loss.logvar": torch.zeros(()),
+        "loss.perceptual_loss.x": torch.zeros(3),
+    }
     torch.save({"state_dict": original | remains}, tmp_path / "vae.ckpt")
     same(read_vae(tmp_path / "vae.ckpt").weights["vae"], pipe.vae.state_dict())
 
@@ -226,7 +273,12 @@ def test_checkpoint_with_numpy_counters(pipe, tmp_path):
     import numpy as np
 
     tensors, metadata = write_original(pipe, tmp_path / "model.safetensors")
-    content = {"state_dict": tensors, "best": np.float64(0.5), "epochs": np.arange(3), CONFIG_KEY: metadata[CONFIG_KEY]}
+    content = {
+        "state_dict": tensors,
+        "best": np.float64(0.5),
+        "epochs": np.arange(3),
+        CONFIG_KEY: metadata[CONFIG_KEY],
+    }
     torch.save(content, tmp_path / "model.ckpt")
     same(read_parts(tmp_path / "model.ckpt").weights["unet"], pipe.unet.state_dict())
 
@@ -239,7 +291,8 @@ def test_safetensors_under_another_ending(tmp_path, ending):
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "base"), [("FluxPipeline", "FLUX"), ("StableDiffusion3Pipeline", "SD3"), ("KolorsPipeline", "KolorsPipeline")]
+    ("pipeline", "base"),
+    [("FluxPipeline", "FLUX"), ("StableDiffusion3Pipeline", "SD3"), ("KolorsPipeline", "KolorsPipeline")],
 )
 def test_folders_of_other_families(tmp_path, pipeline, base):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
@@ -261,14 +314,22 @@ def test_folder_with_a_missing_shard(tmp_path):
         ({"lora_unet_joint_blocks_0_x.lora_down.weight": (4, 8)}, "SD3"),
         ({"lora_unet_single_blocks_7_linear2.lora_down.weight": (4, 8)}, "FLUX"),
         ({"double_blocks.0.img_attn.proj.weight": (8, 8), "img_in.weight": (8, 8), "x.bias": (3,)}, "FLUX"),
-        ({"encoder.down.0.block.0.conv1.weight": (8, 8, 3, 3), "encoder.conv_out.weight": (32, 8, 3, 3)}, "16 latent channels"),
-        ({"model.0.weight": (8, 8, 3, 3), "model.0.bias": (8,), "model.2.weight": (8, 8, 3, 3)}, "unknown kind"),
+        (
+            {"encoder.down.0.block.0.conv1.weight": (8, 8, 3, 3), "encoder.conv_out.weight": (32, 8, 3, 3)},
+            "16 latent channels",
+        ),
+        (
+            {"model.0.weight": (8, 8, 3, 3), "model.0.bias": (8,), "model.2.weight": (8, 8, 3, 3)},
+            "unknown kind",
+        ),
     ],
 )
 def test_foreign_files_are_named(tmp_path, weights, text):
     save_file({key: torch.zeros(shape) for key, shape in weights.items()}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=text):
-        require(identify_source(tmp_path / "a.safetensors"), ("checkpoint", "adapter", "vae"), "a.safetensors")
+        require(
+            identify_source(tmp_path / "a.safetensors"), ("checkpoint", "adapter", "vae"), "a.safetensors"
+        )
 
 
 @pytest.mark.parametrize(
@@ -280,7 +341,10 @@ def test_foreign_files_are_named(tmp_path, weights, text):
     ],
 )
 def test_adapters_of_sdxl_are_named_without_its_text_width(tmp_path, key):
-    tensors = {key: torch.zeros(4, 4), key.replace("_1_attn1", "_0_attn1").replace(".3.", ".0."): torch.zeros(4, 4)}
+    tensors = {
+        key: torch.zeros(4, 4),
+        key.replace("_1_attn1", "_0_attn1").replace(".3.", ".0."): torch.zeros(4, 4),
+    }
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="made for SDXL"):
         require(identify_source(tmp_path / "a.safetensors"), ("adapter",), "a.safetensors")
@@ -300,7 +364,11 @@ def test_embedding_whose_token_has_a_dot():
 def test_block_numbers_that_lie(key):
     with pytest.raises(UserError):
         names.unet_to_diffusers(
-            {key: torch.zeros(1), "input_blocks.0.0.weight": torch.zeros(1), "input_blocks.3.0.x": torch.zeros(1)}
+            {
+                key: torch.zeros(1),
+                "input_blocks.0.0.weight": torch.zeros(1),
+                "input_blocks.3.0.x": torch.zeros(1),
+            }
         )
 
 
@@ -332,8 +400,12 @@ def test_description_hashes_as_a1111_does(tmp_path):
     import hashlib
 
     weights = {
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": torch.randn(4, 768),
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight": torch.randn(320, 4),
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": torch.randn(
+            4, 768
+        ),
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight": torch.randn(
+            320, 4
+        ),
     }
     tags = json.dumps({"10_ink": {"ink style": 12, "tree": 3}})
     path = tmp_path / "ink.safetensors"
@@ -351,11 +423,13 @@ def test_description_hashes_as_a1111_does(tmp_path):
 @pytest.mark.parametrize(
     ("ending", "value", "form", "ranks"),
     [
-        ("lora_magnitude_vector", torch.ones(320), "DoRA", None), ("dora_scale", torch.ones(320, 1), "DoRA", None),
-        ("lokr_w1_b", torch.zeros(3, 8), None, "3"), ("lokr_w2_b", torch.zeros(4, 8), None, "4"),
+        ("lora_magnitude_vector", torch.ones(320), "DoRA", None),
+        ("dora_scale", torch.ones(320, 1), "DoRA", None),
+        ("lokr_w1_b", torch.zeros(3, 8), None, "3"),
+        ("lokr_w2_b", torch.zeros(4, 8), None, "4"),
         ("lokr_w1_a", torch.zeros(8, 3), "LoKr", None),
     ],
-)  # fmt: skip
+)
 def test_description_of_an_adapter(tmp_path, ending, value, form, ranks):
     module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     save_file({f"{module}.{ending}": value, f"{module}.alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors")
@@ -400,6 +474,11 @@ def test_controlnet_from_every_form(unet, tmp_path, layout):
         original = names.controlnet_to_original(controlnet.state_dict())
         torch.save({f"control_model.{k}": v for k, v in original.items()}, path)
     loaded = load_controlnet(path)
-    arguments = (torch.randn(1, 4, 16, 16), torch.tensor(3), torch.randn(1, 5, TEXT_DIM), torch.rand(1, 3, 128, 128))
+    arguments = (
+        torch.randn(1, 4, 16, 16),
+        torch.tensor(3),
+        torch.randn(1, 5, TEXT_DIM),
+        torch.rand(1, 3, 128, 128),
+    )
     for ours, theirs in zip(loaded(*arguments)[0], controlnet(*arguments)[0], strict=True):
         assert torch.equal(ours, theirs)

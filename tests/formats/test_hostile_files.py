@@ -49,19 +49,37 @@ def opcodes(*names):
 
 def harmful():
     objects = [
-        Call(os.system, "touch harmed"), Call(eval, "open('harmed', 'w')"), Call(exec, "open('harmed', 'w')"),
-        Call(open, "harmed", "w"), Call(__import__, "harmed"), Call(subprocess.call, ["touch", "harmed"]),
-        Call(torch.load, "harmed"), Call(torch.hub.load, "harmed", "x"), Call(pickle.loads, b"cos\nsystem\n(Vtouch harmed\ntR."),
+        Call(os.system, "touch harmed"),
+        Call(eval, "open('harmed', 'w')"),
+        Call(exec, "open('harmed', 'w')"),
+        Call(open, "harmed", "w"),
+        Call(__import__, "harmed"),
+        Call(subprocess.call, ["touch", "harmed"]),
+        Call(torch.load, "harmed"),
+        Call(torch.hub.load, "harmed", "x"),
+        Call(pickle.loads, b"cos\nsystem\n(Vtouch harmed\ntR."),
         State(),
-    ]  # fmt: skip
-    plain = [pickle.dumps({"state_dict": {"a": thing}}, protocol) for thing in objects for protocol in (0, 2, 4)]
+    ]
+    plain = [
+        pickle.dumps({"state_dict": {"a": thing}}, protocol) for thing in objects for protocol in (0, 2, 4)
+    ]
     names = [
-        ("os", "system"), ("posix", "system"), ("nt", "system"), ("builtins", "eval"), ("__builtin__", "eval"),
+        ("os", "system"),
+        ("posix", "system"),
+        ("nt", "system"),
+        ("builtins", "eval"),
+        ("__builtin__", "eval"),
         ("runpy", "run_path"),
-        ("torch.serialization", "load"), ("torch._utils", "_import_dotted_name"), ("torch.jit", "load"), ("operator", "attrgetter"),
-        ("functools", "partial"), ("collections", "__builtins__"), ("collections.OrderedDict", "__reduce__"),
-        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint.__init__"), ("torch", "nn.Module"),
-    ]  # fmt: skip
+        ("torch.serialization", "load"),
+        ("torch._utils", "_import_dotted_name"),
+        ("torch.jit", "load"),
+        ("operator", "attrgetter"),
+        ("functools", "partial"),
+        ("collections", "__builtins__"),
+        ("collections.OrderedDict", "__reduce__"),
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint.__init__"),
+        ("torch", "nn.Module"),
+    ]
     calls = opcodes(*names)
     stack_global = [
         b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0ctouch harmed\x85R.",
@@ -102,7 +120,10 @@ def test_stand_ins_only_keep_what_they_get(tmp_path):
 def test_compressed_archive_is_refused(tmp_path):
     path = tmp_path / "bomb.pt"
     torch.save({"a": torch.zeros(1000, 1000)}, tmp_path / "plain.pt")
-    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for entry in plain.infolist():
             bomb.writestr(entry.filename, plain.read(entry))
     assert path.stat().st_size < 20_000
@@ -141,13 +162,19 @@ def seeds(folder):
         {"ss_network_dim": "2"},
     )
     torch.save({"string_to_param": {"*": torch.randn(2, 8)}, "name": "x"}, folder / "b.pt")
-    torch.save({"state_dict": {"a.weight": torch.randn(2, 8)}}, folder / "c.ckpt", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"state_dict": {"a.weight": torch.randn(2, 8)}},
+        folder / "c.ckpt",
+        _use_new_zipfile_serialization=False,
+    )
     return [(path.suffix, path.read_bytes()) for path in sorted(folder.iterdir())]
 
 
 @pytest.mark.parametrize("number", range(4))
 def test_mutated_files_are_read_or_refused(tmp_path, number):
-    """3,000 mutations: every one is either read or refused with one error, in a process that stays small and alive."""
+    """3,000 mutations: every one is either read or refused with one error, in a process that stays small and
+    alive.
+    """
     (tmp_path / "seeds").mkdir()
     dice = random.Random(number)
     originals = seeds(tmp_path / "seeds")
@@ -162,8 +189,13 @@ def test_mutated_files_are_read_or_refused(tmp_path, number):
             try:
                 describe_file(path)
                 file = read_weights(path)
-                assert sum(t.numel() * t.element_size() for t in file.tensors.values()) <= 2 * path.stat().st_size
-                io.StringIO().write(str({k: float(t.double().sum()) for k, t in file.tensors.items() if t.numel()}))
+                assert (
+                    sum(t.numel() * t.element_size() for t in file.tensors.values())
+                    <= 2 * path.stat().st_size
+                )
+                io.StringIO().write(
+                    str({k: float(t.double().sum()) for k, t in file.tensors.items() if t.numel()})
+                )
                 read += 1
             except UserError as error:
                 refused += path.name in str(error)
@@ -203,10 +235,12 @@ def test_keys_that_are_no_names_are_passed_over(tmp_path):
 @pytest.mark.parametrize("kind", ["sparse", "compressed sparse", "complex", "meta", "quantised"])
 def test_tensors_that_are_no_plain_weights(tmp_path, kind):
     make = {
-        "sparse": lambda: torch.eye(3).to_sparse(), "compressed sparse": lambda: torch.eye(3).to_sparse_csr(),
-        "complex": lambda: torch.ones(3, dtype=torch.complex64), "meta": lambda: torch.empty(3, device="meta"),
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "compressed sparse": lambda: torch.eye(3).to_sparse_csr(),
+        "complex": lambda: torch.ones(3, dtype=torch.complex64),
+        "meta": lambda: torch.empty(3, device="meta"),
         "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
-    }[kind]  # fmt: skip
+    }[kind]
     torch.save({"a": make()}, tmp_path / "a.pt")
     with pytest.raises(UserError, match=rf"a\.pt.*{kind.rpartition(' ')[2]}"):
         read_weights(tmp_path / "a.pt")
@@ -222,7 +256,8 @@ def test_weights_are_checked_without_a_copy_of_them():
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+    "dtype",
+    [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2],
 )
 @pytest.mark.parametrize("count", [1, 7, 100_003])
 def test_one_value_that_is_not_finite_is_found_wherever_it_lies(dtype, count):
@@ -275,17 +310,23 @@ def test_pictures_damaged_in_the_middle(tmp_path):
 def network(unet):
     """A tiny ControlNet's weights and configuration."""
     controlnet = make_controlnet(unet)
-    return {key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}, json.loads(controlnet.to_json_string())
+    return {key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}, json.loads(
+        controlnet.to_json_string()
+    )
 
 
 @pytest.mark.parametrize(
     "lie",
     [
-        {"layers_per_block": 10**6}, {"layers_per_block": "x"}, {"transformer_layers_per_block": 10**6},
-        {"block_out_channels": [16] * 10**4}, {"conditioning_embedding_out_channels": [8] * 10**5}, {"norm_num_groups": 0},
+        {"layers_per_block": 10**6},
+        {"layers_per_block": "x"},
+        {"transformer_layers_per_block": 10**6},
+        {"block_out_channels": [16] * 10**4},
+        {"conditioning_embedding_out_channels": [8] * 10**5},
+        {"norm_num_groups": 0},
         {"act_fn": []},
     ],
-)  # fmt: skip
+)
 def test_configurations_that_ask_for_more_than_the_weights(tmp_path, network, lie):
     weights, config = network
     path = tmp_path / "a.safetensors"
@@ -300,8 +341,9 @@ def text_weights(width, layer="0", positions=77):
     return {
         "embeddings.token_embedding.weight": torch.zeros(10, width),
         "embeddings.position_embedding.weight": torch.zeros(positions, width),
-        f"encoder.layers.{layer}.mlp.fc1.weight": torch.zeros(4, width), "encoder.layers.0.mlp.fc1.weight": torch.zeros(4, width),
-    }  # fmt: skip
+        f"encoder.layers.{layer}.mlp.fc1.weight": torch.zeros(4, width),
+        "encoder.layers.0.mlp.fc1.weight": torch.zeros(4, width),
+    }
 
 
 @pytest.mark.parametrize(
@@ -322,16 +364,31 @@ def test_text_encoders_that_cannot_be_built(weights, config):
 
 def test_of_a_text_encoders_configuration_only_sizes_count():
     """A file must not choose the code that runs: transformers fetches attention kernels by name."""
-    config = {"attn_implementation": "someone/kernel", "_attn_implementation": "someone/kernel", "hidden_size": 64}
-    model = empty_part("text_encoder", Parts({"text_encoder": text_weights(64)}, {"text_encoder": config}), "a.ckpt")
+    config = {
+        "attn_implementation": "someone/kernel",
+        "_attn_implementation": "someone/kernel",
+        "hidden_size": 64,
+    }
+    model = empty_part(
+        "text_encoder", Parts({"text_encoder": text_weights(64)}, {"text_encoder": config}), "a.ckpt"
+    )
     assert "someone" not in str(model.config)
 
 
 @pytest.mark.parametrize(
-    "lie", [{"layers_per_block": 10**6}, {"block_out_channels": 5}, {"transformer_layers_per_block": 10**6}, {"norm_num_groups": 7}]
+    "lie",
+    [
+        {"layers_per_block": 10**6},
+        {"block_out_channels": 5},
+        {"transformer_layers_per_block": 10**6},
+        {"norm_num_groups": 7},
+    ],
 )
 def test_averaged_weights_with_a_configuration_that_lies(unet, tmp_path, lie):
-    weights = {f"model_ema.diffusion_model{k.replace('.', '')}": v for k, v in unet_to_original(unet.state_dict()).items()}
+    weights = {
+        f"model_ema.diffusion_model{k.replace('.', '')}": v
+        for k, v in unet_to_original(unet.state_dict()).items()
+    }
     config = json.loads(unet.to_json_string())
     path = tmp_path / "a.safetensors"
     save_file(weights, path, {CONFIG_KEY: json.dumps({"unet": config})})

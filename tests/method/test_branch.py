@@ -42,7 +42,11 @@ def test_outputs_equal_a_controlnet_without_condition_image(unet):
 def test_from_backbone_copies_all_but_what_cannot_fit(unet):
     branch = BranchModel.from_backbone(unet, NATIVE_DIM)
     backbone, own = unet.state_dict(), branch.state_dict()
-    differing = {k for k in own if not k.startswith("controlnet_") and not torch.equal(own[k], backbone.get(k, torch.empty(0)))}
+    differing = {
+        k
+        for k in own
+        if not k.startswith("controlnet_") and not torch.equal(own[k], backbone.get(k, torch.empty(0)))
+    }
     assert differing
     assert all(k.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for k in differing)
     same_width = BranchModel.from_backbone(unet).state_dict()
@@ -53,13 +57,21 @@ def test_save_and_load_round_trip(branch, tmp_path):
     branch.save_pretrained(tmp_path)
     loaded = BranchModel.from_pretrained(tmp_path)
     assert all(
-        loaded.config[k] == (list(v) if isinstance(v, tuple) else v) for k, v in branch.config.items() if not k.startswith("_")
+        loaded.config[k] == (list(v) if isinstance(v, tuple) else v)
+        for k, v in branch.config.items()
+        if not k.startswith("_")
     )
-    assert all(torch.equal(a, b) for a, b in zip(branch.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(branch.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
 
 
 def write_released(branch, folder, name="diffusion_pytorch_model.bin"):
-    """A folder as the authors released it: ControlNet's configuration under their class name, a pickle of tensors."""
+    """A folder as the authors released it.
+
+    ControlNet's configuration under their class name, a pickle of tensors.
+    """
     config = ControlNetModel.from_unet(make_unet()).config
     config = {k: v for k, v in config.items() if not k.startswith("_")} | {"cross_attention_dim": NATIVE_DIM}
     (folder / "config.json").write_text(json.dumps(config | {"_class_name": "ControlNetModelBDM"}))
@@ -69,7 +81,10 @@ def write_released(branch, folder, name="diffusion_pytorch_model.bin"):
 def test_released_folder_loads_as_it_is(branch, tmp_path):
     write_released(branch, tmp_path)
     loaded = BranchModel.from_pretrained(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(branch.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(branch.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
 
 
 class Malicious:
@@ -119,7 +134,14 @@ def test_damaged_and_unfitting_files_are_named(branch, tmp_path):
     [
         (dict(use_linear_projection=True), "SD2"),
         (dict(in_channels=9), "inpainting"),
-        (dict(addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80), "SDXL"),
+        (
+            dict(
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=80,
+            ),
+            "SDXL",
+        ),
     ],
 )
 def test_other_backbones_are_refused_by_name(changes, name):

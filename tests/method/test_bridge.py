@@ -94,7 +94,10 @@ def test_features_of_guidance_parts():
 
 def test_what_does_not_fit_is_refused_and_leaves_no_hook(unet, branch, inputs):
     before = run(unet, inputs)
-    with pytest.raises(UserError, match=r"block_out_channels \(16, 16, 32, 32\) does not fit the backbone's \(16, 16, 16, 16\)"):
+    with pytest.raises(
+        UserError,
+        match=r"block_out_channels \(16, 16, 32, 32\) does not fit the backbone's \(16, 16, 16, 16\)",
+    ):
         Bridge(branch).attach(make_unet(block_out_channels=(16, 16, 16, 16)))
     bridge = Bridge(branch).attach(unet)
     with pytest.raises(UserError, match="has a bridge already"):

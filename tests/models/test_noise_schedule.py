@@ -9,7 +9,9 @@ from bdm.models.noise_schedule import SD15_SCHEDULE, NoiseSchedule, denoising_er
 
 def test_schedule_is_sd15s():
     schedule = NoiseSchedule()
-    betas = [(math.sqrt(0.00085) + i / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2 for i in range(1000)]
+    betas = [
+        (math.sqrt(0.00085) + i / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2 for i in range(1000)
+    ]
     expected = torch.tensor(betas, dtype=torch.float64).neg().add(1).cumprod(0)
     torch.testing.assert_close(schedule.alphas_cumprod.double(), expected, rtol=1e-4, atol=1e-7)
     scheduler = DDIMScheduler(**SD15_SCHEDULE)
@@ -19,17 +21,25 @@ def test_schedule_is_sd15s():
 
 @pytest.mark.parametrize(
     ("kind", "formula"),
-    [("none", lambda snr: 1.0), ("min_snr", lambda snr: min(snr, 5) / snr), ("velocity", lambda snr: 1 + 1 / snr)],
+    [
+        ("none", lambda snr: 1.0),
+        ("min_snr", lambda snr: min(snr, 5) / snr),
+        ("velocity", lambda snr: 1 + 1 / snr),
+    ],
 )
 def test_weights(kind, formula):
     schedule = NoiseSchedule()
     t = torch.arange(0, 1000, 111)
     snr = (schedule.alphas_cumprod[t] / (1 - schedule.alphas_cumprod[t])).tolist()
-    torch.testing.assert_close(schedule.weight(t, kind), torch.tensor([formula(s) for s in snr]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        schedule.weight(t, kind), torch.tensor([formula(s) for s in snr]), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_velocity_is_that_of_diffusers_and_weights_are_those_of_the_same_error():
-    """The error of a velocity times alpha_t is the error of the noise it implies, so alpha_t^2 joins the weights."""
+    """The error of a velocity times alpha_t is the error of the noise it implies, so alpha_t^2 joins the
+    weights.
+    """
     schedule, scheduler = NoiseSchedule("v_prediction"), DDIMScheduler(**SD15_SCHEDULE)
     x_0, eps, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
     torch.testing.assert_close(schedule.target(x_0, eps, t), scheduler.get_velocity(x_0, eps, t))
@@ -54,7 +64,9 @@ def test_drawn_timesteps_have_their_density():
 
 
 def test_velocity_errors_of_a_denoiser_that_knows_the_variance_alone_are_equal():
-    """The best linear guess of the noise in x_t = alpha x_0 + sigma eps, for x_0 of unit variance, is sigma x_t."""
+    """The best linear guess of the noise in x_t = alpha x_0 + sigma eps, for x_0 of unit variance, is sigma
+    x_t.
+    """
     schedule = NoiseSchedule()
     t = torch.tensor([50, 300, 600, 950])
     x_0, eps = torch.randn(2, 4, 200_000)

@@ -1,4 +1,7 @@
-"""The same run by one process, by replicas (DDP), by shards (FSDP2) and by DeepSpeed's ZeRO: real processes over gloo."""
+"""The same run by one process, by replicas (DDP), by shards (FSDP2) and by DeepSpeed's ZeRO.
+
+Real processes over gloo.
+"""
 
 import json
 import os
@@ -32,7 +35,10 @@ WAYS = {
     "zero": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
 }
 #: Slow, because on a CPU DeepSpeed compiles its communication first.
-needs_deepspeed = [pytest.mark.slow, pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")]
+needs_deepspeed = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+]
 
 
 def make_models(path):
@@ -40,11 +46,19 @@ def make_models(path):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
-    config = CLIPTextConfig(vocab_size=49408, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config = CLIPTextConfig(
+        vocab_size=49408, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
     stock = StableDiffusionPipeline(
-        make_vae(), CLIPTextModel(config).eval(), clip_tokenizer(), make_unet(), DDIMScheduler(**SD15_SCHEDULE), None, None,
+        make_vae(),
+        CLIPTextModel(config).eval(),
+        clip_tokenizer(),
+        make_unet(),
+        DDIMScheduler(**SD15_SCHEDULE),
+        None,
+        None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     stock.save_pretrained(path / "backbone")
     NativeTextEncoder(make_native_model(), chinese_clip_tokenizer()).save_pretrained(path / "native")
 
@@ -133,12 +147,15 @@ def test_two_processes_give_the_curve_of_one(folder, alone, tmp_path, way, kind)
     torch.testing.assert_close(losses(tmp_path), losses(one), atol=1e-4, rtol=0)
     looks = [next(row for row in read_metrics(out) if "loss" not in row) for out in (tmp_path, one)]
     assert looks[0] == pytest.approx(looks[1], abs=1e-4)
-    # DeepSpeed adds gradients in another order, and Adam makes a step of the rounding where a gradient is next to nothing.
+    # DeepSpeed adds gradients in another order, and Adam makes a step of the rounding where a gradient is
+    # next to nothing.
     close = dict(atol=3e-4 if way == "zero" else 1e-4, rtol=1e-3)
     ours, theirs = (tensors(load_state(out / "states")) for out in (tmp_path, one))
     assert list(ours) == list(theirs)
     for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], **close, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours[name], theirs[name], **close, msg=lambda text, name=name: f"{name}: {text}"
+        )
     ours, theirs = (torch.load(out / "model/weights.pt") for out in (tmp_path, one))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], **close)
@@ -163,7 +180,9 @@ def seen(out, stop, processes):
     ],
 )
 def test_a_run_goes_on_with_other_processes(folder, alone, tmp_path, first, then, kind):
-    """No example is repeated or lost, and the curve is the uninterrupted one's (nothing is drawn globally here)."""
+    """No example is repeated or lost, and the curve is the uninterrupted one's (nothing is drawn globally
+    here).
+    """
     start(*first, kind, folder(kind), tmp_path, stop=3)
     assert not (tmp_path / "model").exists()
     start(*then, kind, folder(kind), tmp_path)
@@ -176,11 +195,31 @@ def test_a_run_goes_on_with_other_processes(folder, alone, tmp_path, first, then
 def test_accelerate_launch(folder, alone, tmp_path, arguments):
     """The launcher itself; on a machine without GPU, FSDP needs to be told to use the CPU."""
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--mixed_precision",
-        "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()), *arguments,
-        str(TESTS / "launched.py"), "branch", str(folder("branch")), str(tmp_path), "{}",
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(free_port()),
+        *arguments,
+        str(TESTS / "launched.py"),
+        "branch",
+        str(folder("branch")),
+        str(tmp_path),
+        "{}",
+    ]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(TESTS.parent),
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     torch.testing.assert_close(losses(tmp_path), losses(alone("branch")), atol=1e-4, rtol=0)

@@ -24,7 +24,15 @@ def folder(tmp_path_factory):
 
     unet, native = make_unet(), make_native()
     branch = BranchModel.from_backbone(unet, native.text_dim)
-    pipe = BridgePipeline(make_vae(), make_text_encoder(), clip_tokenizer(), unet, DDIMScheduler(**SD15_SCHEDULE), branch, native)
+    pipe = BridgePipeline(
+        make_vae(),
+        make_text_encoder(),
+        clip_tokenizer(),
+        unet,
+        DDIMScheduler(**SD15_SCHEDULE),
+        branch,
+        native,
+    )
     path = tmp_path_factory.mktemp("memory") / "model"
     pipe.save_pretrained(path)
     return path, pipe
@@ -36,7 +44,9 @@ def settings(folder, count=2, size=128, dtype=torch.float32):
 
 
 def bytes_of(module, size=4):
-    return size * sum(p.numel() for p in module.parameters()) + sum(b.numel() * b.element_size() for b in module.buffers())
+    return size * sum(p.numel() for p in module.parameters()) + sum(
+        b.numel() * b.element_size() for b in module.buffers()
+    )
 
 
 def test_weights_are_those_of_the_models(folder):
@@ -51,7 +61,9 @@ def test_weights_are_those_of_the_models(folder):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts what the results of real operations hold while they are alive, and the largest convolution's tensors."""
+    """Counts what the results of real operations hold while they are alive, and the largest convolution's
+    tensors.
+    """
 
     def __init__(self):
         super().__init__()
@@ -87,7 +99,9 @@ def test_decoding_takes_what_a_real_one_holds(folder):
         with LiveBytes() as counted:
             pipe.vae.decode(latents)
         own = latents.numel() * 4
-        assert stages[decoding].working == pytest.approx(counted.peak + own + counted.convolution, rel=0.05), decoding
+        assert stages[decoding].working == pytest.approx(
+            counted.peak + own + counted.convolution, rel=0.05
+        ), decoding
     pipe.vae.disable_slicing()
 
 

@@ -1,4 +1,7 @@
-"""The plan of a run against real steps: memory as the allocator records it, operations as PyTorch counts them."""
+"""The plan of a run against real steps.
+
+Memory as the allocator records it, operations as PyTorch counts them.
+"""
 
 import dataclasses
 import json
@@ -35,7 +38,14 @@ SIZE = 64
 
 def write_models(folder, native, text_encoder, unet):
     stock = StableDiffusionPipeline(
-        make_vae(), text_encoder, clip_tokenizer(), unet, DDIMScheduler(**SD15_SCHEDULE), None, None, requires_safety_checker=False
+        make_vae(),
+        text_encoder,
+        clip_tokenizer(),
+        unet,
+        DDIMScheduler(**SD15_SCHEDULE),
+        None,
+        None,
+        requires_safety_checker=False,
     )
     stock.save_pretrained(folder / "backbone")
     native.save_pretrained(folder / "native")
@@ -58,9 +68,11 @@ def plain(run):
 def branch_run(folder, size=SIZE, **recipe):
     models = dict(backbone=str(folder / "backbone"), native_text_encoder=str(folder / "native"))
     return RunConfig(
-        out=folder / "out", recipe=dict(kind="branch", **models, **recipe), data=dict(kind="folder", path=folder, size=size),
+        out=folder / "out",
+        recipe=dict(kind="branch", **models, **recipe),
+        data=dict(kind="folder", path=folder, size=size),
         optimizer=dict(steps=1000, batch_size=12, learning_rate=1e-4),
-    )  # fmt: skip
+    )
 
 
 def real_recipe(run):
@@ -75,7 +87,8 @@ def real_batch(recipe, count):
 def allocated(recipe, batch):
     """Bytes in use at most during a training step, as PyTorch's allocator records them, and the loss.
 
-    The process's size would hold the allocator's and libraries' own caches too, which differ from machine to machine.
+    The process's size would hold the allocator's and libraries' own caches too, which differ from machine to
+    machine.
     """
     parts = make_ready(recipe)
     parameters = [p for part in parts.values() for p in part.parameters()]
@@ -144,7 +157,8 @@ def test_operations_are_a_real_steps(run, plain):
     forward, backward = count_operations(real_recipe(run))
     assert sum(plain.forward.values()) * 6 == forward
     assert plain.backward * 6 == backward
-    # The branch's backward pass takes twice its forward pass, the frozen decoder's once, the frozen encoder's nothing.
+    # The branch's backward pass takes twice its forward pass, the frozen decoder's once, the frozen encoder's
+    # nothing.
     assert 2 * plain.forward["branch"] < plain.backward < 2 * plain.forward["branch"] + plain.forward["unet"]
     assert plain.encoding == plain.forward["vae"] + plain.forward["native_text_encoder"]
 
@@ -165,7 +179,10 @@ def test_operations_of_community_recipes_are_a_real_steps(run, kind):
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_operations_by_hand(trained):
-    """2 x multiplications; the backward pass takes as many for the inputs and, if they are trained, for the weights."""
+    """2 x multiplications.
+
+    The backward pass takes as many for the inputs and, if they are trained, for the weights.
+    """
     shadow = ShadowDevice()
     convolution = nn.Conv2d(3, 5, 3, padding=1).requires_grad_(trained)
     projection = nn.Linear(16, 16, bias=False).requires_grad_(trained)
@@ -176,7 +193,11 @@ def test_operations_by_hand(trained):
         y = convolution(picture)
         q = projection(words)
         z = nn.functional.scaled_dot_product_attention(q, words, words)
-        conv, linear, attention = 2 * 2 * 64 * 5 * 3 * 9, 2 * (2 * 4 * 7) * 16 * 16, 2 * 2 * (2 * 4) * 7 * 7 * 16
+        conv, linear, attention = (
+            2 * 2 * 64 * 5 * 3 * 9,
+            2 * (2 * 4 * 7) * 16 * 16,
+            2 * 2 * (2 * 4) * 7 * 7 * 16,
+        )
         assert shadow.flops.total() == conv + linear + attention
         shadow.flops.clear()
         (y.sum() + z.sum()).backward()
@@ -205,7 +226,9 @@ def test_activations_are_what_autograd_saves(run, plain):
 
 
 def test_checkpointing_trades_memory_for_operations(run, plain):
-    checkpointed = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"checkpointing": ("branch",)})})
+    checkpointed = run.model_copy(
+        update={"optimizer": run.optimizer.model_copy(update={"checkpointing": ("branch",)})}
+    )
     saving = measure_step(checkpointed, 6, validate=False)
     assert saving.activations["branch"] < 0.5 * plain.activations["branch"]
     assert saving.activations["unet"] == plain.activations["unet"]
@@ -217,7 +240,11 @@ def test_checkpointing_trades_memory_for_operations(run, plain):
 def test_mixed_precision_halves_activations_and_keeps_the_optimizer(run, plain):
     half = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"mixed_precision": "bf16"})})
     full, mixed = plain, measure_step(half, 6, validate=False)
-    assert mixed.at_peak["optimizer states"] == full.at_peak["optimizer states"] == 2 * full.at_peak["trained weights"]
+    assert (
+        mixed.at_peak["optimizer states"]
+        == full.at_peak["optimizer states"]
+        == 2 * full.at_peak["trained weights"]
+    )
     assert mixed.forward == full.forward
     # Normalisations stay in float32, so it is less than half.
     assert 0.5 < mixed.activations["unet"] / full.activations["unet"] < 1.0
@@ -225,7 +252,9 @@ def test_mixed_precision_halves_activations_and_keeps_the_optimizer(run, plain):
 
 def test_what_stays_from_step_to_step_is_counted_exactly(run, plain):
     recipe = real_recipe(run)
-    frozen = [t for t in (*recipe.parameters(), *recipe.buffers()) if t not in set(recipe.branch.parameters())]
+    frozen = [
+        t for t in (*recipe.parameters(), *recipe.buffers()) if t not in set(recipe.branch.parameters())
+    ]
     trained = sum(p.nbytes for p in recipe.branch.parameters())
     assert plain.at_peak["trained weights"] == plain.at_peak["moving average"] == trained
     assert plain.at_peak["optimizer states"] == 2 * trained
@@ -290,7 +319,18 @@ def config(run, tmp_path):
 
 
 def test_command_prints_a_table_and_json(config, capsys):
-    machine = ["--gpus", 2, "--gpu-tflops", 100, "--utilisation", 0.5, "--price-per-hour", 3, "--samples", 1_000_000]
+    machine = [
+        "--gpus",
+        2,
+        "--gpu-tflops",
+        100,
+        "--utilisation",
+        0.5,
+        "--price-per-hour",
+        3,
+        "--samples",
+        1_000_000,
+    ]
     table, facts = plan_json(capsys, config, *machine)
     speed = facts["speed"]["as_configured"]
     flops = facts["flops_per_sample"]["total"]
@@ -325,7 +365,9 @@ def check_fit(run):
     assert again.fits
     assert again.total_memory == plan.fit.memory
     larger = min(n for n in range(plan.fit.micro_batch + 1, 999) if run.optimizer.batch_size % n == 0)
-    assert not make_plan(with_batch(run, accumulation=run.optimizer.batch_size // larger), small, samples=1000).fits
+    assert not make_plan(
+        with_batch(run, accumulation=run.optimizer.batch_size // larger), small, samples=1000
+    ).fits
     assert make_plan(run, Machine(memory=0.01), samples=1000).fit is None
 
 
@@ -333,7 +375,9 @@ def test_a_batch_that_does_not_fit_gets_advice_that_does(run, plain, monkeypatch
     """Steps whose memory grows with the batch, above what validation takes."""
 
     def measured(run, batch, processes):
-        return dataclasses.replace(plain, batch=batch, peak=batch * GIB, at_peak={"all": batch * GIB}, validation_peak=3 * GIB)
+        return dataclasses.replace(
+            plain, batch=batch, peak=batch * GIB, at_peak={"all": batch * GIB}, validation_peak=3 * GIB
+        )
 
     monkeypatch.setattr(planning, "measure_step", measured)
     check_fit(run)
@@ -348,7 +392,10 @@ def test_what_cannot_be_planned_is_said(run, config, capsys, monkeypatch):
     with pytest.raises(UserError, match="give its size with --samples"):
         make_plan(run, Machine())
     clip = dict(kind="contrastive", architecture="clip", text={}, vision={})
-    for changes, said in ((dict(data=dict(kind="prepared", path="x")), "raw data"), (dict(recipe=clip), "picks pairs")):
+    for changes, said in (
+        (dict(data=dict(kind="prepared", path="x")), "raw data"),
+        (dict(recipe=clip), "picks pairs"),
+    ):
         with pytest.raises(UserError, match=said):
             measure_step(RunConfig.model_validate(run.model_dump() | changes), 2)
     with pytest.raises(UserError, match="5 GPUs"):

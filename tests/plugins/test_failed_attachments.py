@@ -1,4 +1,7 @@
-"""Whatever fails to attach leaves the pipeline as it was: damaged files, networks of another size, thousands of mutants."""
+"""Whatever fails to attach leaves the pipeline as it was.
+
+Damaged files, networks of another size, thousands of mutants.
+"""
 
 import json
 import random
@@ -22,7 +25,9 @@ ATTENTION = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_
 
 @pytest.fixture
 def host():
-    return SimpleNamespace(unet=make_unet(), vae=make_vae(), text_encoder=make_text_encoder(), tokenizer=clip_tokenizer())
+    return SimpleNamespace(
+        unet=make_unet(), vae=make_vae(), text_encoder=make_text_encoder(), tokenizer=clip_tokenizer()
+    )
 
 
 def outputs(host):
@@ -31,9 +36,11 @@ def outputs(host):
     latents, text = torch.randn(1, 4, 8, 8, generator=dice), torch.randn(1, 5, TEXT_DIM, generator=dice)
     with torch.no_grad():
         return (
-            host.unet(latents, 5, text).sample, host.vae.decode(latents).sample,
-            host.text_encoder(torch.arange(300, 377)[None]).last_hidden_state, torch.tensor(len(host.tokenizer)),
-        )  # fmt: skip
+            host.unet(latents, 5, text).sample,
+            host.vae.decode(latents).sample,
+            host.text_encoder(torch.arange(300, 377)[None]).last_hidden_state,
+            torch.tensor(len(host.tokenizer)),
+        )
 
 
 def equal(before, after):
@@ -43,7 +50,9 @@ def equal(before, after):
 def write_style(path):
     """A checkpoint of other weights for all parts; returns what it holds and its header."""
     torch.manual_seed(9)
-    return write_original(SimpleNamespace(unet=make_unet(), vae=make_vae(), text_encoder=make_text_encoder()), path)
+    return write_original(
+        SimpleNamespace(unet=make_unet(), vae=make_vae(), text_encoder=make_text_encoder()), path
+    )
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "NaN", "unknown"])
@@ -90,7 +99,9 @@ def test_values_that_are_not_finite_are_refused_in_every_kind(host, tmp_path):
     assert equal(outputs(host), before)
 
 
-@pytest.mark.parametrize("changes", [{"block_out_channels": (8, 16, 32, 32)}, {"cross_attention_dim": 40}, {"layers_per_block": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"block_out_channels": (8, 16, 32, 32)}, {"cross_attention_dim": 40}, {"layers_per_block": 1}]
+)
 def test_controlnets_of_another_size_change_nothing(host, tmp_path, changes):
     before, plugins = outputs(host), Plugins(host)
     make_controlnet(make_unet(**changes)).save_pretrained(tmp_path / "edges")
@@ -103,20 +114,35 @@ def test_controlnets_of_another_size_change_nothing(host, tmp_path, changes):
 
 
 def seeds(folder, host):
-    """Small files that attach, with how many of their bytes are worth damaging: large ones in the header only."""
+    """Small files that attach, with how many of their bytes are worth damaging.
+
+    Large ones in the header only.
+    """
     torch.manual_seed(3)
-    factors = {f"{ATTENTION}.lora_down.weight": torch.randn(2, TEXT_DIM), f"{ATTENTION}.lora_up.weight": torch.randn(16, 2)}
+    factors = {
+        f"{ATTENTION}.lora_down.weight": torch.randn(2, TEXT_DIM),
+        f"{ATTENTION}.lora_up.weight": torch.randn(16, 2),
+    }
     noted = json.dumps({"unet.lora_alpha": 2, "unet.alpha_pattern": {"to_k": 3}})
     save_file(factors, folder / "lora.safetensors", {"lora_adapter_metadata": noted})
-    factors = {"lokr_w1": torch.randn(4, 4), "lokr_w2_a": torch.randn(4, 2), "lokr_w2_b": torch.randn(2, TEXT_DIM // 4)}
-    save_file({f"{ATTENTION}.{name}": tensor for name, tensor in factors.items()}, folder / "lokr.safetensors")
+    factors = {
+        "lokr_w1": torch.randn(4, 4),
+        "lokr_w2_a": torch.randn(4, 2),
+        "lokr_w2_b": torch.randn(2, TEXT_DIM // 4),
+    }
+    save_file(
+        {f"{ATTENTION}.{name}": tensor for name, tensor in factors.items()}, folder / "lokr.safetensors"
+    )
     torch.save({"string_to_param": {"*": torch.randn(2, TEXT_DIM)}, "name": "x"}, folder / "calm.pt")
     controlnet = make_controlnet(host.unet)
     weights = {key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}
     noted = json.dumps({"controlnet": json.loads(controlnet.to_json_string())})
     save_file(weights, folder / "edges.safetensors", {CONFIG_KEY: noted})
     whole, _ = write_style(folder / "style.safetensors")
-    save_file({key: t.contiguous() for key, t in whole.items() if key.startswith("model.")}, folder / "style.safetensors")
+    save_file(
+        {key: t.contiguous() for key, t in whole.items() if key.startswith("model.")},
+        folder / "style.safetensors",
+    )
     found = []
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()

@@ -1,4 +1,7 @@
-"""The contract of plug-ins: attach, change strength, detach; whatever happens, the base comes back bit for bit."""
+"""The contract of plug-ins: attach, change strength, detach.
+
+Whatever happens, the base comes back bit for bit.
+"""
 
 import random
 
@@ -36,7 +39,11 @@ def draw(pipe):
 def weights_of(pipe):
     """Copies of all weights that plug-ins reach."""
     parts = {part: getattr(pipe, part) for part in ("unet", "vae", "text_encoder")}
-    return {f"{part}.{name}": p.detach().clone() for part, module in parts.items() for name, p in module.named_parameters()}
+    return {
+        f"{part}.{name}": p.detach().clone()
+        for part, module in parts.items()
+        for name, p in module.named_parameters()
+    }
 
 
 def same_weights(ours, theirs):
@@ -91,7 +98,9 @@ def test_adapters_add_up_and_strength_is_linear(pipe, files):
     pipe.plugins.set_strength("ink", 0.0, 1.0)
     pipe.plugins.set_strength("again", 0.0)
     assert torch.equal(weight, base)
-    fc1 = next(p for name, p in pipe.text_encoder.named_parameters() if name.endswith("layers.0.mlp.fc1.weight"))
+    fc1 = next(
+        p for name, p in pipe.text_encoder.named_parameters() if name.endswith("layers.0.mlp.fc1.weight")
+    )
     pipe.plugins.detach("again")
     with_text = fc1.detach().clone()
     pipe.plugins.detach("ink")
@@ -125,16 +134,30 @@ def test_strength_for_one_call(pipe, files, draw):
 def test_failed_attachment_changes_nothing(pipe, files, draw, tmp_path):
     pipe.plugins.attach(files["ink"])
     before, tokens = draw(), len(pipe.tokenizer)
-    up, down, alpha = (f"lora_unet_{ATTENTION}.{end}" for end in ("lora_up.weight", "lora_down.weight", "alpha"))
+    up, down, alpha = (
+        f"lora_unet_{ATTENTION}.{end}" for end in ("lora_up.weight", "lora_down.weight", "alpha")
+    )
     wrong = {
         "nan": ({down: torch.full((2, TEXT_DIM), float("nan")), up: torch.zeros(16, 2)}, "NaN"),
         "shape": ({down: torch.zeros(2, 5), up: torch.zeros(16, 2)}, "do not fit"),
-        "keys": ({"lora_unet_elsewhere.lora_down.weight": torch.zeros(2, 5), alpha: torch.tensor(1.0)}, "elsewhere"),
+        "keys": (
+            {"lora_unet_elsewhere.lora_down.weight": torch.zeros(2, 5), alpha: torch.tensor(1.0)},
+            "elsewhere",
+        ),
         "half": ({down: torch.zeros(2, TEXT_DIM), alpha: torch.tensor(1.0)}, "do not fit"),
-        "sdxl": ({"lora_te2_x.lora_down.weight": torch.zeros(2, 5), "lora_te1_x.lora_up.weight": torch.zeros(2, 5)}, "SDXL"),
+        "sdxl": (
+            {
+                "lora_te2_x.lora_down.weight": torch.zeros(2, 5),
+                "lora_te1_x.lora_up.weight": torch.zeros(2, 5),
+            },
+            "SDXL",
+        ),
         "wide": ({"emb_params": torch.zeros(2, 999)}, "width"),
         "nonsense": ({"layer.kernel": torch.zeros(2, 2, 2)}, "unknown kind"),
-        "vae": ({k: torch.zeros(3) for k in names.vae_to_original(make_vae().state_dict())}, "latent channels"),
+        "vae": (
+            {k: torch.zeros(3) for k in names.vae_to_original(make_vae().state_dict())},
+            "latent channels",
+        ),
     }
     for name, (tensors, message) in wrong.items():
         save_file(tensors, tmp_path / f"{name}.safetensors")
@@ -160,20 +183,33 @@ def test_files_that_do_not_fit_are_refused_at_any_strength(pipe, files, tmp_path
     module = {"unet": f"lora_unet_{ATTENTION}", "te": "lora_te_text_model_encoder_layers_0_mlp_fc1"}[part]
     pipe.plugins.attach(files["ink"])
     before = weights_of(pipe)
-    huge = {"lora_up.weight": torch.full((shape, 2), 1e25), "lora_down.weight": torch.full((2, TEXT_DIM), 1e25)}
+    huge = {
+        "lora_up.weight": torch.full((shape, 2), 1e25),
+        "lora_down.weight": torch.full((2, TEXT_DIM), 1e25),
+    }
     narrow = {"lora_up.weight": torch.zeros(shape, 2), "lora_down.weight": torch.zeros(2, 5)}
     for factors, message in ((huge, "NaN or larger than float32"), (narrow, "do not fit")):
-        save_file({f"{module}.{key}": tensor for key, tensor in factors.items()}, tmp_path / "wrong.safetensors")
+        save_file(
+            {f"{module}.{key}": tensor for key, tensor in factors.items()}, tmp_path / "wrong.safetensors"
+        )
         with pytest.raises(UserError, match=message):
-            pipe.plugins.attach(tmp_path / "wrong.safetensors", strength=strength[0], text_strength=strength[1])
+            pipe.plugins.attach(
+                tmp_path / "wrong.safetensors", strength=strength[0], text_strength=strength[1]
+            )
     assert [plugin.name for plugin in pipe.plugins] == ["ink"]
     assert same_weights(weights_of(pipe), before)
 
 
 def test_overflow_of_the_weights_dtype_is_refused(pipe, files, tmp_path):
     """float16 ends at 65504; what float32 holds may be too large for it."""
-    factors = {"lora_up.weight": torch.full((16, 2), 300.0), "lora_down.weight": torch.full((2, TEXT_DIM), 300.0)}
-    save_file({f"lora_unet_{ATTENTION}.{key}": tensor for key, tensor in factors.items()}, tmp_path / "loud.safetensors")
+    factors = {
+        "lora_up.weight": torch.full((16, 2), 300.0),
+        "lora_down.weight": torch.full((2, TEXT_DIM), 300.0),
+    }
+    save_file(
+        {f"lora_unet_{ATTENTION}.{key}": tensor for key, tensor in factors.items()},
+        tmp_path / "loud.safetensors",
+    )
     pipe.plugins.attach(tmp_path / "loud.safetensors")
     before = weights_of(pipe)
     with pytest.raises(UserError, match="float32 can hold"):
@@ -216,7 +252,9 @@ def test_controlnet_counts_its_layers_as_it_likes(pipe, tmp_path):
     pipe.plugins.attach(tmp_path / "edges")
     for changes in ({"layers_per_block": 1}, {"cross_attention_dim": 2 * TEXT_DIM}):
         make_controlnet(make_unet(**changes)).save_pretrained(tmp_path / "other")
-        with pytest.raises(UserError, match=f"ControlNet's {next(iter(changes))} .* does not fit the backbone's"):
+        with pytest.raises(
+            UserError, match=f"ControlNet's {next(iter(changes))} .* does not fit the backbone's"
+        ):
             pipe.plugins.attach(tmp_path / "other")
 
 
@@ -228,7 +266,9 @@ def test_controlnet_is_stock_diffusers_without_the_branch(pipe, files, window):
     parts = {key: getattr(pipe, key) for key in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
     none = {"safety_checker": None, "feature_extractor": None}
     controlnets = [ControlNetModel.from_pretrained(files["edges"]) for _ in range(2)]
-    peer = StableDiffusionControlNetPipeline(**parts, **none, controlnet=controlnets, requires_safety_checker=False)
+    peer = StableDiffusionControlNetPipeline(
+        **parts, **none, controlnet=controlnets, requires_safety_checker=False
+    )
     stock = StableDiffusionPipeline(**parts, **none, requires_safety_checker=False)
     pictures = [torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)]
     embeds = encode_english(["a cat", ""], pipe.text_encoder, pipe.tokenizer)
@@ -242,13 +282,19 @@ def test_controlnet_is_stock_diffusers_without_the_branch(pipe, files, window):
     plugins = Plugins(stock)
     plugins.attach(files["edges"], "one", strength=0.9, start=window[0], end=window[1])
     plugins.attach(files["edges"], "two", strength=0.4)
-    with plugins.during_call({"one": pictures[0], "two": pictures[1]}, steps=lambda: stock._num_timesteps, images_per_prompt=2):
+    with plugins.during_call(
+        {"one": pictures[0], "two": pictures[1]}, steps=lambda: stock._num_timesteps, images_per_prompt=2
+    ):
         ours = stock(**settings, generator=torch.Generator().manual_seed(1)).images
     plugins.clear()
     theirs = peer(
-        **settings, image=pictures, generator=torch.Generator().manual_seed(1), controlnet_conditioning_scale=[0.9, 0.4],
-        control_guidance_start=[window[0], 0.0], control_guidance_end=[window[1], 1.0],
-    ).images  # fmt: skip
+        **settings,
+        image=pictures,
+        generator=torch.Generator().manual_seed(1),
+        controlnet_conditioning_scale=[0.9, 0.4],
+        control_guidance_start=[window[0], 0.0],
+        control_guidance_end=[window[1], 1.0],
+    ).images
     assert torch.equal(ours, theirs)
 
 
@@ -262,9 +308,21 @@ def test_control_pictures_are_checked(pipe, files, monkeypatch):
         pipe("龙", control_images=Image.new("RGBA", (64, 64)), num_inference_steps=1)
     with monkeypatch.context() as nothing_runs:
         nothing_runs.setattr(pipe, "_english_features", None)
-        for size, picture in (({}, "32x64"), ({"height": 64}, "32x64"), ({"height": 32, "width": 32}, "64x64")):
-            with pytest.raises(UserError, match=f"{picture}, the picture to draw is {'32x32' if 'width' in size else '64x64'}"):
-                pipe("龙", control_images=Image.new("RGB", tuple(map(int, picture.split("x")))), num_inference_steps=1, **size)
+        for size, picture in (
+            ({}, "32x64"),
+            ({"height": 64}, "32x64"),
+            ({"height": 32, "width": 32}, "64x64"),
+        ):
+            with pytest.raises(
+                UserError,
+                match=f"{picture}, the picture to draw is {'32x32' if 'width' in size else '64x64'}",
+            ):
+                pipe(
+                    "龙",
+                    control_images=Image.new("RGB", tuple(map(int, picture.split("x")))),
+                    num_inference_steps=1,
+                    **size,
+                )
     # Latents have a size of their own.
     wide = torch.randn(1, 4, 8, 16)
     pipe("龙", control_images=Image.new("RGB", (128, 64)), num_inference_steps=1, latents=wide)
@@ -347,7 +405,9 @@ def test_embedding_forms(pipe, tmp_path, form):
 
 def test_stock_pipeline_reads_several_vectors_too(pipe, files):
     parts = {key: getattr(pipe, key) for key in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
-    stock = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    stock = StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
     plugins = Plugins(stock)
     plugins.attach(files["mood"])
     theirs = stock.encode_prompt("a <mood> picture", "cpu", 1, False)[0]
@@ -479,13 +539,17 @@ def test_vae_of_another_family_is_refused_by_its_scale(pipe, tmp_path):
 def test_vae_out_of_a_checkpoint_is_its_vae_alone(pipe, files):
     before = weights_of(pipe)
     assert pipe.plugins.attach(files["style"], kind="vae").kind == "vae"
-    changed = {key.split(".")[0] for key, weight in weights_of(pipe).items() if not torch.equal(weight, before[key])}
+    changed = {
+        key.split(".")[0] for key, weight in weights_of(pipe).items() if not torch.equal(weight, before[key])
+    }
     assert changed == {"vae"}
     pipe.plugins.detach("style")
     assert same_weights(weights_of(pipe), before)
 
 
-@pytest.mark.parametrize(("kind", "message"), [("adapter", "allowed here: adapter"), ("lora", "allowed: checkpoint, vae, adapter")])
+@pytest.mark.parametrize(
+    ("kind", "message"), [("adapter", "allowed here: adapter"), ("lora", "allowed: checkpoint, vae, adapter")]
+)
 def test_another_kind_than_asked_for_is_refused(pipe, files, kind, message):
     with pytest.raises(UserError, match=message):
         pipe.plugins.attach(files["style"], kind=kind)

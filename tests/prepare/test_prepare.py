@@ -53,32 +53,75 @@ def world(tmp_path_factory):
             for row in range(ROWS):
                 example = emoji[(shard * ROWS + row) * 5 % len(emoji)]
                 facts = {"zh": example.caption, "long": LONG + example.caption}
-                tar.write({"__key__": f"{shard}-{row}", "png": png(example.pixels), "json": json.dumps(facts).encode()})
+                tar.write(
+                    {
+                        "__key__": f"{shard}-{row}",
+                        "png": png(example.pixels),
+                        "json": json.dumps(facts).encode(),
+                    }
+                )
     from tiny import TEXT_DIM, make_native_model
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from bdm.text.vocabulary import chinese_clip_tokenizer
 
     config = CLIPTextConfig(
-        vocab_size=49408, hidden_size=TEXT_DIM, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-    )  # fmt: skip
+        vocab_size=49408,
+        hidden_size=TEXT_DIM,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )
     StableDiffusionPipeline(
-        make_vae(), CLIPTextModel(config), clip_tokenizer(), make_unet(), DDIMScheduler(**SD15_SCHEDULE), None, None,
+        make_vae(),
+        CLIPTextModel(config),
+        clip_tokenizer(),
+        make_unet(),
+        DDIMScheduler(**SD15_SCHEDULE),
+        None,
+        None,
         requires_safety_checker=False,
-    ).save_pretrained(root / "backbone")  # fmt: skip
+    ).save_pretrained(root / "backbone")
     NativeTextEncoder(make_native_model(), chinese_clip_tokenizer()).save_pretrained(root / "native")
-    text = dict(vocab_size=21128, hidden_size=NATIVE_DIM, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
-    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, image_size=32, patch_size=8)
-    ChineseCLIPModel(ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(root / "clip")
+    text = dict(
+        vocab_size=21128,
+        hidden_size=NATIVE_DIM,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    vision = dict(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
+    ChineseCLIPModel(
+        ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    ).save_pretrained(root / "clip")
     return root
 
 
 def configuration(world, out, **changes):
-    data = dict(kind="shards", urls=str(world / "*.tar"), size=64, captions={"zh": 3.0, "long": 1.0}, cache=world / "index")
+    data = dict(
+        kind="shards",
+        urls=str(world / "*.tar"),
+        size=64,
+        captions={"zh": 3.0, "long": 1.0},
+        cache=world / "index",
+    )
     data |= changes.pop("data", {})
-    models = dict(vae=str(world / "backbone"), native_text_encoder=str(world / "native"), scorer=str(world / "clip"))
-    return PrepareConfig(out=out, data=data, batch_size=4, samples_per_shard=ROWS, threads=1, **models | changes)
+    models = dict(
+        vae=str(world / "backbone"), native_text_encoder=str(world / "native"), scorer=str(world / "clip")
+    )
+    return PrepareConfig(
+        out=out, data=data, batch_size=4, samples_per_shard=ROWS, threads=1, **models | changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +133,11 @@ def prepared(world, tmp_path_factory):
 
 
 def contents(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name not in ("report.json", "scores.png")}
+    return {
+        p.name: p.read_bytes()
+        for p in sorted(folder.iterdir())
+        if p.name not in ("report.json", "scores.png")
+    }
 
 
 def _prepare_in_process(config):
@@ -137,10 +184,13 @@ def losses(source, world, steps=2):
 
 
 @pytest.mark.parametrize(
-    ("text", "dtype"), [("features", "float16"), ("features", "float32"), ("ids", "float32"), ("none", "float32")]
+    ("text", "dtype"),
+    [("features", "float16"), ("features", "float32"), ("ids", "float32"), ("none", "float32")],
 )
 def test_training_is_as_from_pictures(world, prepared, tmp_path, text, dtype):
-    pictures = ShardSource(str(world / "*.tar"), size=64, captions={"zh": 3.0, "long": 1.0}, cache=world / "index")
+    pictures = ShardSource(
+        str(world / "*.tar"), size=64, captions={"zh": 3.0, "long": 1.0}, cache=world / "index"
+    )
     if (text, dtype) != ("features", "float16"):
         prepare(configuration(world, tmp_path, text=text, dtype=dtype, scorer=None))
         prepared = tmp_path
@@ -156,7 +206,9 @@ def test_training_is_as_from_pictures(world, prepared, tmp_path, text, dtype):
 
 def test_moments_and_features_are_those_of_the_models(world, prepared):
     source = PreparedSource(str(prepared), duplicates=True)
-    pictures = ShardSource(str(world / "*.tar"), size=64, captions={"zh": 3.0, "long": 1.0}, cache=world / "index")
+    pictures = ShardSource(
+        str(world / "*.tar"), size=64, captions={"zh": 3.0, "long": 1.0}, cache=world / "index"
+    )
     encoders = Job(configuration(world, prepared)).encoders
     for index in (0, 7):
         raw, example = pictures[index], source[index]
@@ -179,10 +231,15 @@ def test_other_models_are_refused(world, prepared, tmp_path):
     BranchRecipe(source, str(tmp_path / "backbone"), str(world / "native"))  # only the encoder prepares
     encoders.vae.encoder.conv_in.weight.data.mul_(2)
     encoders.vae.save_pretrained(tmp_path / "backbone/vae")
-    with pytest.raises(UserError, match=rf"its vae was {world}/backbone \(\w+\), in use is {tmp_path}/backbone \(\w+\); use those"):
+    with pytest.raises(
+        UserError,
+        match=rf"its vae was {world}/backbone \(\w+\), in use is {tmp_path}/backbone \(\w+\); use those",
+    ):
         BranchRecipe(source, str(tmp_path / "backbone"), str(world / "native"))
     settings = dataclasses.replace(encoders.native.settings, mask=True)
-    NativeTextEncoder(encoders.native.model, encoders.native.tokenizer, settings).save_pretrained(tmp_path / "native")
+    NativeTextEncoder(encoders.native.model, encoders.native.tokenizer, settings).save_pretrained(
+        tmp_path / "native"
+    )
     with pytest.raises(UserError, match=r"its text encoder was .*native \(\w+\), in use is .*native"):
         BranchRecipe(source, str(world / "backbone"), str(tmp_path / "native"))
 
@@ -243,9 +300,22 @@ def test_filters_are_counted_and_named(world, tmp_path):
     shutil.copy(world / "00001.tar", raw / "00001.tar")
     samples = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(4)]
     with webdataset.TarWriter(str(raw / "00000.tar")) as tar:
-        contents_ = [png(samples[0]), png(samples[0]), b"damaged", png(samples[1][:, :8]), png(samples[2]), png(samples[3])]
+        contents_ = [
+            png(samples[0]),
+            png(samples[0]),
+            b"damaged",
+            png(samples[1][:, :8]),
+            png(samples[2]),
+            png(samples[3]),
+        ]
         for row, content in enumerate(contents_):
-            tar.write({"__key__": f"{row}", "png": content, "json": b"{}" if row == 4 else json.dumps({"zh": "红灯笼"}).encode()})
+            tar.write(
+                {
+                    "__key__": f"{row}",
+                    "png": content,
+                    "json": b"{}" if row == 4 else json.dumps({"zh": "红灯笼"}).encode(),
+                }
+            )
     data = dict(urls=str(raw / "*.tar"), captions={"zh": 1.0}, min_side=16)
     report = prepare(configuration(world, tmp_path / "out", data=data, unreadable_limit=1.0))
     assert report["left_out"] == {"caption": 1, "size": 1, "unreadable": 1}
@@ -260,7 +330,9 @@ def test_filters_are_counted_and_named(world, tmp_path):
     scores = json.loads((tmp_path / "out/train-00000.json").read_text())["scores"]
     threshold = (scores[0] + scores[2]) / 2
     later = PreparedSource(str(tmp_path / "out"), threshold, duplicates=True)
-    filtered = prepare(configuration(world, tmp_path / "at_once", data=data, unreadable_limit=1.0, min_score=threshold))
+    filtered = prepare(
+        configuration(world, tmp_path / "at_once", data=data, unreadable_limit=1.0, min_score=threshold)
+    )
     at_once = PreparedSource(str(tmp_path / "at_once"), duplicates=True)
     assert len(at_once) == len(later) == sum(score >= threshold for score in scores)
     assert filtered["left_out"]["min_score"] >= 1
@@ -276,7 +348,9 @@ def test_buckets_are_prepared_and_batches_are_of_one(world, tmp_path):
             for row in range(8):
                 shape = (3, 40, 90) if row % 2 else (3, 90, 60)
                 pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
-                tar.write({"__key__": f"{row}", "png": png(pixels), "json": json.dumps({"zh": f"图{row}"}).encode()})
+                tar.write(
+                    {"__key__": f"{row}", "png": png(pixels), "json": json.dumps({"zh": f"图{row}"}).encode()}
+                )
     data = dict(urls=str(raw / "*.tar"), captions={"zh": 1.0}, buckets=dict(step=16, max_aspect=2.0))
     prepare(configuration(world, tmp_path / "out", data=data, scorer=None))
     source = PreparedSource(str(tmp_path / "out"), duplicates=True)

@@ -19,7 +19,9 @@ class Drawn:
 
 
 def draw(pipe, approximation=None, **changes):
-    settings = dict(prompt="龙", num_inference_steps=4, guidance_scale=5.0, seed=1, output_type="latent") | changes
+    settings = (
+        dict(prompt="龙", num_inference_steps=4, guidance_scale=5.0, seed=1, output_type="latent") | changes
+    )
     with FlopCounterMode(display=False) as counter:
         latents = pipe(**settings, approximation=approximation or Approximation()).images
     return Drawn(latents, counter.get_total_flops())
@@ -35,7 +37,11 @@ def test_empty_guidance_interval_is_guidance_scale_1(pipe, share):
 
 def test_guidance_interval_changes_the_scale_at_its_steps(pipe):
     """Against the stock pipeline whose guidance scale a callback sets to 1 in the first half."""
-    expected = draw(pipe, callback_on_step_end=lambda p, i, t, kwargs: setattr(p, "_guidance_scale", 5.0) or kwargs, share=False)
+    expected = draw(
+        pipe,
+        callback_on_step_end=lambda p, i, t, kwargs: setattr(p, "_guidance_scale", 5.0) or kwargs,
+        share=False,
+    )
     assert torch.equal(expected.latents, draw(pipe, share=False).latents)
 
     def scale_of_next_step(p, i, t, kwargs):
@@ -56,13 +62,17 @@ def test_branch_residuals_are_added_again(unet, branch):
     expected = []
     for i, x in enumerate(samples):
         if i % 2 == 0:
-            down, middle = branch(x, torch.tensor(300 - i), torch.cat([negative, positive]), return_dict=False)
+            down, middle = branch(
+                x, torch.tensor(300 - i), torch.cat([negative, positive]), return_dict=False
+            )
         residuals = dict(down_block_additional_residuals=down, mid_block_additional_residual=middle)
         expected.append(unet(x, torch.tensor(300 - i), text, **residuals).sample)
     bridge = Bridge(branch).attach(unet)
     with bridge.condition(NativeCondition(positive, negative, approximation=Approximation(branch_every=2))):
         for i, x in enumerate(samples):
-            torch.testing.assert_close(unet(x, torch.tensor(300 - i), text).sample, expected[i], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                unet(x, torch.tensor(300 - i), text).sample, expected[i], atol=1e-5, rtol=1e-4
+            )
     bridge.detach()
 
 
@@ -73,7 +83,9 @@ def test_deep_features_are_used_again_and_shallow_ones_are_not(unet, branch):
     x, other = torch.randn(2, 2, 4, 8, 8)
     counts = {name: [] for name in ("shallow", "deep", "branch_deep")}
     watched = dict(
-        shallow=unet.up_blocks[-1].resnets[0], deep=unet.up_blocks[1].resnets[0], branch_deep=branch.down_blocks[1].resnets[0]
+        shallow=unet.up_blocks[-1].resnets[0],
+        deep=unet.up_blocks[1].resnets[0],
+        branch_deep=branch.down_blocks[1].resnets[0],
     )
     hooks = [m.register_forward_hook(lambda *_, n=name: counts[n].append(1)) for name, m in watched.items()]
     bridge = Bridge(branch).attach(unet)
@@ -91,9 +103,19 @@ def test_deep_features_are_used_again_and_shallow_ones_are_not(unet, branch):
 
 
 def test_features_are_not_used_again_for_other_work(pipe):
-    """A window of the branch and an interval of guidance change what a step computes; deep features of before do not fit it."""
+    """A window of the branch and an interval of guidance change what a step computes.
+
+    Deep features of before do not fit it.
+    """
     everything = Approximation(guidance_start=0.3, guidance_end=0.7, branch_every=3, deep_every=3)
-    ours = draw(pipe, everything, branch_end=0.8, num_inference_steps=6, prompt=["龙", "月饼"], num_images_per_prompt=2)
+    ours = draw(
+        pipe,
+        everything,
+        branch_end=0.8,
+        num_inference_steps=6,
+        prompt=["龙", "月饼"],
+        num_images_per_prompt=2,
+    )
     assert torch.isfinite(ours.latents).all()
     exact = draw(pipe, branch_end=0.8, num_inference_steps=6, prompt=["龙", "月饼"], num_images_per_prompt=2)
     assert ours.flops < 0.7 * exact.flops
@@ -101,7 +123,13 @@ def test_features_are_not_used_again_for_other_work(pipe):
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(guidance_start=-0.1), dict(guidance_start=0.8, guidance_end=0.2), dict(branch_every=0), dict(deep_every=0)]
+    "wrong",
+    [
+        dict(guidance_start=-0.1),
+        dict(guidance_start=0.8, guidance_end=0.2),
+        dict(branch_every=0),
+        dict(deep_every=0),
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong)) if "every" in next(iter(wrong)) else "interval"):

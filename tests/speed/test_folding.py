@@ -40,7 +40,9 @@ def test_changed_weights_count():
     def check():
         folded, wanted = (
             layer(x),
-            torch.nn.functional.conv2d(x.repeat_interleave(2, 2).repeat_interleave(2, 3), *weights(), padding=1),
+            torch.nn.functional.conv2d(
+                x.repeat_interleave(2, 2).repeat_interleave(2, 3), *weights(), padding=1
+            ),
         )
         torch.testing.assert_close(folded, wanted, rtol=1e-5, atol=1e-5)
 
@@ -68,7 +70,10 @@ def test_memory_that_is_used_again_is_not_taken_for_the_old_weight():
                 layer.conv.weight.data = torch.empty(0)
                 layer.conv.weight.data = torch.randn(16, 16, 3, 3)
             plain = torch.nn.functional.conv2d(
-                x.repeat_interleave(2, 2).repeat_interleave(2, 3), layer.conv.weight, layer.conv.bias, padding=1
+                x.repeat_interleave(2, 2).repeat_interleave(2, 3),
+                layer.conv.weight,
+                layer.conv.bias,
+                padding=1,
             )
             torch.testing.assert_close(layer(x), plain, rtol=0, atol=1e-3)
 

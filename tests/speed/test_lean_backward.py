@@ -26,7 +26,9 @@ def kept_bytes(run, models):
 
 def gradients(unet, branch, autocast=False):
     generator = torch.Generator().manual_seed(3)
-    latents, text, english = (torch.randn(s, generator=generator) for s in ((2, 4, 8, 8), (2, 7, NATIVE_DIM), (2, 5, 32)))
+    latents, text, english = (
+        torch.randn(s, generator=generator) for s in ((2, 4, 8, 8), (2, 7, NATIVE_DIM), (2, 5, 32))
+    )
     dtype = branch.dtype
     latents, text, english = latents.to(dtype), text.to(dtype), english.to(dtype)
     bridge = Bridge(branch, share=False).attach(unet)

@@ -1,4 +1,7 @@
-"""``pipe.optimize()``: pictures stay the same, weights are found by whatever asks for them, and undone it has left nothing."""
+"""``pipe.optimize()``.
+
+Pictures stay the same, weights are found by whatever asks for them, and undone it has left nothing.
+"""
 
 import pytest
 import torch
@@ -15,13 +18,17 @@ def _small_layers_too(monkeypatch):
 
 
 def draw(pipe, **changes):
-    settings = dict(prompt="龙", num_inference_steps=2, guidance_scale=5.0, seed=1, output_type="pt") | changes
+    settings = (
+        dict(prompt="龙", num_inference_steps=2, guidance_scale=5.0, seed=1, output_type="pt") | changes
+    )
     return pipe(**settings).images
 
 
 def weights(pipe):
     return {
-        (part, name): value.clone() for part in ("unet", "branch", "vae") for name, value in getattr(pipe, part).named_parameters()
+        (part, name): value.clone()
+        for part in ("unet", "branch", "vae")
+        for name, value in getattr(pipe, part).named_parameters()
     }
 
 
@@ -35,7 +42,9 @@ def test_same_pictures_and_nothing_left_behind(pipe):
     assert len(empty) > 100, "packed before the first picture"
     for size in (dict(), dict(height=32, width=96)):
         torch.testing.assert_close(draw(pipe, **size), draw(pipe, share=False, **size), rtol=0, atol=3e-5)
-    assert [name for name, value in weights(pipe).items() if not value.numel()] == empty, "still packed after it"
+    assert [name for name, value in weights(pipe).items() if not value.numel()] == empty, (
+        "still packed after it"
+    )
     done.undo()
     after = weights(pipe)
     assert all(torch.equal(after[name], value) for name, value in before.items())

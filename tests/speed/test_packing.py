@@ -1,4 +1,6 @@
-"""Packed weights: the same numbers, and afterwards, or whenever something asks for them, the very weights from before."""
+"""Packed weights: the same numbers, and afterwards, or whenever something asks for them, the very weights
+from before.
+"""
 
 import pytest
 import torch
@@ -15,9 +17,17 @@ def layer():
 
 LAYERS = {
     "strided": (nn.Conv2d(48, 32, 3, padding=1, stride=2), (2, 48, 8, 8), (1, 48, 5, 7)),
-    "channels last": (nn.Conv2d(48, 32, 3).to(memory_format=torch.channels_last), (2, 48, 8, 8), (1, 48, 5, 7)),
+    "channels last": (
+        nn.Conv2d(48, 32, 3).to(memory_format=torch.channels_last),
+        (2, 48, 8, 8),
+        (1, 48, 5, 7),
+    ),
     "pixelwise": (nn.Conv2d(1000, 1024, 1), (2, 1000, 4, 4), (1, 1000, 1, 3)),
-    "pixelwise, channels last": (nn.Conv2d(1024, 1000, 1).to(memory_format=torch.channels_last), (2, 1024, 4, 4), (1, 1024, 9, 3)),
+    "pixelwise, channels last": (
+        nn.Conv2d(1024, 1000, 1).to(memory_format=torch.channels_last),
+        (2, 1024, 4, 4),
+        (1, 1024, 9, 3),
+    ),
     "pixelwise, strided": (nn.Conv2d(320, 320, 1, stride=2, bias=False), (2, 320, 4, 4), (1, 320, 1, 3)),
     "groups, no bias": (nn.Conv2d(64, 64, 3, groups=2, bias=False), (2, 64, 4, 4), (1, 64, 3, 9)),
     "linear": (nn.Linear(1000, 1024), (2, 16, 1000), (40, 1000)),
@@ -120,9 +130,13 @@ def test_a_block_within_a_block_leaves_the_outer_ones_weights_packed(layer, monk
 
 def test_what_gains_nothing_or_cannot_is_left_alone():
     others = [
-        nn.Conv2d(4, 48, 3), nn.Linear(64, 64), nn.Conv2d(48, 48, 3, padding="same"),
+        nn.Conv2d(4, 48, 3),
+        nn.Linear(64, 64),
+        nn.Conv2d(48, 48, 3, padding="same"),
         nn.Conv2d(48, 48, 3, device="meta"),
-        nn.Conv2d(48, 48, 3, padding=1, padding_mode="reflect"), nn.Conv2d(48, 48, 3).double(), nn.ConvTranspose2d(48, 48, 3),
-    ]  # fmt: skip
+        nn.Conv2d(48, 48, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(48, 48, 3).double(),
+        nn.ConvTranspose2d(48, 48, 3),
+    ]
     assert packable(nn.ModuleList(others)) == []
     assert len(packable(nn.Sequential(nn.Conv2d(48, 48, 3)))) == 1

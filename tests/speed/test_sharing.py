@@ -18,12 +18,15 @@ CALLS = {
     "window": dict(branch_start=0.3, branch_end=0.7, num_inference_steps=5),
     "stochastic": dict(eta=0.7),
 }
-#: Of the operations without sharing; what is left is the decoder, the branch, and the distinct rows of the encoder.
+#: Of the operations without sharing; what is left is the decoder, the branch, and the distinct rows of the
+#: encoder.
 AT_MOST = {"empty English": 0.85, "two prompts, two pictures each": 0.85, "English equal in one of two": 0.95}
 
 
 def draw(pipe, share, **changes):
-    settings = dict(prompt="龙", num_inference_steps=3, guidance_scale=5.0, seed=1, output_type="latent") | changes
+    settings = (
+        dict(prompt="龙", num_inference_steps=3, guidance_scale=5.0, seed=1, output_type="latent") | changes
+    )
     with FlopCounterMode(display=False) as counter:
         picture = pipe(**settings, share=share).images
     return picture, counter.get_total_flops()

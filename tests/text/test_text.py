@@ -26,7 +26,10 @@ LONG = "红灯笼和月饼还有饺子，" * 12  # 132 tokens: three chunks of 5
 
 
 def by_hand(model, texts_ids, mask=False):
-    """The official inference's chunks, written out: [CLS] + 50 tokens, last position [PAD], first [PAD] becomes [SEP]."""
+    """The official inference's chunks, written out.
+
+    [CLS] + 50 tokens, last position [PAD], first [PAD] becomes [SEP].
+    """
     chunks = []
     for start in range(0, max(len(texts_ids), 1), 50):
         ids = [101, *texts_ids[start : start + 50]]
@@ -89,9 +92,24 @@ def test_padding_row_survives_loading(tmp_path):
 
 @pytest.fixture
 def full_clip(tmp_path):
-    text = dict(vocab_size=21128, hidden_size=NATIVE_DIM, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
-    model = ChineseCLIPModel(ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    text = dict(
+        vocab_size=21128,
+        hidden_size=NATIVE_DIM,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    model = ChineseCLIPModel(
+        ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    ).eval()
     torch.nn.init.normal_(model.text_model.embeddings.word_embeddings.weight[0])
     model.save_pretrained(tmp_path)
     return model, tmp_path
@@ -101,7 +119,9 @@ def full_clip(tmp_path):
 def test_full_checkpoint_gives_its_text_model(full_clip):
     model, folder = full_clip
     encoder = NativeTextEncoder.from_pretrained(folder)
-    expected = by_hand(model.text_model, chinese_clip_tokenizer()("红灯笼", add_special_tokens=False).input_ids)
+    expected = by_hand(
+        model.text_model, chinese_clip_tokenizer()("红灯笼", add_special_tokens=False).input_ids
+    )
     torch.testing.assert_close(encoder.encode(["红灯笼"])[0], expected, atol=1e-6, rtol=0)
 
 
@@ -113,9 +133,13 @@ def test_cn_clip_files_and_cn_clip_itself_agree(tmp_path):
     arguments = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=96)
     cn = CnBert(CnConfig(vocab_size_or_config_json_file=21128, **arguments)).eval()
     state = {f"module.bert.{k}": v for k, v in cn.state_dict().items() if not k.startswith("pooler")}
-    torch.save({"epoch": 1, "state_dict": state | {"module.logit_scale": torch.ones(())}}, tmp_path / "clip_cn.pt")
+    torch.save(
+        {"epoch": 1, "state_dict": state | {"module.logit_scale": torch.ones(())}}, tmp_path / "clip_cn.pt"
+    )
     encoder = NativeTextEncoder.from_pretrained(tmp_path / "clip_cn.pt")
-    ids = torch.tensor([chinese_clip_tokenizer()("红灯笼，蓝色背景", padding="max_length", max_length=52).input_ids])
+    ids = torch.tensor(
+        [chinese_clip_tokenizer()("红灯笼，蓝色背景", padding="max_length", max_length=52).input_ids]
+    )
     expected = cn(ids, attention_mask=torch.ones_like(ids))[0]
     torch.testing.assert_close(encoder.encode(["红灯笼，蓝色背景"]), expected, atol=1e-5, rtol=0)
 
@@ -127,9 +151,15 @@ def sentencepiece_tokenizer(folder):
 
     (folder / "text").write_text("\n".join(["赤い提灯 と 月餅", "白い 猫 が いる", "a red lantern"] * 50))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "spiece"), vocab_size=23, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        input=str(folder / "text"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=23,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
         minloglevel=2,
-    )  # fmt: skip
+    )
     return T5Tokenizer.from_pretrained(folder)
 
 
@@ -140,11 +170,15 @@ def test_any_transformers_encoder_can_take_the_place(tmp_path):
     size = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     cases = {
         "bert": (BertModel(BertConfig(vocab_size=21128, **size)), chinese_clip_tokenizer()),
-        "t5": (T5EncoderModel(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)), t5_tokenizer),
-        "xlmr": (
-            XLMRobertaModel(XLMRobertaConfig(vocab_size=21128, max_position_embeddings=64, **size)), chinese_clip_tokenizer(),
+        "t5": (
+            T5EncoderModel(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
+            t5_tokenizer,
         ),
-    }  # fmt: skip
+        "xlmr": (
+            XLMRobertaModel(XLMRobertaConfig(vocab_size=21128, max_position_embeddings=64, **size)),
+            chinese_clip_tokenizer(),
+        ),
+    }
     for name, (model, tokenizer) in cases.items():
         encoder = NativeTextEncoder(model, tokenizer)
         features = encoder.encode(["赤い提灯", "と 月餅 " * 40])

@@ -44,7 +44,9 @@ class LinearRecipe(Recipe):
 
 
 def config(out, **changes):
-    optimizer = dict(steps=12, batch_size=4, learning_rate=0.05, warmup_steps=2, ema_decay=0.9) | changes.pop("optimizer", {})
+    optimizer = dict(steps=12, batch_size=4, learning_rate=0.05, warmup_steps=2, ema_decay=0.9) | changes.pop(
+        "optimizer", {}
+    )
     recipe, data = dict(kind="autoencoder", model={}), dict(kind="emoji", limit=2)
     frequent = dict(log_every=2, validate_every=4, grid_every=4, checkpoint_every=4, trackers=())
     return RunConfig(out=out, recipe=recipe, data=data, optimizer=optimizer, **frequent | changes)
@@ -96,7 +98,9 @@ def test_rate_factors_scale_the_steps_of_the_parameters_they_name(tmp_path):
 
 
 def test_a_resume_between_two_log_rows_logs_a_mean(tmp_path):
-    """The checkpoint at step 8 lies inside the row of steps 7 to 12, so the resumed row is the mean of steps 9 to 12."""
+    """The checkpoint at step 8 lies inside the row of steps 7 to 12, so the resumed row is the mean of steps
+    9 to 12.
+    """
     run(tmp_path / "every", log_every=1)
     with pytest.raises(Stop):
         run(tmp_path / "cut", StoppingRecipe(), log_every=6)
@@ -289,8 +293,17 @@ def kill_until_done(out, kills, seed, **changes):
 
 @pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_runs_end_bit_identical(tmp_path, kills):
-    """SIGKILL at random moments, also while a state is written; the end is that of the run that was left alone."""
-    changes = dict(checkpoint_every=5, optimizer=dict(steps=150 * kills), log_every=10, validate_every=10**6, grid_every=10**6)
+    """SIGKILL at random moments, also while a state is written.
+
+    The end is that of the run that was left alone.
+    """
+    changes = dict(
+        checkpoint_every=5,
+        optimizer=dict(steps=150 * kills),
+        log_every=10,
+        validate_every=10**6,
+        grid_every=10**6,
+    )
     whole = run(tmp_path / "whole", DroppingRecipe(), **changes)
     met = kill_until_done(tmp_path / "killed", kills, 1, **changes)
     assert met >= kills - 1
@@ -301,11 +314,17 @@ def test_killed_runs_end_bit_identical(tmp_path, kills):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_data_workers_do_not_change_the_result(tmp_path, workers):
     whole = run(tmp_path / "none")
-    assert all(torch.equal(a, b) for a, b in zip(whole.values(), run(tmp_path / "some", workers=workers).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.values(), run(tmp_path / "some", workers=workers).values(), strict=True)
+    )
 
 
 def test_a_signal_to_the_whole_process_group_leaves_the_data_workers(tmp_path):
-    """Schedulers and launchers signal groups; a data worker that died would take the run with it before its state is saved."""
+    """Schedulers and launchers signal groups.
+
+    A data worker that died would take the run with it before its state is saved.
+    """
 
     class Grouped(DroppingRecipe):
         def forward(self, batch):
@@ -420,7 +439,11 @@ def test_metrics_and_grids_go_to_the_trackers(tmp_path):
     found = events.Scalars("loss")
     assert [event.step for event in found] == [row["step"] for row in rows]
     assert [event.value for event in found] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
-    assert [(event.step, event.width, event.height) for event in events.Images("grid")] == [(4, 6, 4), (8, 6, 4), (12, 6, 4)]
+    assert [(event.step, event.width, event.height) for event in events.Images("grid")] == [
+        (4, 6, 4),
+        (8, 6, 4),
+        (12, 6, 4),
+    ]
     settings = next((tmp_path / "trackers/bdm").rglob("hparams.yml")).read_text()
     assert "optimizer.steps: 12" in settings
 

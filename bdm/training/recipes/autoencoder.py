@@ -46,7 +46,12 @@ class AutoencoderRecipe(Recipe):
         z = posterior.mean + posterior.std * batch.randn(*posterior.mean.shape[1:]).to(x.device)
         y = self.vae.decode(z).sample  # pyright: ignore[reportAttributeAccessIssue]
         l1, mse, kl = F.l1_loss(y, x), F.mse_loss(y, x), posterior.kl().mean()
-        return {"loss": l1 + mse + self.kl_weight * kl, "l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach()}
+        return {
+            "loss": l1 + mse + self.kl_weight * kl,
+            "l1": l1.detach(),
+            "mse": mse.detach(),
+            "kl": kl.detach(),
+        }
 
     @torch.no_grad()
     def grid(self) -> Image.Image:
@@ -59,10 +64,15 @@ class AutoencoderRecipe(Recipe):
 
     @torch.no_grad()
     def finish(self, count: int = 512) -> None:
-        """Set ``scaling_factor`` so that scaled latents have unit standard deviation, as Stable Diffusion's have."""
+        """Set ``scaling_factor`` so that scaled latents have unit standard deviation, as Stable Diffusion's
+        have.
+        """
         batch = fixed_batch(self.source, count, self.seed)
         assert batch.pixels is not None
-        z = [self.vae.encode(to_unit_range(x.to(self.vae.device))).latent_dist.mode() for x in batch.pixels.split(64)]  # pyright: ignore[reportAttributeAccessIssue]
+        z = [
+            self.vae.encode(to_unit_range(x.to(self.vae.device))).latent_dist.mode()
+            for x in batch.pixels.split(64)
+        ]  # pyright: ignore[reportAttributeAccessIssue]
         self.vae.register_to_config(scaling_factor=round(1 / torch.cat(z).std().item(), 5))
 
     def save(self, folder: Path) -> None:

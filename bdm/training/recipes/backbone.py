@@ -42,7 +42,11 @@ class BackboneRecipe(DenoisingRecipe):
     ) -> None:
         from ...text.vocabulary import clip_tokenizer
 
-        folders = {name: Path(part) for name, part in (("vae", vae), ("text_encoder", text_encoder)) if isinstance(part, str)}
+        folders = {
+            name: Path(part)
+            for name, part in (("vae", vae), ("text_encoder", text_encoder))
+            if isinstance(part, str)
+        }
         super().__init__(source, load_vae(vae) if isinstance(vae, str) else vae, seed=seed, **rest)
         self.check_cache(vae)
         self.text_encoder = load_clip_text(text_encoder) if isinstance(text_encoder, str) else text_encoder
@@ -73,7 +77,9 @@ class BackboneRecipe(DenoisingRecipe):
         from diffusers import DDIMScheduler
 
         schedule: dict[str, Any] = {**SD15_SCHEDULE, "prediction_type": self.schedule.prediction}
-        return stock_pipeline(self.vae, self.text_encoder, self.tokenizer, self.unet, DDIMScheduler(**schedule))
+        return stock_pipeline(
+            self.vae, self.text_encoder, self.tokenizer, self.unet, DDIMScheduler(**schedule)
+        )
 
     def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
         positive, negative = self.encode_texts(prompts), self.encode_texts([""] * len(prompts))

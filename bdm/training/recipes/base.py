@@ -19,7 +19,8 @@ from ...errors import UserError
 class Recipe(nn.Module):
     """What a run trains and with which loss. Subclasses hold every model they need as sub-modules.
 
-    The loop asks only for what stands here: which parts receive gradients, the loss of a batch, the validation figures, a
+    The loop asks only for what stands here: which parts receive gradients, the loss of a batch, the
+        validation figures, a
     picture to look at and how the result is saved.
     """
 
@@ -35,7 +36,10 @@ class Recipe(nn.Module):
         raise NotImplementedError
 
     def train_parts(self, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:
-        """Let every part train and freeze everything else; ``checkpointing`` as in ``checkpoint_activations``. Gives the parts."""
+        """Let every part train and freeze everything else.
+
+        ``checkpointing`` as in ``checkpoint_activations``. Gives the parts.
+        """
         self.requires_grad_(False)
         parts = self.parts()
         for part in parts.values():
@@ -44,7 +48,9 @@ class Recipe(nn.Module):
         return parts
 
     def checkpointable(self) -> dict[str, Any]:
-        """Diffusers models whose activations can be computed again in the backward pass instead of being kept, by name."""
+        """Diffusers models whose activations can be computed again in the backward pass instead of being
+        kept, by name.
+        """
         return {}
 
     def checkpoint_activations(self, names: Sequence[str]) -> None:
@@ -57,7 +63,8 @@ class Recipe(nn.Module):
         for name in names:
             if name not in models:
                 raise UserError(
-                    f"optimizer.checkpointing names {name!r}; this recipe knows {', '.join(models) or 'none'}: correct or remove it"
+                    f"optimizer.checkpointing names {name!r}; this recipe knows"
+                    f" {', '.join(models) or 'none'}: correct or remove it"
                 )
             models[name].enable_gradient_checkpointing()
 
@@ -71,14 +78,20 @@ class Recipe(nn.Module):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Losses on examples that training never sees, with fixed noise, so that every call is comparable."""
-        return {name: value.item() for name, value in self(fixed_batch(self.source.validation, 64, self.seed)).items()}
+        return {
+            name: value.item()
+            for name, value in self(fixed_batch(self.source.validation, 64, self.seed)).items()
+        }
 
     def grid(self) -> Image.Image | None:
         """A picture that shows what the parts can do now."""
         return None
 
     def finish(self) -> None:
-        """Work behind the last step that runs the trained parts; every process takes part, with the averaged weights."""
+        """Work behind the last step that runs the trained parts.
+
+        Every process takes part, with the averaged weights.
+        """
 
     def save(self, folder: Path) -> None:
         """Write the trained parts for use."""

@@ -24,15 +24,18 @@ from .denoising import DenoisingRecipe
 
 
 class BranchRecipe(DenoisingRecipe):
-    """Trains the branch: backbone frozen and fed "", native captions through the branch (arXiv 2309.00952, equation 3).
+    """Trains the branch: backbone frozen and fed "", native captions through the branch (arXiv 2309.00952,
+    equation 3).
 
     Args:
         backbone: the backbone, or folder, single file or hub name of an SD1.5 model.
         native_text_encoder: the native text encoder, or its folder or file.
-        branch: folder or hub name of a trained branch to start from, such as the released one; a fresh one if None.
+        branch: folder or hub name of a trained branch to start from, such as the released one; a fresh one if
+            None.
         shuffle_captions: give every picture another picture's caption (a control that must not learn).
-        frozen_dtype: precision in which UNet and text encoders, which are frozen, are kept; the VAE stays in fp32, because
-            SD1.5's overflows in fp16. The branch is copied before, so it starts from full precision.
+        frozen_dtype: precision in which UNet and text encoders, which are frozen, are kept; the VAE stays in
+            fp32, because SD1.5's overflows in fp16. The branch is copied before, so it starts from full
+            precision.
         rest: see ``DenoisingRecipe``.
     """
 
@@ -50,10 +53,14 @@ class BranchRecipe(DenoisingRecipe):
         from ...text.english import encode_english
 
         stock = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
-        super().__init__(source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest)
+        super().__init__(
+            source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest
+        )
         self.unet = stock.unet
         native = native_text_encoder
-        self.native_text_encoder = native if isinstance(native, NativeTextEncoder) else NativeTextEncoder.from_pretrained(native)
+        self.native_text_encoder = (
+            native if isinstance(native, NativeTextEncoder) else NativeTextEncoder.from_pretrained(native)
+        )
         self.check_cache(backbone, (native, self.native_text_encoder))
         torch.manual_seed(seed)
         if branch is None:
@@ -73,8 +80,14 @@ class BranchRecipe(DenoisingRecipe):
         for frozen in (self.unet, self.native_text_encoder, stock.text_encoder):
             # nn.Module's own: ModelMixin's warns about float32 modules even where there are none.
             nn.Module.to(frozen.requires_grad_(False), dtype)
-        self._components = {"scheduler": stock.scheduler, "text_encoder": stock.text_encoder, "tokenizer": stock.tokenizer}
-        self._shuffle = random.Random(seed).sample(range(len(source)), len(source)) if shuffle_captions else None
+        self._components = {
+            "scheduler": stock.scheduler,
+            "text_encoder": stock.text_encoder,
+            "tokenizer": stock.tokenizer,
+        }
+        self._shuffle = (
+            random.Random(seed).sample(range(len(source)), len(source)) if shuffle_captions else None
+        )
 
     def parts(self) -> dict[str, nn.Module]:
         return {"branch": self.branch}
@@ -99,17 +112,26 @@ class BranchRecipe(DenoisingRecipe):
         from ...pipeline import BridgePipeline
 
         pipe = BridgePipeline(
-            vae=self.vae, unet=self.unet, branch=self.branch, native_text_encoder=self.native_text_encoder, **self._components
+            vae=self.vae,
+            unet=self.unet,
+            branch=self.branch,
+            native_text_encoder=self.native_text_encoder,
+            **self._components,
         )
         pipe.set_progress_bar_config(disable=True)
         # The pipeline brings a bridge of its own.
         self.bridge.detach()
         try:
             latents = pipe(
-                list(prompts), seed=seed, num_inference_steps=30, guidance_scale=self.grid_guidance, output_type="latent",
-                # Packing moves weights, and these belong to the optimizer and to whoever spreads them over processes.
+                list(prompts),
+                seed=seed,
+                num_inference_steps=30,
+                guidance_scale=self.grid_guidance,
+                output_type="latent",
+                # Packing moves weights, and these belong to the optimizer and to whoever spreads them over
+                # processes.
                 share=False,
-            ).images  # fmt: skip
+            ).images
         finally:
             self.bridge.attach(self.unet)
         return decode_latents(self.vae, latents)

@@ -46,7 +46,8 @@ def build_recipe(run: RunConfig, source: Source | None = None, **ready: Any) -> 
     Args:
         run: the configuration.
         source: used in place of the data that the configuration names.
-        ready: arguments of the recipe that take the place of the configuration's, such as models that need not be loaded.
+        ready: arguments of the recipe that take the place of the configuration's, such as models that need
+            not be loaded.
 
     Raises:
         UserError: an unknown argument of a model, no examples, or see the recipe.
@@ -82,7 +83,9 @@ def build_recipe(run: RunConfig, source: Source | None = None, **ready: Any) -> 
 
 
 def check_model_arguments(config: RecipeConfig) -> None:
-    """Refuse arguments that a recipe's model does not have; transformers' configurations would keep them without a word.
+    """Refuse arguments that a recipe's model does not have.
+
+    Transformers' configurations would keep them without a word.
 
     Raises:
         UserError: names the argument and what is most like it.
@@ -92,8 +95,8 @@ def check_model_arguments(config: RecipeConfig) -> None:
         if unknown := [name for name in getattr(config, key) or {} if name not in allowed]:
             alike = get_close_matches(unknown[0], allowed, n=3, cutoff=0.0)
             raise UserError(
-                f"recipe.{key}.{unknown[0]}: {constructor.__name__} has no such argument; the nearest are {', '.join(alike)}: "
-                "correct or remove it"
+                f"recipe.{key}.{unknown[0]}: {constructor.__name__} has no such argument; the nearest are"
+                f" {', '.join(alike)}: correct or remove it"
             )
 
 
@@ -121,9 +124,11 @@ def _constructors(config: RecipeConfig) -> dict[str, Any]:
 
 def _refuse_empty(source: Source, validated: bool) -> None:
     if not len(source):
-        raise UserError("the data hold no examples; take more of them (data.limit, data.groups, data.held_out, filters)")
+        raise UserError(
+            "the data hold no examples; take more of them (data.limit, data.groups, data.held_out, filters)"
+        )
     if validated and not len(source.validation):
         raise UserError(
-            "the data hold no validation examples (in the emoji world: none of the chosen concepts has a held-out pair); "
-            "take more of them (data.limit, data.groups, data.colours)"
+            "the data hold no validation examples (in the emoji world: none of the chosen concepts has a"
+            " held-out pair); take more of them (data.limit, data.groups, data.colours)"
         )

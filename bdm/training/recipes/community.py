@@ -1,7 +1,10 @@
-"""What the English community makes: fine-tuned checkpoints, LoRAs, ControlNets and embeddings, on the backbone alone.
+"""What the English community makes.
 
-None of these recipes knows of the branch or of a native language; they exist so that plug-ins of every kind can be made
-and measured where nothing can be downloaded. They write the file forms that are shared on Civitai.
+Fine-tuned checkpoints, LoRAs, ControlNets and embeddings, on the backbone alone.
+
+None of these recipes knows of the branch or of a native language; they exist so that plug-ins of every kind
+can be made and measured where nothing can be downloaded. They write the file forms that are shared on
+Civitai.
 """
 
 from __future__ import annotations
@@ -35,15 +38,20 @@ class CommunityRecipe(DenoisingRecipe):
     Args:
         source: pictures with English captions.
         backbone: the backbone, or folder, single file or hub name of an SD1.5 model.
-        trigger: word appended to every caption (", word"); "" for none. A dropped caption keeps it, so that the word alone means
-            the style and nothing of any content, as it must where another language says what to draw.
+        trigger: word appended to every caption (", word"); "" for none. A dropped caption keeps it, so that
+            the word alone means the style and nothing of any content, as it must where another language says
+            what to draw.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
     """
 
-    def __init__(self, source: Source, backbone: str | Backbone, trigger: str = "", seed: int = 0, **rest: Any) -> None:
+    def __init__(
+        self, source: Source, backbone: str | Backbone, trigger: str = "", seed: int = 0, **rest: Any
+    ) -> None:
         stock = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
-        super().__init__(source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest)
+        super().__init__(
+            source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest
+        )
         self.check_cache(backbone)
         self.unet, self.text_encoder, self.tokenizer = stock.unet, stock.text_encoder, stock.tokenizer
         self.scheduler = stock.scheduler
@@ -72,25 +80,33 @@ class CommunityRecipe(DenoisingRecipe):
         return self._draw(prompts, seed)
 
     def _draw(self, prompts: Sequence[str], seed: int, controlnet: Any = None, **inputs: Any) -> Tensor:
-        pipe = stock_pipeline(self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler, controlnet)
+        pipe = stock_pipeline(
+            self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler, controlnet
+        )
         positive = self.encode_texts([self._captioned(prompt) for prompt in prompts])
         negative = self.encode_texts([""] * len(prompts))
         return draw_stock(pipe, positive, negative, self.grid_guidance, seed, **inputs)
 
 
 class CheckpointRecipe(CommunityRecipe):
-    """Fine-tunes the whole UNet (DreamBooth without a trigger) and writes a single file in the original layout."""
+    """Fine-tunes the whole UNet (DreamBooth without a trigger) and writes a single file in the original
+    layout.
+    """
 
     def parts(self) -> dict[str, nn.Module]:
         return {"unet": self.unet}
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` in half precision: UNet and text encoder, without VAE ("pruned")."""
-        weights = {"unet": self.unet.state_dict(), "text_encoder": text_to_plain(self.text_encoder.state_dict())}
+        weights = {
+            "unet": self.unet.state_dict(),
+            "text_encoder": text_to_plain(self.text_encoder.state_dict()),
+        }
         tensors = {key: tensor.half().contiguous() for key, tensor in write_checkpoint(weights).items()}
         configs = {
-            "unet": json.loads(self.unet.to_json_string()), "text_encoder": json.loads(self.text_encoder.config.to_json_string()),
-        }  # fmt: skip
+            "unet": json.loads(self.unet.to_json_string()),
+            "text_encoder": json.loads(self.text_encoder.config.to_json_string()),
+        }
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "model.safetensors", {"format": "pt", CONFIG_KEY: json.dumps(configs)})
 
@@ -110,12 +126,25 @@ class LoraRecipe(CommunityRecipe):
         super().__init__(source, **rest)
         torch.manual_seed(rest.get("seed", 0))
         self.rank, self.alpha = rank, alpha
-        targets = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
+        targets = [
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "proj_in",
+            "proj_out",
+            "ff.net.0.proj",
+            "ff.net.2",
+            "conv1",
+            "conv2",
+        ]
         self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
 
     def parts(self) -> dict[str, nn.Module]:
         return {
-            name.replace(".", "_"): module for name, module in self.unet.named_modules() if name.endswith((".lora_A", ".lora_B"))
+            name.replace(".", "_"): module
+            for name, module in self.unet.named_modules()
+            if name.endswith((".lora_A", ".lora_B"))
         }
 
     def save(self, folder: Path) -> None:
@@ -131,7 +160,11 @@ class LoraRecipe(CommunityRecipe):
             tensors[f"{key}.lora_up.weight"] = up.default.weight.half().contiguous()
             tensors[f"{key}.alpha"] = torch.tensor(float(self.alpha))
         folder.mkdir(parents=True, exist_ok=True)
-        noted = {"ss_network_dim": str(self.rank), "ss_network_alpha": str(self.alpha), "modelspec.trigger_phrase": self.trigger}
+        noted = {
+            "ss_network_dim": str(self.rank),
+            "ss_network_alpha": str(self.alpha),
+            "modelspec.trigger_phrase": self.trigger,
+        }
         save_file(tensors, folder / "model.safetensors", {"format": "pt", **noted})
 
 
@@ -145,7 +178,9 @@ class EmbeddingRecipe(CommunityRecipe):
         rest: see ``CommunityRecipe``.
     """
 
-    def __init__(self, source: Source, trigger: str, vectors: int = 2, initial: str = "background", **rest: Any) -> None:
+    def __init__(
+        self, source: Source, trigger: str, vectors: int = 2, initial: str = "background", **rest: Any
+    ) -> None:
         from tokenizers import AddedToken
 
         super().__init__(source, trigger=trigger, **rest)
@@ -159,7 +194,9 @@ class EmbeddingRecipe(CommunityRecipe):
         self._known = len(table.weight)
         table.register_forward_hook(self._insert)
         # The lookup itself stays inside the table; the rows are put in by the hook.
-        table.weight = nn.Parameter(torch.cat([table.weight.detach(), torch.zeros_like(rows)]), requires_grad=False)
+        table.weight = nn.Parameter(
+            torch.cat([table.weight.detach(), torch.zeros_like(rows)]), requires_grad=False
+        )
 
     def _insert(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         own = inputs[0] - self._known
@@ -176,7 +213,12 @@ class EmbeddingRecipe(CommunityRecipe):
         """Write ``TRIGGER.pt`` as A1111 does."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = self.vectors["rows"].detach().clone()
-        content = {"string_to_token": {"*": 265}, "string_to_param": {"*": rows}, "name": self.trigger, "step": 0}
+        content = {
+            "string_to_token": {"*": 265},
+            "string_to_param": {"*": rows},
+            "name": self.trigger,
+            "step": 0,
+        }
         torch.save(content, folder / f"{self.trigger}.pt")
 
 
@@ -190,13 +232,19 @@ class ControlNetRecipe(CommunityRecipe):
     """
 
     def __init__(
-        self, source: Source, widths: tuple[int, ...] = (16, 32, 96), condition: Literal["canny"] = "canny", **rest: Any
+        self,
+        source: Source,
+        widths: tuple[int, ...] = (16, 32, 96),
+        condition: Literal["canny"] = "canny",
+        **rest: Any,
     ) -> None:
         from diffusers import ControlNetModel
 
         super().__init__(source, **rest)
         torch.manual_seed(rest.get("seed", 0))
-        self.controlnet: Any = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=widths)
+        self.controlnet: Any = ControlNetModel.from_unet(
+            self.unet, conditioning_embedding_out_channels=widths
+        )
         self.condition = condition
         self._edges: Tensor | None = None
 
@@ -214,7 +262,9 @@ class ControlNetRecipe(CommunityRecipe):
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         down, middle = self.controlnet(x_t, t, text, self._edges, return_dict=False)
-        return self.unet(x_t, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+        return self.unet(
+            x_t, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample
 
     def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
         held_out = self.source.validation

@@ -1,4 +1,6 @@
-"""Captions and pictures -> one space where they meet (CLIP, arXiv 2103.00020; Chinese CLIP, arXiv 2211.01335)."""
+"""Captions and pictures -> one space where they meet (CLIP, arXiv 2103.00020; Chinese CLIP, arXiv
+2211.01335).
+"""
 
 from __future__ import annotations
 
@@ -55,10 +57,11 @@ def gather_rows(features: Tensor) -> Tensor:
 class ContrastiveRecipe(Recipe):
     """Trains a CLIP or Chinese CLIP from scratch; its text encoder is frozen in every later recipe.
 
-    CLIP's loss asks only that the pooled text be found among a batch. On a small world a few directions are enough for that, and
-    a UNet that reads such hidden states learns colours at once and shapes hardly at all. Two terms on the mean of the hidden
-    states, which is what an untrained cross-attention sees, mend this: uniformity spreads the captions over the sphere, and a
-    linear readout must predict a thumbnail of the picture, so that what things look like is in the features linearly.
+    CLIP's loss asks only that the pooled text be found among a batch. On a small world a few directions are
+    enough for that, and a UNet that reads such hidden states learns colours at once and shapes hardly at all.
+    Two terms on the mean of the hidden states, which is what an untrained cross-attention sees, mend this:
+    uniformity spreads the captions over the sphere, and a linear readout must predict a thumbnail of the
+    picture, so that what things look like is in the features linearly.
 
     Args:
         source: pictures with captions.
@@ -95,7 +98,9 @@ class ContrastiveRecipe(Recipe):
 
             self.tokenizer, self.length = chinese_clip_tokenizer(), 52
         scale = math.log(1 / temperature)
-        config: Any = Config(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=scale)
+        config: Any = Config(
+            text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=scale
+        )
         self.uniformity, self.thumbnail = uniformity, thumbnail
         #: Reads 16x16 thumbnails off the mean hidden state; used in training only.
         self.readout = nn.Linear(config.text_config.hidden_size, 3 * 16 * 16)

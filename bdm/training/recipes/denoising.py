@@ -1,4 +1,7 @@
-"""What every recipe shares that learns to take noise away: latents, timesteps, the error, its validation and the grid."""
+"""What every recipe shares that learns to take noise away.
+
+Latents, timesteps, the error, its validation and the grid.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ class CachedSource:
         moments: (N, 2C, h, w) of the VAE posterior.
     """
 
-    def __init__(self, source: Source, examples: Sequence[Example | UnreadableExample], moments: Tensor) -> None:
+    def __init__(
+        self, source: Source, examples: Sequence[Example | UnreadableExample], moments: Tensor
+    ) -> None:
         self._source, self._examples, self._moments = source, examples, moments
 
     def __len__(self) -> int:
@@ -76,10 +81,11 @@ class DenoisingRecipe(Recipe):
         timesteps: density of the timesteps (see ``NoiseSchedule.draw_timesteps``).
         loss_weight: weight of the squared error by timestep (see ``NoiseSchedule.weight``).
         prediction: what the network predicts; what the frozen backbone does (``inherited``) if None.
-        offset_noise: standard deviation of a further noise that is one number for each channel, so that the mean colour of a
-            picture, which the schedule hardly destroys, is learned too.
+        offset_noise: standard deviation of a further noise that is one number for each channel, so that the
+            mean colour of a picture, which the schedule hardly destroys, is learned too.
         inherited: what the backbone predicts, where there is one.
-        cache: encode every picture once, before the first step, and every caption when it is first met, and keep them in memory.
+        cache: encode every picture once, before the first step, and every caption when it is first met, and
+            keep them in memory.
         grid_prompts: prompts of the sample grid; captions of validation examples if empty.
         grid_guidance: guidance scale of the grid.
         seed: seed of the run.
@@ -104,8 +110,8 @@ class DenoisingRecipe(Recipe):
         self.vae = vae
         if prediction and inherited and prediction != inherited:
             raise UserError(
-                f"recipe.prediction is {prediction!r} and the backbone's scheduler says {inherited!r}; what joins a frozen "
-                "backbone must predict the same: leave prediction out"
+                f"recipe.prediction is {prediction!r} and the backbone's scheduler says {inherited!r}; what"
+                " joins a frozen backbone must predict the same: leave prediction out"
             )
         self.schedule = NoiseSchedule(prediction or inherited or "epsilon")
         self.offset_noise = offset_noise
@@ -125,7 +131,9 @@ class DenoisingRecipe(Recipe):
         raise NotImplementedError
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Noise or velocity predicted for (B, C, h, w) latents at timesteps (B,), given caption features (B, L, D)."""
+        """Noise or velocity predicted for (B, C, h, w) latents at timesteps (B,), given caption features (B,
+        L, D).
+        """
         raise NotImplementedError
 
     def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
@@ -133,7 +141,10 @@ class DenoisingRecipe(Recipe):
         raise NotImplementedError
 
     def caption_of(self, batch: Batch) -> Sequence[Any]:
-        """What the trained network is told, before some of it is dropped: captions, or what was prepared for them."""
+        """What the trained network is told, before some of it is dropped.
+
+        Captions, or what was prepared for them.
+        """
         return batch.captions
 
     def check_cache(self, vae: Any, native: tuple[Any, NativeTextEncoder] | None = None) -> None:
@@ -165,14 +176,21 @@ class DenoisingRecipe(Recipe):
         moments: list[Tensor | None] = []
         for start in range(0, len(own), 64):
             found = [example_or_reason(self.source, i) for i in own[start : start + 64]]
-            encoded = iter(self._encode_pictures([e.pixels for e in found if isinstance(e, Example) and e.pixels is not None]))
+            encoded = iter(
+                self._encode_pictures(
+                    [e.pixels for e in found if isinstance(e, Example) and e.pixels is not None]
+                )
+            )
             moments += [next(encoded) if isinstance(e, Example) else None for e in found]
             examples += [replace(e, pixels=None) if isinstance(e, Example) else e for e in found]
             bar.update(len(found))
         bar.close()
         some = next((m for m in moments if m is not None), None)
         if some is None:
-            raise UserError(f"none of {len(own)} pictures can be used, the first because of {examples[:1]}; look at the data")
+            raise UserError(
+                f"none of {len(own)} pictures can be used, the first because of {examples[:1]}; look at the"
+                " data"
+            )
         rows = torch.stack([torch.zeros_like(some) if m is None else m for m in moments])
         gathered = accelerator.gather(accelerator.pad_across_processes(rows))
         assert isinstance(gathered, Tensor)
@@ -205,7 +223,9 @@ class DenoisingRecipe(Recipe):
                 assert batch.pixels is not None
                 # A validation's pictures at once would take more memory than a training step.
                 parts = batch.pixels.split(AT_ONCE)
-                moments = torch.cat([encode_moments(self.vae, to_unit_range(part.to(self.vae.device))) for part in parts])
+                moments = torch.cat(
+                    [encode_moments(self.vae, to_unit_range(part.to(self.vae.device))) for part in parts]
+                )
             else:
                 moments = batch.moments.to(self.vae.device, torch.float32)
             noise = batch.randn(moments.shape[1] // 2, *moments.shape[2:]).to(moments)
@@ -218,12 +238,17 @@ class DenoisingRecipe(Recipe):
         if self.offset_noise:
             eps = eps + self.offset_noise * batch.randn(x_0.shape[1], 1, 1).to(x_0)
         x_t = self.schedule.add_noise(x_0, eps, t)
-        return denoising_error(self.predict(x_t, t, self.text_features(captions)), self.schedule.target(x_0, eps, t))
+        return denoising_error(
+            self.predict(x_t, t, self.text_features(captions)), self.schedule.target(x_0, eps, t)
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         t = self.schedule.draw_timesteps(batch.rand().to(self.vae.device), self.timesteps)
         dropped = (batch.rand() < self.empty_caption).tolist()
-        captions = [self.dropped_caption if drop else text for drop, text in zip(dropped, self.caption_of(batch), strict=True)]
+        captions = [
+            self.dropped_caption if drop else text
+            for drop, text in zip(dropped, self.caption_of(batch), strict=True)
+        ]
         return {"loss": (self.schedule.weight(t, self.loss_weight) * self.errors(batch, t, captions)).mean()}
 
     @torch.no_grad()
@@ -234,19 +259,26 @@ class DenoisingRecipe(Recipe):
         for bucket in range(BUCKETS):
             batch = fixed_batch(self.source.validation, 64, self.seed + bucket)
             t = (bucket * width + batch.randint(width)).to(self.vae.device)
-            figures[f"t{bucket * width}-{(bucket + 1) * width}"] = self.errors(batch, t, self.caption_of(batch)).mean().item()
+            figures[f"t{bucket * width}-{(bucket + 1) * width}"] = (
+                self.errors(batch, t, self.caption_of(batch)).mean().item()
+            )
         return figures
 
     @torch.no_grad()
     def grid(self) -> Image.Image | None:
-        prompts = [*self.grid_prompts[: self.grid_size]] or spread_captions(self.source.validation, self.grid_size)
+        prompts = [*self.grid_prompts[: self.grid_size]] or spread_captions(
+            self.source.validation, self.grid_size
+        )
         if not prompts:
             return None
         return labelled_grid(to_pixels(self.sample(prompts, self.seed).cpu()), prompts, columns=8, scale=3)
 
 
 def spread_captions(source: Source, count: int) -> list[str]:
-    """At most ``count`` different captions of evenly spread examples; those without one are left out, as in ``fixed_batch``."""
+    """At most ``count`` different captions of evenly spread examples.
+
+    Those without one are left out, as in ``fixed_batch``.
+    """
     captions = []
     for i in range(0, len(source), len(source) // count + 1):
         with suppress(UnreadableExample):

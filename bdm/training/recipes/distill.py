@@ -1,4 +1,7 @@
-"""Pictures in a few steps: a LoRA that makes the backbone consistent along its sampling path (LCM-LoRA, arXiv 2311.05556)."""
+"""Pictures in a few steps.
+
+A LoRA that makes the backbone consistent along its sampling path (LCM-LoRA, arXiv 2311.05556).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ FEW_STEPS = 4
 
 
 class LcmLoraRecipe(LoraRecipe):
-    """Distils guided sampling into a LoRA: predictions of the end agree before and after a step of the guided teacher.
+    """Distils guided sampling into a LoRA.
+
+    Predictions of the end agree before and after a step of the guided teacher.
 
     The teacher is the backbone without the LoRA, so the file fits whatever is drawn with that backbone.
 
@@ -35,13 +40,17 @@ class LcmLoraRecipe(LoraRecipe):
         rest: see ``LoraRecipe``.
     """
 
-    def __init__(self, source: Source, guidance: tuple[float, float] = (2.0, 3.0), solver_steps: int = 50, **rest: Any) -> None:
+    def __init__(
+        self, source: Source, guidance: tuple[float, float] = (2.0, 3.0), solver_steps: int = 50, **rest: Any
+    ) -> None:
         super().__init__(source, **rest)
         self.guidance = guidance
         self.stride = len(self.schedule) // solver_steps
 
     def errors(self, batch: Batch, t: Tensor, captions: Sequence[Any]) -> Tensor:
-        """(B,) pseudo-Huber errors between the ends that are predicted before and after the teacher's step from timesteps (B,)."""
+        """(B,) pseudo-Huber errors between the ends that are predicted before and after the teacher's step
+        from timesteps (B,).
+        """
         x_0 = self.latents(batch)
         eps = batch.randn(*x_0.shape[1:]).to(x_0)
         t = t // self.stride * self.stride + self.stride - 1
@@ -56,11 +65,17 @@ class LcmLoraRecipe(LoraRecipe):
         difference = (self.end(x_t, t, text) - target).float()
         return ((difference.square() + HUBER**2).sqrt() - HUBER).flatten(1).mean(1)
 
-    def teach(self, x_t: Tensor, t: Tensor, before: Tensor, text: Tensor, empty: Tensor, scale: Tensor) -> Tensor:
-        """The samples at timesteps ``before`` after the teacher's guided DDIM step from (B, C, h, w) at ``t``."""
+    def teach(
+        self, x_t: Tensor, t: Tensor, before: Tensor, text: Tensor, empty: Tensor, scale: Tensor
+    ) -> Tensor:
+        """The samples at timesteps ``before`` after the teacher's guided DDIM step from (B, C, h, w) at
+        ``t``.
+        """
         self.unet.disable_adapters()
         try:
-            negative, positive = self.unet(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([empty, text])).sample.chunk(2)
+            negative, positive = self.unet(
+                torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([empty, text])
+            ).sample.chunk(2)
         finally:
             self.unet.enable_adapters()
         guided = negative + scale.view(-1, 1, 1, 1) * (positive - negative)

@@ -39,11 +39,15 @@ class JudgeRecipe(Recipe):
 
     def __init__(self, source: EmojiSource, width: int = 32, seed: int = 0) -> None:
         if set(source.looks or ()) != set(LOOKS):
-            raise UserError(f"data.looks is {source.looks}; a judge must see both looks: set looks: [twemoji, openmoji]")
+            raise UserError(
+                f"data.looks is {source.looks}; a judge must see both looks: set looks: [twemoji, openmoji]"
+            )
         super().__init__(source, seed)
         self.rows, self.treatments = source.rows, source.treatments
         torch.manual_seed(seed)
-        self.judge = JudgeModel(len(source.world.concepts), len(COLOUR_NAMES), width, source.size, source.treatments)
+        self.judge = JudgeModel(
+            len(source.world.concepts), len(COLOUR_NAMES), width, source.size, source.treatments
+        )
 
     def parts(self) -> dict[str, nn.Module]:
         return {"judge": self.judge}
@@ -58,13 +62,18 @@ class JudgeRecipe(Recipe):
         losses = {name: F.cross_entropy(getattr(verdict, name), label) for name, label in labels.items()}
         # The concept is by far the hardest.
         loss = losses.pop("concept") + 0.3 * torch.stack(list(losses.values())).sum()
-        hits = {name: (getattr(verdict, name).argmax(1) == label).float().mean() for name, label in labels.items()}
+        hits = {
+            name: (getattr(verdict, name).argmax(1) == label).float().mean() for name, label in labels.items()
+        }
         return {"loss": loss, **hits}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Accuracy on augmentations never used in training (their seeds lie outside the training stream)."""
-        return {name: value.item() for name, value in self(fixed_batch(self.source, 1280, seed=-1 - self.seed)).items()}
+        return {
+            name: value.item()
+            for name, value in self(fixed_batch(self.source, 1280, seed=-1 - self.seed)).items()
+        }
 
     def save(self, folder: Path) -> None:
         self.judge.save_pretrained(folder)

@@ -13,11 +13,17 @@ from ...models.backbone import decode_latents
 GRID_STEPS = 20
 
 
-def stock_pipeline(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, controlnet: Any = None) -> Any:
-    """``StableDiffusionPipeline`` of these parts, or its ControlNet variant, without safety checker and progress bar."""
+def stock_pipeline(
+    vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, controlnet: Any = None
+) -> Any:
+    """``StableDiffusionPipeline`` of these parts, or its ControlNet variant, without safety checker and
+    progress bar.
+    """
     from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
-    parts: dict[str, Any] = dict(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+    parts: dict[str, Any] = dict(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+    )
     none: dict[str, Any] = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe: Any = (
         StableDiffusionPipeline(**parts, **none)
@@ -29,7 +35,13 @@ def stock_pipeline(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, sched
 
 
 def draw_stock(
-    pipe: Any, prompts: Tensor, negatives: Tensor, guidance: float, seed: int, steps: int = GRID_STEPS, **inputs: Any
+    pipe: Any,
+    prompts: Tensor,
+    negatives: Tensor,
+    guidance: float,
+    seed: int,
+    steps: int = GRID_STEPS,
+    **inputs: Any,
 ) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1]; picture i uses seed + i.
 
@@ -43,7 +55,12 @@ def draw_stock(
         inputs: further arguments of the pipeline, such as a ControlNet's ``image``.
     """
     latents = pipe(
-        prompt_embeds=prompts, negative_prompt_embeds=negatives, guidance_scale=guidance, num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))], output_type="latent", **inputs,
-    ).images  # fmt: skip
+        prompt_embeds=prompts,
+        negative_prompt_embeds=negatives,
+        guidance_scale=guidance,
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
+        output_type="latent",
+        **inputs,
+    ).images
     return decode_latents(pipe.vae, latents)

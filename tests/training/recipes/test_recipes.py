@@ -51,10 +51,14 @@ def test_branch_loss_is_the_papers(folders):
     down, middle = recipe.branch(x_t, t, recipe.native_text_encoder.encode(batch.captions), return_dict=False)
     recipe.bridge.detach()
     empty = recipe.empty_english.expand(4, -1, -1)
-    eps_hat = recipe.unet(x_t, t, empty, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+    eps_hat = recipe.unet(
+        x_t, t, empty, down_block_additional_residuals=down, mid_block_additional_residual=middle
+    ).sample
     torch.testing.assert_close(loss, (eps_hat - eps).square().mean(), rtol=1e-5, atol=1e-6)
     tokenizer = recipe._components["tokenizer"]
-    assert torch.equal(recipe.empty_english, encode_english([""], recipe._components["text_encoder"], tokenizer))
+    assert torch.equal(
+        recipe.empty_english, encode_english([""], recipe._components["text_encoder"], tokenizer)
+    )
 
 
 def test_cached_moments_and_features_give_the_same_loss(folders):
@@ -112,7 +116,9 @@ def kept_bytes(recipe):
     return before, [p.grad.clone() for p in recipe.branch.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize(("names", "share"), [(["branch"], 0.8), (["decoder"], 0.8), (["branch", "decoder"], 0.6)])
+@pytest.mark.parametrize(
+    ("names", "share"), [(["branch"], 0.8), (["decoder"], 0.8), (["branch", "decoder"], 0.6)]
+)
 def test_checkpointing_keeps_less_and_changes_no_gradient(folders, names, share):
     recipe = branch_recipe(folders)
     recipe.branch.requires_grad_(True).train()
@@ -129,7 +135,10 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(folders, names, share)
 
 
 def test_frozen_parts_in_low_precision(folders):
-    """UNet and text encoders are stored in it, the branch and the VAE are not; loss and gradients stay close."""
+    """UNet and text encoders are stored in it, the branch and the VAE are not.
+
+    Loss and gradients stay close.
+    """
     full, low = branch_recipe(folders), branch_recipe(folders, frozen_dtype="bf16", grid_prompts=("红灯笼",))
     low.branch.load_state_dict(full.branch.state_dict())
     assert low.unet.dtype == low.native_text_encoder.model.dtype == torch.bfloat16
@@ -193,9 +202,12 @@ def community(kind, folder, tmp_path, **changes):
     from bdm.training.recipes import community, distill
 
     classes = {
-        "checkpoint": community.CheckpointRecipe, "lora": community.LoraRecipe, "embedding": community.EmbeddingRecipe,
-        "controlnet": community.ControlNetRecipe, "lcm_lora": distill.LcmLoraRecipe,
-    }  # fmt: skip
+        "checkpoint": community.CheckpointRecipe,
+        "lora": community.LoraRecipe,
+        "embedding": community.EmbeddingRecipe,
+        "controlnet": community.ControlNetRecipe,
+        "lcm_lora": distill.LcmLoraRecipe,
+    }
     source = EmojiSource(World(), language="en", groups=("shared",), limit=4, size=64)
     recipe = classes[kind](source, backbone=folder, **changes)
     recipe.requires_grad_(False)
@@ -220,17 +232,25 @@ def inputs():
 
 @pytest.mark.parametrize("kind", ["checkpoint", "lora", "lcm_lora", "embedding", "controlnet"])
 def test_what_a_community_recipe_writes_acts_as_in_training(folders, pipe, tmp_path, inputs, kind):
-    """The saved file, attached as a plug-in to the same backbone, predicts what the recipe's own networks predict."""
+    """The saved file, attached as a plug-in to the same backbone, predicts what the recipe's own networks
+    predict.
+    """
     from bdm.models.backbone import load_backbone
     from bdm.plugins import Plugins
 
-    changes = {"lora": {"trigger": "ink"}, "embedding": {"trigger": "duskmood"}, "controlnet": {"widths": (8, 16, 16, 32)}}
+    changes = {
+        "lora": {"trigger": "ink"},
+        "embedding": {"trigger": "duskmood"},
+        "controlnet": {"widths": (8, 16, 16, 32)},
+    }
     recipe = community(kind, folders[0], tmp_path, **changes.get(kind, {}))
     captions = [recipe._captioned("a cat")] * 2
     path = next(iter((tmp_path / kind).iterdir())) if kind != "controlnet" else tmp_path / kind
     backbone = load_backbone(folders[0])
     plugins = Plugins(backbone)
-    before = backbone.unet(*inputs, encode_english(captions, backbone.text_encoder, backbone.tokenizer)).sample
+    before = backbone.unet(
+        *inputs, encode_english(captions, backbone.text_encoder, backbone.tokenizer)
+    ).sample
     plugins.attach(path)
     text = encode_english(captions, backbone.text_encoder, backbone.tokenizer)
     with torch.no_grad():
@@ -244,13 +264,18 @@ def test_what_a_community_recipe_writes_acts_as_in_training(folders, pipe, tmp_p
         theirs = recipe.predict(*inputs, recipe.encode_texts(captions))
     torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)  # files hold half precision
     assert (ours - before).abs().max() > 0.05
-    assert recipe.sample(["a cat"] if kind != "controlnet" else [recipe.source.validation.caption(0)], 0).shape == (1, 3, 64, 64)
+    assert recipe.sample(
+        ["a cat"] if kind != "controlnet" else [recipe.source.validation.caption(0)], 0
+    ).shape == (1, 3, 64, 64)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_distillation_follows_the_schedulers_of_diffusers(folders, prediction):
-    """The teacher's step is DDIM's on the guided prediction; the end is what LCM's sampler makes of a prediction."""
+    """The teacher's step is DDIM's on the guided prediction.
+
+    The end is what LCM's sampler makes of a prediction.
+    """
     from diffusers import DDIMScheduler, LCMScheduler
 
     from bdm.emoji.world import EmojiSource, World
@@ -261,7 +286,11 @@ def test_distillation_follows_the_schedulers_of_diffusers(folders, prediction):
     recipe = LcmLoraRecipe(source, backbone=folders[0]).eval()
     recipe.schedule = NoiseSchedule(prediction)
     settings = {**SD15_SCHEDULE, "prediction_type": prediction}
-    x, text, empty = torch.randn(3, 4, 8, 8), recipe.encode_texts(["a cat"] * 3), recipe.encode_texts([""] * 3)
+    x, text, empty = (
+        torch.randn(3, 4, 8, 8),
+        recipe.encode_texts(["a cat"] * 3),
+        recipe.encode_texts([""] * 3),
+    )
     t = torch.tensor([19, 499, 999])
     scale = torch.tensor([1.0, 2.0, 3.0])
     ddim, lcm = DDIMScheduler(**settings), LCMScheduler(**settings)
@@ -271,9 +300,13 @@ def test_distillation_follows_the_schedulers_of_diffusers(folders, prediction):
     ends = recipe.end(x, t, text)
     for i, step in enumerate(t.tolist()):
         row = slice(i, i + 1)
-        bare, told = (recipe.unet(x[row], step, words[row]).sample for words in (empty, text))  # a fresh LoRA changes nothing
+        bare, told = (
+            recipe.unet(x[row], step, words[row]).sample for words in (empty, text)
+        )  # a fresh LoRA changes nothing
         guided = bare + scale[i] * (told - bare)
-        torch.testing.assert_close(ours[row], ddim.step(guided, step, x[row]).prev_sample, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            ours[row], ddim.step(guided, step, x[row]).prev_sample, atol=1e-4, rtol=1e-4
+        )
         lcm._step_index = lcm.index_for_timestep(step)
         torch.testing.assert_close(ends[row], lcm.step(told, step, x[row]).denoised, atol=1e-4, rtol=1e-4)
 
@@ -288,24 +321,42 @@ def test_arguments_of_shipped_configurations_are_the_models():
 
 
 def test_the_backbone_recipe_reads_a_vae_and_the_text_part_of_a_clip(folders, tmp_path, text_encoder):
-    """From a whole CLIP's folder, as the contrastive recipe writes it; the grid and the saved pipeline use the same parts."""
+    """From a whole CLIP's folder, as the contrastive recipe writes it.
+
+    The grid and the saved pipeline use the same parts.
+    """
     from transformers import CLIPConfig, CLIPModel
 
     from bdm.models.backbone import load_backbone
     from bdm.training.recipes.backbone import BackboneRecipe
 
-    vision = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16)
-    clip = CLIPModel(CLIPConfig(text_config=text_encoder.config.to_dict(), vision_config=vision, projection_dim=8)).eval()
+    vision = dict(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    clip = CLIPModel(
+        CLIPConfig(text_config=text_encoder.config.to_dict(), vision_config=vision, projection_dim=8)
+    ).eval()
     clip.save_pretrained(tmp_path / "clip")
     (tmp_path / "clip/card.json").write_text("{}")
     source = EmojiSource(World(), language="en", limit=4, size=64)
-    unet = {key: make_unet().config[key] for key in ("sample_size", "block_out_channels", "cross_attention_dim", "norm_num_groups")}
-    recipe = BackboneRecipe(source, f"{folders[0]}/vae", str(tmp_path / "clip"), unet, grid_prompts=("a cat", "a dog")).eval()
+    unet = {
+        key: make_unet().config[key]
+        for key in ("sample_size", "block_out_channels", "cross_attention_dim", "norm_num_groups")
+    }
+    recipe = BackboneRecipe(
+        source, f"{folders[0]}/vae", str(tmp_path / "clip"), unet, grid_prompts=("a cat", "a dog")
+    ).eval()
     ids = torch.tensor([[49406, 320, 2368, 49407]])
     expected = clip.text_model(ids).last_hidden_state
     assert torch.equal(recipe.text_encoder(ids).last_hidden_state, expected)
     assert torch.equal(
-        recipe.vae.state_dict()["quant_conv.weight"], load_backbone(folders[0]).vae.state_dict()["quant_conv.weight"]
+        recipe.vae.state_dict()["quant_conv.weight"],
+        load_backbone(folders[0]).vae.state_dict()["quant_conv.weight"],
     )
     first, alone = recipe.sample(["a cat", "a dog"], 3), recipe.sample(["a dog"], 4)
     torch.testing.assert_close(first[1:], alone, atol=1e-4, rtol=1e-4)
@@ -339,7 +390,9 @@ def test_a_dropped_caption_keeps_the_trigger(folders, monkeypatch, trigger, told
     source = EmojiSource(World(), language="en", limit=2, size=64)
     recipe = CheckpointRecipe(source, backbone=folders[0], trigger=trigger, empty_caption=1.0).eval()
     heard = []
-    monkeypatch.setattr(recipe, "encode_texts", lambda texts, own=recipe.encode_texts: heard.append(list(texts)) or own(texts))
+    monkeypatch.setattr(
+        recipe, "encode_texts", lambda texts, own=recipe.encode_texts: heard.append(list(texts)) or own(texts)
+    )
     recipe(fixed_batch(source, 3, seed=0))
     assert heard == [[told] * 3]
 
