@@ -9,7 +9,7 @@ from bdm.training.optimizers import make_optimizer
 
 
 def descend(optimizer, weight, steps):
-    """Least squares; enough values for moments in 8 bits, with enough steps for Prodigy to find its step size."""
+    """Least squares: enough values for moments in 8 bits, enough steps for Prodigy to find its step size."""
     target = torch.linspace(-1, 1, weight.numel()).view_as(weight)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -69,10 +69,8 @@ class AutoencoderRecipe(Recipe):
         """
         batch = fixed_batch(self.source, count, self.seed)
         assert batch.pixels is not None
-        z = [
-            self.vae.encode(to_unit_range(x.to(self.vae.device))).latent_dist.mode()
-            for x in batch.pixels.split(64)
-        ]  # pyright: ignore[reportAttributeAccessIssue]
+        pieces = [to_unit_range(x.to(self.vae.device)) for x in batch.pixels.split(64)]
+        z = [self.vae.encode(x).latent_dist.mode() for x in pieces]  # pyright: ignore[reportAttributeAccessIssue]
         self.vae.register_to_config(scaling_factor=round(1 / torch.cat(z).std().item(), 5))
 
     def save(self, folder: Path) -> None:
