@@ -26,7 +26,9 @@ from .stand_in import stand_in
 
 @dataclass(frozen=True)
 class Vouched:
-    """What a pipeline vouches for, by construction. Nobody vouches for anything of a pipeline that is not known.
+    """What a pipeline vouches for, by construction.
+
+    Of a pipeline that is not known, nobody vouches for anything.
 
     Attributes:
         same_latents: both halves of a guided step are given the same latents.
@@ -104,7 +106,7 @@ class SharedRows:
         return torch.equal(latents[:half], latents[half:])
 
     def _rows_of(self, text: Tensor) -> tuple[Rows | None, Tensor | None]:
-        """The distinct rows of text features and their selection; once for each tensor that stays as it is."""
+        """The distinct rows of text features and their selection; once for a tensor that stays as it is."""
         kept = self._text
         if not self._vouched.same_texts and text.device.type != "cpu":
             return None, None

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from agreement import outputs_agree
 from diffusers import ControlNetModel
 from tiny import NATIVE_DIM, TEXT_DIM, make_branch, make_unet
 
@@ -59,7 +60,7 @@ def test_halves_are_negative_then_positive_and_add_to_controlnets(unet, branch, 
     bridge = Bridge(branch).attach(unet)
     with bridge.condition(cond):
         ours = run(unet, inputs, down_block_additional_residuals=down, mid_block_additional_residual=middle)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    outputs_agree(ours, expected)
 
 
 def test_window_is_the_official_one(unet, branch, inputs):
@@ -75,7 +76,9 @@ def test_window_is_the_official_one(unet, branch, inputs):
     assert acting == [False, False, False, True, True, True, True, True, False, False]
 
 
-def test_only_the_branch_receives_gradients(unet, branch, inputs):
+def test_only_the_branch_receives_gradients(unet, branch):
+    # Of 16x16 latents the middle has 2x2: attention over a single position has no gradient.
+    inputs = torch.randn(2, 4, 16, 16), torch.tensor(300), torch.randn(2, 7, TEXT_DIM)
     branch.requires_grad_(True)
     bridge = Bridge(branch).attach(unet)
     with bridge.condition(condition()):
