@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +13,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import files
 from ..config import RunConfig
 from ..data.batch import Batch, stream
-from ..files import writing_to
+from ..files import atomic_write, write_json, write_text, writing_to
 from ..parallel.processes import whole_weights
 from .metrics import RunningMeans, log_picture, log_row, plot_metrics, read_metrics, start_trackers, timed
 from .optimizers import learning_rate
@@ -63,7 +61,7 @@ def _open_folder(run: RunConfig, work: Work) -> None:
         with writing_to(run.out):
             run.out.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
-            files.write_text(run.out / "config.yaml", text)
+            write_text(run.out / "config.yaml", text)
     work.accelerator.wait_for_everyone()
     start_trackers(work.accelerator, run.out, settings)
 
@@ -216,11 +214,9 @@ def _publish(run: RunConfig, work: Work, command: str) -> None:
 def _write_model(run: RunConfig, work: Work, command: str) -> None:
     with whole_weights(work.parts):
         if work.accelerator.is_main_process:
-            partial = run.out / ".model.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            work.recipe.save(partial)
-            files.write_json(partial / "card.json", _card(run, command))
-            files.publish_folder(partial, run.out / "model")
+            with atomic_write(run.out / "model") as folder:
+                work.recipe.save(folder)
+                write_json(folder / "card.json", _card(run, command))
 
 
 def _card(run: RunConfig, command: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .. import files
 from ..config import RunConfig
 from ..errors import UserError
 from ..parallel.processes import gathered, load_part, scattered
+from . import states
 from .metrics import timed
 from .setup import Work
 
@@ -48,7 +48,7 @@ def save(run: RunConfig, work: Work, progress: Progress) -> None:
             "ema": gathered(work.ema.state_dict(), main),
         }
         if main:
-            files.save_state(run.out / "states", progress.step, state, run.keep_last, run.keep_every)
+            states.save_state(run.out / "states", progress.step, state, run.keep_last, run.keep_every)
 
 
 def resume(run: RunConfig, work: Work) -> Progress:
@@ -62,7 +62,7 @@ def resume(run: RunConfig, work: Work) -> Progress:
     Raises:
         UserError: the folder holds a run with another configuration.
     """
-    state = files.load_state(run.out / "states")
+    state = states.load_state(run.out / "states")
     if state is None:
         return Progress()
     if changes := _differences(_saved_meaning(state["run"], run), json.loads(_meaning(run))):

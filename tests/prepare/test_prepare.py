@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -271,7 +272,7 @@ def test_a_full_disk_leaves_whole_shards_alone(world, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer.os, "fsync", full)
+    monkeypatch.setattr(writer, "os", SimpleNamespace(fsync=full))
     with pytest.raises(UserError, match=r"train-00000.tar cannot be written \(No space left on device\)"):
         prepare(configuration(world, tmp_path))
     assert {p.name for p in tmp_path.iterdir()} == {"prepared.json"}

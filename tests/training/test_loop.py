@@ -16,6 +16,7 @@ from bdm import files
 from bdm.config import RunConfig
 from bdm.emoji.world import EmojiSource, World
 from bdm.errors import UserError
+from bdm.training import states
 from bdm.training.loop import Stopped, train
 from bdm.training.metrics import plot_metrics, read_metrics
 from bdm.training.optimizers import learning_rate
@@ -154,14 +155,14 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, caplog):
     whole = run(tmp_path / "whole")
     with pytest.raises(Stop):
         run(tmp_path / "cut", StoppingRecipe())
-    newest, older = files.state_files(tmp_path / "cut/states")
+    newest, older = states.state_files(tmp_path / "cut/states")
     assert (newest.name, older.name) == ("step-00000008.pt", "step-00000004.pt")
     flip_a_bit_of_a_tensor(newest)
     again = run(tmp_path / "cut")
     assert "trying the one before it" in caplog.text
     assert newest.with_name("step-00000008.pt.damaged").exists(), "set aside, and written anew by the run"
     assert all(torch.equal(whole[k], again[k]) for k in whole)
-    for path in files.state_files(tmp_path / "cut/states"):
+    for path in states.state_files(tmp_path / "cut/states"):
         path.write_bytes(path.read_bytes()[:100])
     for _ in range(2):  # what the first start set aside does not make the second one begin anew
         with pytest.raises(UserError, match="none of the 2 states"):
@@ -170,52 +171,52 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, caplog):
 
 def test_a_damaged_state_takes_the_place_of_no_good_one(tmp_path):
     for step in (1, 2):
-        files.save_state(tmp_path, step, {"step": step})
-    newest, older = files.state_files(tmp_path)
+        states.save_state(tmp_path, step, {"step": step})
+    newest, older = states.state_files(tmp_path)
     newest.write_bytes(newest.read_bytes()[:50])
-    assert files.load_state(tmp_path) == {"step": 1}
-    files.save_state(tmp_path, 3, {"step": 3}, keep_last=2)
-    assert [path.name for path in files.state_files(tmp_path)] == ["step-00000003.pt", older.name]
+    assert states.load_state(tmp_path) == {"step": 1}
+    states.save_state(tmp_path, 3, {"step": 3}, keep_last=2)
+    assert [path.name for path in states.state_files(tmp_path)] == ["step-00000003.pt", older.name]
 
 
 def test_a_state_that_cannot_be_read_for_now_is_left_in_place(tmp_path, monkeypatch):
-    files.save_state(tmp_path, 1, {"step": 1})
+    states.save_state(tmp_path, 1, {"step": 1})
 
     def fail(*_, **__):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(files.zipfile, "ZipFile", fail)
+        patched.setattr(states.zipfile, "ZipFile", fail)
         with pytest.raises(UserError, match="none of the 1 states"):
-            files.load_state(tmp_path)
-    assert files.load_state(tmp_path) == {"step": 1}
+            states.load_state(tmp_path)
+    assert states.load_state(tmp_path) == {"step": 1}
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):
-    files.save_state(tmp_path, 1, {"step": 1})
+    states.save_state(tmp_path, 1, {"step": 1})
     (tmp_path / ".step-00000002.pt.partial").write_bytes(b"half")
-    assert files.load_state(tmp_path) == {"step": 1}
+    assert states.load_state(tmp_path) == {"step": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 
 def test_old_states_go_and_every_nth_stays(tmp_path):
     run(tmp_path, checkpoint_every=1, keep_last=2, keep_every=5)
-    steps = [files._step_of(path) for path in files.state_files(tmp_path / "states")]
+    steps = [states._step_of(path) for path in states.state_files(tmp_path / "states")]
     assert steps == [12, 11, 10, 5]
     assert not [path for path in (tmp_path / "states").iterdir() if path.name.startswith(".")]
 
 
 def test_full_disk_leaves_the_last_state(tmp_path, monkeypatch):
     run(tmp_path, optimizer=dict(steps=12))
-    before = files.state_files(tmp_path / "states")[0].read_bytes()
+    before = states.state_files(tmp_path / "states")[0].read_bytes()
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
-        files.save_state(tmp_path / "states", 13, {"step": 13})
-    assert files.state_files(tmp_path / "states")[0].read_bytes() == before
+        states.save_state(tmp_path / "states", 13, {"step": 13})
+    assert states.state_files(tmp_path / "states")[0].read_bytes() == before
     assert len(list((tmp_path / "states").iterdir())) == 2
 
 
@@ -450,7 +451,7 @@ def test_metrics_and_grids_go_to_the_trackers(tmp_path):
 
 def test_a_state_from_before_a_setting_existed_goes_on(tmp_path):
     run(tmp_path, optimizer=dict(steps=12))
-    path = files.state_files(tmp_path / "states")[0]
+    path = states.state_files(tmp_path / "states")[0]
     state = torch.load(path, weights_only=True)
     old = json.loads(state["run"])
     del old["optimizer"]["name"]
