@@ -30,7 +30,7 @@ class DecodeBench(Bench):
 
     def side(self, name: str, count: bool = True) -> Side:
         draw = self._ours if name == OURS else self._plain
-        return Side(lambda: stopwatch(draw), draw, count_flops(draw) if count else 0)
+        return Side(lambda: stopwatch(draw), draw, count_flops(draw) if count else None)
 
     def _ours(self) -> Tensor:
         with prepared_layers(self.vae):

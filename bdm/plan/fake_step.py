@@ -21,7 +21,7 @@ from ..training.averaging import AveragedWeights
 from ..training.recipes.base import Recipe
 from ..training.recipes.build import build_recipe, build_source
 from ..training.recipes.denoising import DenoisingRecipe
-from .fake_device import ShadowDevice
+from .fake_device import ShadowDevice, miscounted_in_plans
 from .meta_models import outline_models
 
 #: Labels of the shadow device; the first is followed by a part's name.
@@ -54,6 +54,8 @@ class StepFigures:
         backward: of the backward pass, with what checkpointing works out again, per sample.
         encoding: of the pictures' and captions' encoding, which caches spare, per sample; part of ``forward``
             without them.
+        uncounted: what has operations that are not in these figures, because this PyTorch's operators for it
+            are not known; nothing where they are right.
         moments: shape of a sample's VAE moments, if it has any.
         features: shape of a caption's features, if it has any.
     """
@@ -70,6 +72,7 @@ class StepFigures:
     forward: dict[str, float]
     backward: float
     encoding: float
+    uncounted: tuple[str, ...]
     moments: tuple[int, ...]
     features: tuple[int, ...]
 
@@ -194,6 +197,7 @@ def measure_recipe(
         forward={name: count / batch for name, count in forward.items()},
         backward=backward / batch,
         encoding=encoding,
+        uncounted=(*miscounted_in_plans(), *sorted(shadow.operations.uncounted)),
         moments=() if moments is None else tuple(moments.shape[1:]),
         features=() if features is None else tuple(features.shape[1:]),
     )

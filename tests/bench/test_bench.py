@@ -83,6 +83,17 @@ def test_share_of_the_best_rate():
     assert [line.split("%")[0][-3:].strip() for line in table(outcome).splitlines()[1:3]] == ["50", "50"]
 
 
+def test_operations_that_are_not_counted_are_no_zero():
+    outcome = Outcome(
+        {"peer": [2.0], OURS: [1.0]}, {"peer": None, OURS: 50 * 10**9}, {"peer": 1, OURS: 1}, 0.0, 1e11
+    )
+    peer, ours = table(outcome).splitlines()[1:3]
+    assert "not counted" in peer
+    assert "%" not in peer
+    assert "50.0      50%" in ours
+    assert summary(Fixed(torch.ones(2)), outcome)["gflop"] == {"peer": None, OURS: 50.0}
+
+
 def test_guided_drawing_equals_the_peer_with_less_work():
     config = BenchInferConfig(kind="infer", **TINY | dict(steps=2, batch=2, decode=True))
     bench = InferBench(config)

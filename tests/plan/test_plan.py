@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from optimizer_names import NAMES
 from tiny import make_native, make_text_encoder, make_unet, make_vae
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,6 +28,7 @@ from bdm.plan import plan as planning
 from bdm.plan.fake_device import ShadowDevice
 from bdm.plan.fake_step import CAPTION, STATE_BYTES, BlankSource, make_ready, measure_step
 from bdm.plan.meta_models import outline_backbone, outline_native_text_encoder
+from bdm.plan.operations import CountedOperations
 from bdm.plan.plan import GIB, Machine, make_plan
 from bdm.text.vocabulary import clip_tokenizer
 from bdm.training.averaging import AveragedWeights
@@ -144,17 +146,23 @@ def test_memory_is_a_real_steps_on_a_wide_network(tmp_path):
 
 
 def count_operations(recipe, checkpointing=()):
-    """Of the forward and of the backward pass, as PyTorch counts them."""
+    """Of the forward and of the backward pass, counted while they run."""
     make_ready(recipe, checkpointing)
-    with FlopCounterMode(display=False) as forward:
+    with CountedOperations() as forward:
         loss = recipe(real_batch(recipe, 6))["loss"]
-    with FlopCounterMode(display=False) as backward:
+    with CountedOperations() as backward:
         loss.backward()
-    return forward.get_total_flops(), backward.get_total_flops()
+    assert not forward.operations.uncounted | backward.operations.uncounted
+    return forward.total, backward.total
 
 
 def test_operations_are_a_real_steps(run, plain):
     forward, backward = count_operations(real_recipe(run))
+    # PyTorch's own counter, which knows the products that attention is made of.
+    recipe = real_recipe(run)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        recipe(real_batch(recipe, 6))
+    assert counter.get_total_flops() == forward
     assert sum(plain.forward.values()) * 6 == forward
     assert plain.backward * 6 == backward
     # The branch's backward pass takes twice its forward pass, the frozen decoder's once, the frozen encoder's
@@ -345,6 +353,20 @@ def test_command_prints_a_table_and_json(config, capsys):
     assert facts["fits"]
     assert "fits, " in table
     assert facts["speed"]["from_caches"]["samples_per_second"] > speed["samples_per_second"]
+
+
+def test_without_operations_there_is_no_time_and_no_cost(run, config, plain, capsys, monkeypatch):
+    step = dataclasses.replace(plain, uncounted=("attention", "aten::new_mm"))
+    monkeypatch.setattr(planning, "measure_step", lambda *_, **__: step)
+    table, facts = plan_json(capsys, config, "--samples", 1000, "--price-per-hour", 3)
+    assert "not counted, because PyTorch" in table
+    assert "(attention, aten::new_mm)" in table
+    assert "days" not in table
+    assert "cost " not in table.replace("time and cost:", "")
+    assert facts["flops_per_sample"]["total"] is None
+    assert facts["flops_per_sample"]["not_counted"] == ["attention", "aten::new_mm"]
+    assert facts["speed"] == {}
+    assert facts["memory_total"] > 0
 
 
 def with_batch(run, **changes):
