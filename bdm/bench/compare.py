@@ -84,7 +84,7 @@ class Bench(ABC):
         return run_apart("bdm.bench.subprocess_main", name, self.config.model_dump_json())["peak"]
 
 
-def hold(bench: Bench, config: BenchConfig, say: Callable[[str], None] = print) -> Outcome:
+def compare(bench: Bench, config: BenchConfig, say: Callable[[str], None] = print) -> Outcome:
     """Check that the sides agree, then time them in turn.
 
     Raises:

@@ -19,10 +19,10 @@ from ..config import (
     BenchScaleConfig,
     BenchTrainConfig,
 )
-from .compare import OURS, Bench, Outcome, hold, median_and_spread
+from .compare import OURS, Bench, Outcome, compare, median_and_spread
 
 
-def prepare(settings: Mapping[str, Any]) -> Bench:
+def bench_of(settings: Mapping[str, Any]) -> Bench:
     """The comparison that a configuration (as a mapping) describes, with its number of threads set."""
     return build_bench(BENCHES[settings["kind"]].model_validate(settings))
 
@@ -64,11 +64,11 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
         from . import scale
 
         set_threads(config)
-        curves = scale.measure(config)
+        curves = scale.time_curves(config)
         text, figures, draw = scale.table(curves), scale.summary(curves), partial(scale.draw_curves, curves)
     else:
         bench = build_bench(config)
-        outcome = hold(bench, config)
+        outcome = compare(bench, config)
         text, figures, draw = table(outcome), summary(bench, outcome), partial(draw_chart, outcome)
     print(text)
     config.out.mkdir(parents=True, exist_ok=True)

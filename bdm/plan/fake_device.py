@@ -52,7 +52,7 @@ def normalisations_in_float32() -> Iterator[None]:
 
 
 class BlankNumpy(TorchFunctionMode):
-    """Turns shadows into blank arrays."""
+    """Turns fake tensors into blank arrays."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -62,13 +62,13 @@ class BlankNumpy(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class ShadowDevice(TorchDispatchMode):
+class FakeDevice(TorchDispatchMode):
     """Inside the ``with`` block what is worked out with ``place``d tensors has shapes but no values, and its
     memory is counted.
 
     Every other tensor stays real, so that whatever decides about a batch works as ever; where the two meet
-    the result is a shadow. A number that is read from a shadow is 1 (or False): it must not decide about
-    shapes.
+    the result is fake, too. A number that is read from a fake tensor is 1 (or False): it must not decide
+    about shapes.
 
     Attributes:
         label: what memory and operations are counted as from now on.
@@ -95,8 +95,8 @@ class ShadowDevice(TorchDispatchMode):
         self._labels: dict[int, str] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> ShadowDevice:
-        # Real tensors are the rule inside: the fake mode is only entered for operations that meet a shadow.
+    def __enter__(self) -> FakeDevice:
+        # Real tensors are the rule inside: the fake mode is only entered for operations that meet a fake one.
         self._stack.enter_context(normalisations_in_float32())
         self._stack.enter_context(BlankNumpy())
         super().__enter__()
@@ -128,7 +128,7 @@ class ShadowDevice(TorchDispatchMode):
         return result
 
     def blank(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A shadow of its own."""
+        """A fake tensor of a storage of its own."""
         return self._placed(torch.empty(shape, dtype=dtype, device="meta"))
 
     def reset_peak(self) -> None:
@@ -155,9 +155,9 @@ class ShadowDevice(TorchDispatchMode):
         self._labels[storage._cdata] = label
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        shadow = FakeTensor(self._fake, tensor.detach().to("meta"), torch.device("cpu"))
-        self._note(shadow)
-        return nn.Parameter(shadow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shadow
+        fake = FakeTensor(self._fake, tensor.detach().to("meta"), torch.device("cpu"))
+        self._note(fake)
+        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -176,9 +176,9 @@ class ShadowDevice(TorchDispatchMode):
 @cache
 def miscounted_in_plans() -> tuple[str, ...]:
     """What this PyTorch does in a way whose operations are not counted here (see ``miscounted``)."""
-    shadow = ShadowDevice()
-    with torch.enable_grad(), shadow:
-        return tuple(miscounted(lambda shape: shadow.blank(*shape), shadow.flops.total))
+    fake = FakeDevice()
+    with torch.enable_grad(), fake:
+        return tuple(miscounted(lambda shape: fake.blank(*shape), fake.flops.total))
 
 
 def _on_one_device(values: Any, tensors: list[Tensor]) -> Any:

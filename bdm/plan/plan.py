@@ -9,7 +9,7 @@ from ..config import RunConfig
 from ..data.source import Source
 from ..errors import UserError
 from ..training.recipes.build import build_source
-from .fake_step import STATE_BYTES, StepFigures, measure_step
+from .fake_step import STATE_BYTES, StepFigures, step_figures
 
 GIB = 2**30
 
@@ -136,7 +136,7 @@ def make_plan(run: RunConfig, machine: Machine, samples: int | None = None) -> P
             " --gpus"
         )
     count, captions = _corpus(run, samples)
-    step = measure_step(run, micro, machine.gpus)
+    step = step_figures(run, micro, machine.gpus)
     memory = _memory(run, step, machine, captions)
     fit = None if sum(memory.values()) <= machine.memory * GIB else _find_fit(run, machine, step, captions)
     flops, flops_from_caches = _operations(run, step)
@@ -203,7 +203,7 @@ def _find_fit(run: RunConfig, machine: Machine, given: StepFigures, captions: in
         micro = smaller[middle]
         optimizer = run.optimizer.model_copy(update={"accumulation": of_gpu // micro})
         changed = run.model_copy(update={"optimizer": optimizer})
-        memory = sum(_memory(changed, measure_step(changed, micro, machine.gpus), machine, captions).values())
+        memory = sum(_memory(changed, step_figures(changed, micro, machine.gpus), machine, captions).values())
         if memory <= machine.memory * GIB:
             fit, low = Fit(micro, of_gpu // micro, memory), middle + 1
         else:

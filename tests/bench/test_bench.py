@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from bdm.bench.compare import OURS, Bench, Outcome, Side, count_flops, hold, relative_error
+from bdm.bench.compare import OURS, Bench, Outcome, Side, compare, count_flops, relative_error
 from bdm.bench.decode import DecodeBench
 from bdm.bench.infer import InferBench
 from bdm.bench.memory import peak_memory
@@ -60,15 +60,15 @@ def settings(**changes):
 def test_sides_that_disagree_are_not_timed():
     bench = Fixed(torch.tensor([1.0, 2.001]))
     with pytest.raises(UserError, match="differ by 5.0e-04 relative"):
-        hold(bench, settings())
+        compare(bench, settings())
     assert bench.timed == []
     with pytest.raises(UserError, match="differ by nan"):
-        hold(Fixed(torch.tensor([1.0, float("nan")])), settings())
+        compare(Fixed(torch.tensor([1.0, float("nan")])), settings())
 
 
 def test_sides_take_turns_and_figures_follow():
     bench = Fixed(torch.tensor([1.0, 2.0]))
-    outcome = hold(bench, settings(), say=lambda _: None)
+    outcome = compare(bench, settings(), say=lambda _: None)
     assert bench.timed == ["peer", OURS, OURS, "peer", "peer", OURS]
     figures = summary(bench, outcome)
     assert figures["ratio"] == 1.5

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bdm.bench.compare import count_flops
 from bdm.plan import operations
-from bdm.plan.fake_device import ShadowDevice, miscounted_in_plans
+from bdm.plan.fake_device import FakeDevice, miscounted_in_plans
 from bdm.plan.operations import CountedOperations, known_works, miscounted, miscounted_on
 
 
@@ -110,11 +110,11 @@ def test_work_that_goes_uncounted_is_found_by_its_known_sum(monkeypatch, name):
 
 
 def test_work_counted_twice_is_found_too():
-    shadow = ShadowDevice()
-    with shadow:
-        make = lambda shape: shadow.blank(*shape)  # noqa: E731
-        assert miscounted(make, shadow.flops.total) == []
-        assert miscounted(make, lambda: 2 * shadow.flops.total()) == [
+    fake = FakeDevice()
+    with fake:
+        make = lambda shape: fake.blank(*shape)  # noqa: E731
+        assert miscounted(make, fake.flops.total) == []
+        assert miscounted(make, lambda: 2 * fake.flops.total()) == [
             "convolution",
             "linear layer",
             "attention",
@@ -123,7 +123,7 @@ def test_work_counted_twice_is_found_too():
 
 def test_the_largest_convolution_is_that_of_the_known_work():
     work = next(known_works())
-    shadow = ShadowDevice()
-    with shadow:
-        result = work.run(*(shadow.blank(*shape) for shape in work.shapes))
-    assert shadow.largest_convolution == 4 * (sum(map(prod, work.shapes)) + result.numel())
+    fake = FakeDevice()
+    with fake:
+        result = work.run(*(fake.blank(*shape) for shape in work.shapes))
+    assert fake.largest_convolution == 4 * (sum(map(prod, work.shapes)) + result.numel())

@@ -92,7 +92,7 @@ class BranchRecipe(DenoisingRecipe):
     def parts(self) -> dict[str, nn.Module]:
         return {"branch": self.branch}
 
-    def checkpointable(self) -> dict[str, Any]:
+    def recomputable(self) -> dict[str, Any]:
         # Gradients reach the branch through the backbone's decoder; its encoder keeps nothing anyway.
         return {"branch": self.branch, "decoder": self.unet}
 

@@ -125,13 +125,13 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(folders, names, share)
     for convolution in recipe.branch.controlnet_down_blocks:
         torch.nn.init.normal_(convolution.weight, std=0.2)
     plain, gradients = kept_bytes(recipe)
-    recipe.checkpoint_activations(names)
+    recipe.recompute_activations(names)
     less, again = kept_bytes(recipe)
     assert less < share * plain, less / plain
     for ours, theirs in zip(again, gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     with pytest.raises(UserError, match="knows branch, decoder"):
-        recipe.checkpoint_activations(["encoder"])
+        recipe.recompute_activations(["encoder"])
 
 
 def test_frozen_parts_in_low_precision(folders):
