@@ -255,7 +255,7 @@ def _batch(pixels: Tensor, moments: Tensor | None, count: int, fake: FakeDevice)
         pixels=pixels.expand(count, -1, -1, -1).clone() if moments is None else None,
         moments=None if moments is None else moments.expand(count, -1, -1, -1).clone(),
         captions=[CAPTION] * count,
-        features=None,
+        prepared_text=None,
         indices=list(range(count)),
         generators=[torch.Generator().manual_seed(i) for i in range(count)],
     )

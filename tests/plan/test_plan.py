@@ -120,7 +120,7 @@ def allocated(recipe, batch):
 
 def check_memory(run, count, figures=None):
     recipe = real_recipe(run)
-    recipe.prepare(None) if not run.recipe.cache else recipe.text_features([CAPTION, ""])
+    recipe.fill_caches(None) if not run.recipe.cache else recipe.text_features([CAPTION, ""])
     real = allocated(recipe, real_batch(recipe, count))
     planned = (figures or step_figures(run, count, validate=False)).peak
     print(f"\nplanned {planned / 2**20:.1f} MiB, real {real / 2**20:.1f} MiB, ratio {planned / real:.3f}")

@@ -219,8 +219,8 @@ def test_moments_and_features_are_those_of_the_models(world, prepared):
             moments = torch.cat([posterior.mean, posterior.logvar], 1)[0]
             long = encoders.native.encode([raw.captions[1]])[0]
         torch.testing.assert_close(example.moments, moments.half(), rtol=2e-3, atol=1e-3)
-        assert [len(f) for f in example.features] == [52, 102]
-        torch.testing.assert_close(example.features[1], long.half(), rtol=2e-3, atol=2e-3)
+        assert [len(f) for f in example.prepared_text] == [52, 102]
+        torch.testing.assert_close(example.prepared_text[1], long.half(), rtol=2e-3, atol=2e-3)
 
 
 def test_other_models_are_refused(world, prepared, tmp_path):

@@ -68,8 +68,8 @@ class Recipe(nn.Module):
                 )
             models[name].enable_gradient_checkpointing()
 
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Work before the first step that needs the device: caches and constants."""
+    def fill_caches(self, accelerator: Accelerator) -> None:
+        """Work before the first step that needs the device."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars of a batch: ``"loss"``, which is minimised, and whatever else is worth logging."""

@@ -101,7 +101,7 @@ class BranchRecipe(DenoisingRecipe):
 
     def caption_of(self, batch: Batch) -> Sequence[str | Tensor]:
         if self._shuffle is None:
-            return batch.texts
+            return batch.text_inputs
         return [self.source.caption(self._shuffle[i]) for i in batch.indices]
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:

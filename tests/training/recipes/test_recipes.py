@@ -64,7 +64,7 @@ def test_branch_loss_is_the_papers(folders):
 def test_cached_moments_and_features_give_the_same_loss(folders):
     plain, cached = branch_recipe(folders), branch_recipe(folders, cache=True)
     cached.branch.load_state_dict(plain.branch.state_dict())
-    cached.prepare(Accelerator())
+    cached.fill_caches(Accelerator())
     batches = [fixed_batch(recipe.source, 4, 0) for recipe in (plain, cached)]
     assert batches[1].pixels is None
     losses = [recipe(batch)["loss"] for recipe, batch in zip((plain, cached), batches, strict=True)]
