@@ -43,7 +43,7 @@ class DecodeBench(Bench):
             return self._decode(self.prepared_vae if name == OURS else self.vae)
 
         draw()  # packs
-        return Side(lambda: stopwatch(draw), draw, count_flops(draw) if count else 0)
+        return Side(lambda: stopwatch(draw), draw, count_flops(draw) if count else None)
 
     @torch.no_grad()
     def _decode(self, vae: Any) -> Tensor:

@@ -11,6 +11,9 @@ from bdm.speed import folding
 from bdm.speed import lean_backward as room
 from bdm.speed.lean_backward import lean_backward
 
+#: Attends over the one position that is left of 8x8, so its softmax is 1 whatever query and key are.
+ONE_POSITION = "mid_block.attentions.0.transformer_blocks.0.attn1.to_"
+
 
 def kept_bytes(run, models):
     """Bytes that autograd keeps beside parameters while ``run`` works, each storage once; and its result."""
@@ -39,7 +42,7 @@ def gradients(unet, branch, autocast=False):
 
     def loss():
         with bridge.condition(NativeCondition(text)), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return unet(latents, 7, english).sample.float().square().mean()
+            return unet(latents, 7, english).sample.to(dtype).square().mean()
 
     try:
         size, value = kept_bytes(loss, (unet, branch))
@@ -71,9 +74,9 @@ def test_same_gradients_from_less_memory(checkpointing):
     plain_size, plain_loss, plain = gradients(unet, branch)
     with lean_backward(unet):
         size, loss, found = gradients(unet, branch)
-    assert torch.equal(loss, plain_loss), "forward, it is the same operations"
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-12, atol=0)
     for name, gradient in plain.items():
-        assert gradient.abs().max() > 0
+        assert gradient.abs().max() > 0 or name.startswith(ONE_POSITION)
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-14)
     if not checkpointing:
         assert size < 0.8 * plain_size, size / plain_size
