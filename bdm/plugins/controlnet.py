@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import UserError
 from ..formats.checkpoint import load_controlnet
@@ -19,8 +19,6 @@ from .control_images import canny_edges as canny_edges
 from .control_images import control_tensor as control_tensor
 from .control_images import open_picture as open_picture
 from .kind import PipelineCall, PluginKind, Strengths, finite
-
-_HOOK = "bdm.plugins.controlnet."
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,13 @@ class ControlCondition:
     images_per_prompt: int = 1
 
 
-class ControlNetHook(ModelHook):
+class ControlNetHook:
     """Runs a ControlNet before every forward pass of the UNet and adds its residuals, as diffusers' pipelines
     do.
 
-    It reads the UNet's own (English) text features. Without a condition it does nothing.
+    It reads the UNet's own (English) text features. Without a condition it does nothing. It is one of
+    PyTorch's own hooks, which others that exchange ``forward`` (accelerate, peft) leave alone and which
+    leaves them alone.
 
     Args:
         controlnet: a ``ControlNetModel`` of the backbone's size.
@@ -52,21 +52,20 @@ class ControlNetHook(ModelHook):
     """
 
     def __init__(self, controlnet: Any, scale: float = 1.0, start: float = 0.0, end: float = 1.0) -> None:
-        super().__init__()
         self.controlnet = controlnet
         self.scale, self.start, self.end = scale, start, end
         self._condition: ControlCondition | None = None
         self._calls = 0
 
-    def attach(self, unet: Any, name: str) -> None:
-        """Put the hook on a UNet.
+    def attach(self, unet: Any) -> RemovableHandle:
+        """Put the hook on a UNet; the handle takes it off.
 
         Raises:
             UserError: the ControlNet's blocks or text width are not the UNet's.
         """
         keys = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
         check_fit(self.controlnet, unet, keys, "ControlNet")
-        HookRegistry.check_if_exists_or_initialize(unet).register_hook(self, name)
+        return unet.register_forward_pre_hook(self._add_residuals, with_kwargs=True)
 
     def check_size(self, pictures: Tensor, height: int, width: int) -> None:
         """Refuse control pictures of another size than what is drawn.
@@ -89,14 +88,15 @@ class ControlNetHook(ModelHook):
     @contextmanager
     def condition(self, condition: ControlCondition) -> Iterator[None]:
         """Everything the UNet computes inside the ``with`` block is controlled by ``condition``."""
-        self._condition, self._calls = condition, 0
+        outer = self._condition, self._calls  # of a call in whose callback this one is made
         try:
+            self._condition, self._calls = condition, 0
             yield
         finally:
-            self._condition = None
+            self._condition, self._calls = outer
 
-    def pre_forward(
-        self, module: nn.Module, *args: Any, **kwargs: Any
+    def _add_residuals(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Add the ControlNet's residuals to the arguments of the UNet's forward pass."""
         condition = self._condition
@@ -155,16 +155,12 @@ class ControlNetKind(PluginKind):
             raise UserError("the UNet is offloaded; attach ControlNets before sequential offload is enabled")
         network = load_controlnet(path, unet.dtype).to(unet.device)
         hook = ControlNetHook(network, finite(strength), start, end)
-        if (registry := self._registry()).get_hook(_HOOK + name) is not None:  # of a pipeline that is gone
-            registry.remove_hook(_HOOK + name, recurse=False)
-        hook.attach(unet, _HOOK + name)
-        self.to.controlnets[name] = hook
+        self.to.hang(name, hook)
         return {"scale": strength, "start": start, "end": end}
 
     def detach(self, name: str) -> None:
         """Take a ControlNet off the UNet."""
-        self._registry().remove_hook(_HOOK + name, recurse=False)
-        del self.to.controlnets[name]
+        self.to.take_off(name)
 
     def strengths(self, name: str, strength: float, text_strength: float | None) -> Strengths:
         """Any finite number, the factor of the residuals."""
@@ -191,9 +187,6 @@ class ControlNetKind(PluginKind):
                 condition = ControlCondition(pictures[name], call.steps, call.images_per_prompt)
                 stack.enter_context(hook.condition(condition))
             yield
-
-    def _registry(self) -> Any:
-        return HookRegistry.check_if_exists_or_initialize(self.to.part("unet"))
 
     def _pictures(self, given: Any) -> dict[str, Tensor]:
         names = list(self.to.controlnets)

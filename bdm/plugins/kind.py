@@ -66,10 +66,11 @@ class PluginKind(ABC):
 
     @abstractmethod
     def detach(self, name: str) -> None:
-        """Undo what a plug-in does.
+        """Undo what a plug-in does; nothing happens if none of that name is attached.
 
         Raises:
-            UserError: its module was exchanged or is offloaded; nothing has changed then.
+            UserError: its module was exchanged, is offloaded, or was changed by others; nothing has changed
+                then.
         """
 
     def strengths(self, name: str, strength: float, text_strength: float | None) -> Strengths:

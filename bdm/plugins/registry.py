@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from ..formats.weights import WEIGHT_SUFFIXES, resolve_folder
@@ -124,9 +126,20 @@ class Plugins:
         kind = kind or found.kind
         self._check_settings(kind, settings, path)
         shown = shown_hash(path, kind)
-        strength = self._kinds[kind].attach(path, name, **settings)
-        self._plugins[name] = Plugin(name, kind, path, shown, strength)
+        with self._undone_unless_done(kind, name), torch.inference_mode(False):
+            strength = self._kinds[kind].attach(path, name, **settings)
+            self._plugins[name] = Plugin(name, kind, path, shown, strength)
         return self._plugins[name]
+
+    @contextmanager
+    def _undone_unless_done(self, kind: Kind, name: str) -> Iterator[None]:
+        """Whatever ends an attachment, an interrupt by the user too, leaves nothing of it behind."""
+        try:
+            yield
+        except BaseException:
+            self._plugins.pop(name, None)
+            self._kinds[kind].detach(name)
+            raise
 
     def _sources(self, kind: Kind | None) -> tuple[Kind, ...]:
         """The kinds of file that a plug-in of a kind can come from; None stands for any kind."""
@@ -198,17 +211,21 @@ class Plugins:
 
         Raises:
             UserError: a ControlNet without a picture, a picture without a ControlNet or of another size, a
-                strength that is none.
+                strength that is none, a part that was exchanged while plug-ins were on it.
         """
+        self._host.check()
         call = PipelineCall(control_images, steps, images_per_prompt, latents)
         with ExitStack() as stack:
             for kind in self._kinds.values():
                 stack.enter_context(kind.during(call))
             for name, value in (strength or {}).items():
-                before = dict(self[name].strength or {})
+                stack.callback(self._restore_strengths, name, self[name].strength)
                 self.set_strength(name, *_pair(name, value))
-                stack.callback(self._put_strengths, name, before)
             yield
+
+    def _restore_strengths(self, name: str, strengths: dict[str, float] | None) -> None:
+        if name in self and strengths is not None and self[name].strength != strengths:
+            self._put_strengths(name, strengths)
 
     @property
     def _controlnets(self) -> dict[str, ControlNetHook]:
