@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import UserError
 from ..formats.checkpoint import check_weights, named_like
@@ -43,9 +43,9 @@ class Attachments:
         self.weights = WeightStack(self.part)
         self.words = TriggerWords(self)
         self.controlnets: dict[str, ControlNetHook] = {}
-        self._handles: dict[str, RemovableHandle] = {}
+        self._hung: dict[str, ExitStack] = {}
         self._modules: dict[str, nn.Module] = {}
-        weakref.finalize(self, _remove, self._handles).atexit = False
+        weakref.finalize(self, _take_off_all, self._hung).atexit = False
 
     def has(self, part: str) -> bool:
         """Whether the pipeline has a part."""
@@ -94,14 +94,16 @@ class Attachments:
         Raises:
             UserError: it does not fit.
         """
-        self._handles[name] = hook.attach(self.part("unet"))
+        stack = self._hung[name] = ExitStack()
+        hook.attach(stack, self.part("unet"))
         self.controlnets[name] = hook
 
     def take_off(self, name: str) -> None:
         """Take a ControlNet off the UNet that it hangs on; nothing happens if there is none of that name."""
         self.controlnets.pop(name, None)
-        if name in self._handles:
-            self._handles.pop(name).remove()
+        if name in self._hung:
+            self._hung[name].close()
+            del self._hung[name]
 
     def replacement(self, part: str, weights: Mapping[str, Tensor], path: Path) -> dict[Place, Tensor]:
         """Weights that are to take the place of a part's.
@@ -135,7 +137,7 @@ def refuse_shared(module: nn.Module, ours: Attachments, part: str) -> None:
         )
 
 
-def _remove(handles: dict[str, RemovableHandle]) -> None:
+def _take_off_all(hung: dict[str, ExitStack]) -> None:
     """Take off the hooks of a pipeline that nobody holds any more."""
-    for handle in handles.values():
-        handle.remove()
+    for stack in hung.values():
+        stack.close()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..speed.stand_in import class_of
+from ..speed.watched import end_watch
 
 #: The layers whose weights are numbers that can be added to. Subclasses (quantised, sharded ...) are others.
 _LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
@@ -46,6 +48,7 @@ def owned_parameters(network: nn.Module) -> dict[str, Owned]:
     found: dict[str, Owned] = {}
     for path, layer, parent, wrapper in _layers(network, "", network, None):
         for name, parameter in layer.named_parameters(path, recurse=False):
+            end_watch(parameter)  # in a step's callback its values may be kept packed
             found[name] = Owned(parameter, layer, parent, wrapper)
     return found
 
@@ -135,7 +138,7 @@ def refuse_foreign(owned: Owned, part: str, name: str, new: bool) -> None:
         raise UserError(
             f"{what} is offloaded; attach and detach plug-ins before sequential offload is enabled"
         )
-    if type(owned.layer) not in _LAYERS or type(owned.parameter) is not nn.Parameter:
+    if class_of(owned.layer) not in _LAYERS or type(owned.parameter) is not nn.Parameter:
         raise UserError(_not_ordinary(f"{what} is a {_class(owned.parameter)} of a {_class(owned.layer)}"))
     if owned.parameter.dtype not in _DTYPES:
         raise UserError(

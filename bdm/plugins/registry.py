@@ -6,7 +6,7 @@ Names are unique, and whatever is detached leaves nothing behind.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ import torch
 from ..errors import UserError
 from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from ..formats.weights import WEIGHT_SUFFIXES, resolve_folder
+from ..method.clock import Steps
+from ..method.condition import Part
 from .adapter import AdapterKind
 from .attachments import Attachments
 from .checkpoint import CheckpointKind
@@ -195,26 +197,30 @@ class Plugins:
         self,
         control_images: Any = None,
         strength: Mapping[str, float | tuple[float, float]] | None = None,
-        steps: Callable[[], int] = lambda: 1,
+        steps: Steps = lambda: 1,
         images_per_prompt: int = 1,
         latents: tuple[int, int] | None = None,
+        samples: int | None = None,
+        parts: Callable[[], Sequence[Part]] | None = None,
     ) -> Iterator[None]:
         """Hand the condition pictures to the ControlNets and set strengths for one call of the pipeline.
 
         Args:
             control_images: pictures by ControlNet name, or the only one's.
             strength: by plug-in name; a pair gives UNet and text encoder apart.
-            steps: gives the pipeline's number of steps.
+            steps: gives the pipeline's number of denoising steps, or its timesteps.
             images_per_prompt: pictures for each prompt.
             latents: their height and width where they are known; else the first step finds pictures of
                 another size.
+            samples: prompts x images_per_prompt; ControlNets that pool their residuals need it.
+            parts: gives the parts of the UNet's batches where their texts do not tell them apart.
 
         Raises:
             UserError: a ControlNet without a picture, a picture without a ControlNet or of another size, a
                 strength that is none, a part that was exchanged while plug-ins were on it.
         """
         self._host.check()
-        call = PipelineCall(control_images, steps, images_per_prompt, latents)
+        call = PipelineCall(control_images, steps, images_per_prompt, latents, samples, parts)
         with ExitStack() as stack:
             for kind in self._kinds.values():
                 stack.enter_context(kind.during(call))

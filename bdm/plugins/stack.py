@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats.weights import is_finite
-from ..speed.packing import unpack_layers
 from .parameters import (
     Owned,
     Trace,
@@ -112,9 +111,7 @@ class WeightStack:
         self._apply(deltas, self._deltas[name].places() if name in self._deltas else set())
 
     def _owned(self, part: str) -> dict[str, Owned]:
-        module = self._module(part)
-        unpack_layers(module)  # in a step's callback they are packed
-        return owned_parameters(module)
+        return owned_parameters(self._module(part))
 
     @torch.inference_mode(False)
     @torch.no_grad()

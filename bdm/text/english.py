@@ -149,9 +149,7 @@ def _spell_loaded(text: str, tokenizer: CLIPTokenizer) -> str:
     words = sorted(several.keys() & seen, key=len, reverse=True)
     if not words:
         return text
-    ours, theirs = (
-        "|".join(map(re.escape, sorted(some, key=len, reverse=True))) for some in (attached, words)
-    )
     # Not within the tokens of attached embeddings, nor where a text is spelled out already.
-    pattern = rf"({ours})|({theirs})(?!_\d)" if ours else rf"(?!)()|({theirs})(?!_\d)"
+    keep = "|".join(map(re.escape, sorted(attached, key=len, reverse=True))) or "(?!)"
+    pattern = rf"({keep})|({'|'.join(map(re.escape, words))})(?!_\d)"
     return re.sub(pattern, lambda found: several[found[2]] if found[2] else found[0], text)
