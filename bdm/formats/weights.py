@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from ..shipped import find_path
 
 #: Names of whole-model weight files, preferred first.
 WEIGHT_FILES = (
@@ -107,8 +108,9 @@ class WeightFile:
 
 
 def resolve_folder(source: str | Path, subfolder: str | None = None, files: list[str] | None = None) -> Path:
-    """A local model folder for a path or a hub name (downloaded through ``huggingface_hub``; HF_ENDPOINT is
-    honoured).
+    """A local model folder for a path, the name of a shipped one (``assets/emoji``) or a hub name.
+
+    The hub's are downloaded through ``huggingface_hub``; HF_ENDPOINT is honoured.
 
     Args:
         source: folder or hub name.
@@ -118,7 +120,7 @@ def resolve_folder(source: str | Path, subfolder: str | None = None, files: list
     Raises:
         UserError: a file, a folder that is not there, or a name that the hub does not give.
     """
-    path = Path(source)
+    path = find_path(source)
     if not path.is_dir():
         if path.is_file():
             raise UserError(f"{source} is a file; give the folder that holds config.json and the weights")

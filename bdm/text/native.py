@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..extras import require_packages
 from ..formats.weights import read_tensors, read_weights_folder, resolve_folder
 from .chunks import ChunkLayout, content_ids, count_chunks, execution_device, lay_out
 from .vocabulary import chinese_clip_tokenizer
@@ -262,6 +263,8 @@ def load_tokenizer(folder: Path) -> Any:
         (folder / name).exists()
         for name in ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
     ):
+        if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
+            require_packages("a SentencePiece vocabulary")
         return AutoTokenizer.from_pretrained(folder)
     if AutoConfig.from_pretrained(folder).model_type.startswith("chinese_clip"):
         return chinese_clip_tokenizer()
