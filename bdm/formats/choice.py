@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UserError
+
 #: Names of weight files without their endings, by ending: transformers' first, then diffusers'.
 _STEMS = {
     ".safetensors": ("model", "diffusion_pytorch_model"),
@@ -46,6 +48,24 @@ class FileChoice:
                 if index.exists():
                     return sorted(_shards(folder, stem, variant, ending)), index
         return [], None
+
+    def check_file(self, path: str | Path) -> None:
+        """Refuse a single file, beside which there is nothing to choose, if it is not what is asked for.
+
+        Raises:
+            UserError: a variant is asked for, or the other kind of file.
+        """
+        if self.variant and not self.or_plain:
+            raise UserError(
+                f"{path} is one file, and variant={self.variant!r} names one of several in a folder; leave it"
+                " out"
+            )
+        safe = Path(path).suffix.lower() == ".safetensors"
+        if self.use_safetensors not in (None, safe):
+            raise UserError(
+                f"{path} is {'no ' * (not safe)}safetensors file and use_safetensors={self.use_safetensors};"
+                " leave that out, or give another file"
+            )
 
     def _kinds(self) -> Iterator[tuple[str | None, str]]:
         """Variants and endings, preferred first."""
