@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,20 @@ class FileChoice:
                 if index.exists():
                     return sorted(_shards(folder, stem, variant, ending)), index
         return [], None
+
+    def among(self, folders: Iterable[Path], source: object) -> FileChoice:
+        """The same choice for a model in several folders: a part without the variant is read without it.
+
+        Raises:
+            UserError: no folder holds the variant.
+        """
+        if self.variant and not any(self.find(folder)[0] for folder in folders):
+            # The words that diffusers' own tests look for.
+            raise UserError(
+                f"You are trying to load the model files of the `variant={self.variant}`, and {source} holds"
+                " none of that variant; leave variant out, or get the folder again"
+            )
+        return dataclasses.replace(self, or_plain=True)
 
     def check_file(self, path: str | Path) -> None:
         """Refuse a single file, beside which there is nothing to choose, if it is not what is asked for.

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_type_hints
 
 import torch
 
@@ -14,19 +14,18 @@ from ..errors import UserError, first_line
 from .choice import FileChoice
 from .weights import ANY_FILES, DTYPES
 
-#: A dtype as users write it: torch's, its name ("float16", "fp16"), or "auto" for the file's own.
-Dtype = torch.dtype | str | None
+#: A dtype as users write it: torch's, its name ("float16", "fp16"), "auto" for the file's own, or, where
+#: there are parts, a mapping by part and "default".
+Dtype = torch.dtype | str | Mapping[str, torch.dtype | str] | None
 
 #: One device for everything: its name, torch's, its number, or the map ``{"": device}``.
 DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device] | None
 
 
-class LoadKeywords(TypedDict, total=False):
-    """What every ``from_pretrained`` here takes besides its source; all of it may be left out.
+class FileKeywords(TypedDict, total=False):
+    """Which files are read, and where their weights come to lie.
 
     Attributes:
-        dtype: of the weights; "auto" keeps the file's.
-        torch_dtype: the older name of ``dtype``.
         variant: "fp16" reads ``model.fp16.safetensors`` in place of ``model.safetensors``.
         use_safetensors: True reads no pickle, False nothing else; None prefers safetensors.
         device_map: the device the model comes to lie on; the CPU by default.
@@ -38,8 +37,6 @@ class LoadKeywords(TypedDict, total=False):
         low_cpu_mem_usage: taken for compatibility; weights are never held twice.
     """
 
-    dtype: Dtype
-    torch_dtype: Dtype
     variant: str | None
     use_safetensors: bool | None
     device_map: DeviceMap
@@ -50,6 +47,21 @@ class LoadKeywords(TypedDict, total=False):
     token: str | bool | None
     low_cpu_mem_usage: bool | None
 
+
+class LoadKeywords(FileKeywords, total=False):
+    """What every ``from_pretrained`` here takes besides its source; all of it may be left out.
+
+    Attributes:
+        dtype: of the weights; "auto" keeps the file's.
+        torch_dtype: the older name of ``dtype``.
+    """
+
+    dtype: Dtype
+    torch_dtype: Dtype
+
+
+#: The options by name.
+_KNOWN = tuple(dict.fromkeys(["dtype", "torch_dtype", *get_type_hints(LoadKeywords)]))
 
 _HUB = ("local_files_only", "cache_dir", "force_download", "revision", "token")
 
@@ -161,12 +173,12 @@ def read_device(asked: Any, reader: str) -> torch.device | None:
 
 
 def _refuse_unknown(options: Mapping[str, Any], reader: str, parts: Collection[str]) -> None:
-    known = [*LoadKeywords.__annotations__, *parts]
+    known = [*_KNOWN, *parts]
     for name, value in options.items():
         if name in _NOT_DONE:
             if value:
                 raise UserError(f"{reader} does not do {name}; leave it out")
-        elif name not in LoadKeywords.__annotations__:
+        elif name not in _KNOWN:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
             raise UserError(f"{reader} takes no option {name!r}; {hint}")

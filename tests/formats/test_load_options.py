@@ -1,4 +1,5 @@
 import json
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(parts, options, message):
 
 def test_options_without_a_value_ask_for_nothing():
     """diffusers hands its own options on to parts, all of them and mostly as None."""
-    names = [*LoadKeywords.__annotations__, "max_memory", "offload_folder", "quantization_config", "proxies"]
+    names = [*get_type_hints(LoadKeywords), "max_memory", "offload_folder", "quantization_config", "proxies"]
     assert read(**dict.fromkeys(names), use_flashpack=False, disable_mmap=False) == read()
 
 
