@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -39,7 +40,7 @@ class NativeTextSettings:
     lower_case: bool = True
 
 
-class NativeTextEncoder(nn.Module):
+class NativeTextEncoder(ModelMixin):
     """Texts in the native language -> features for the branch's cross-attention.
 
     Args:
@@ -70,6 +71,7 @@ class NativeTextEncoder(nn.Module):
                 f" encoder has {positions - reserved}; use a chunk_length of at most"
                 f" {self.settings.chunk_length - surplus}"
             )
+        self.eval()
 
     @property
     def text_dim(self) -> int:
@@ -154,9 +156,9 @@ class NativeTextEncoder(nn.Module):
         """The same as ``encode``."""
         return self.encode(texts)
 
-    def save_pretrained(
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        folder: str | Path,
+        save_directory: str | Path,
         variant: str | None = None,
         max_shard_size: int | str | None = None,
         safe_serialization: bool = True,
@@ -164,13 +166,13 @@ class NativeTextEncoder(nn.Module):
         """Write a transformers folder (weights, tokenizer) with the settings beside it.
 
         Args:
-            folder: where to; made if it is not there.
+            save_directory: where to; made if it is not there.
             variant: "fp16" writes ``model.fp16.safetensors`` instead of ``model.safetensors``.
             max_shard_size: bytes of a file at most, or a text such as "2GB"; weights beyond it go into
                 further files.
             safe_serialization: taken for compatibility; like transformers, this writes safetensors only.
         """
-        folder = Path(folder)
+        folder = Path(save_directory)
         sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         save: Any = self.model.save_pretrained
         save(folder, variant=variant, **sharding)
@@ -178,7 +180,7 @@ class NativeTextEncoder(nn.Module):
         (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         source: str | Path,
         settings: NativeTextSettings | None = None,
