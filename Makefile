@@ -1,9 +1,10 @@
 # make demo   set up and draw a grid of Chinese prompts with the shipped weights
 # make test   set up and run the tests
+# make docs   set up and build the documentation into docs/_build
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow docs lint
 
 # Reused as long as pyproject.toml does not change.
 .venv/.ready: pyproject.toml
@@ -21,6 +22,9 @@ test: .venv/.ready lint
 
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
+
+docs: .venv/.ready
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
