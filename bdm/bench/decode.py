@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import BenchDecodeConfig
 from ..models.backbone import decode_latents
-from ..speed.folding import prepared_layers
+from ..speed.folding import fold_layers
 from .compare import OURS, Bench, Side, count_flops, stopwatch
 from .networks import build_vae
 
@@ -33,7 +33,9 @@ class DecodeBench(Bench):
         return Side(lambda: stopwatch(draw), draw, count_flops(draw) if count else 0)
 
     def _ours(self) -> Tensor:
-        with prepared_layers(self.vae):
+        with ExitStack() as stack:
+            fold_layers(stack, self.vae, pack=True)
+            pack_layers(stack, self.vae)
             return self._plain()
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from tiny import NATIVE_DIM, make_branch, make_unet
 from bdm.bench.compare import count_flops
 from bdm.method.bridge import Bridge, NativeCondition
 from bdm.speed import folding, lean_backward
-from bdm.speed.lean_backward import frugal_backward
+from bdm.speed.lean_backward import lean_backward
 
 
 def kept_bytes(run, models):
@@ -65,7 +65,7 @@ def test_same_gradients_from_less_memory(checkpointing):
         unet.enable_gradient_checkpointing()
         unet.train()
     plain_size, plain_loss, plain = gradients(unet, branch)
-    with frugal_backward(unet):
+    with lean_backward(unet):
         size, loss, found = gradients(unet, branch)
     assert torch.equal(loss, plain_loss), "forward, it is the same operations"
     for name, gradient in plain.items():
@@ -88,7 +88,7 @@ def test_folded_enlargements_give_the_same_gradients_from_less_work(everything_f
         branch.to(memory_format=torch.channels_last)
     _, plain_loss, plain = gradients(unet, branch)
     plain_flops = count_flops(lambda: gradients(unet, branch))
-    with frugal_backward(unet):
+    with lean_backward(unet):
         _, loss, found = gradients(unet, branch)
         flops = count_flops(lambda: gradients(unet, branch))
     torch.testing.assert_close(loss, plain_loss, rtol=1e-12, atol=0)
@@ -102,7 +102,7 @@ def test_an_enlargement_that_trains_is_not_folded(everything_folds, name):
     unet = make_unet()
     branch = make_branch(unet).requires_grad_(True)
     trained = getattr(unet.up_blocks[0].upsamplers[0].conv, name).requires_grad_(True)
-    with frugal_backward(unet):
+    with lean_backward(unet):
         gradients(unet, branch)
     assert trained.grad.abs().max() > 0
 
@@ -111,7 +111,7 @@ def test_under_autocast(everything_folds):
     unet = make_unet()
     branch = make_branch(unet).requires_grad_(True)
     _, plain_loss, plain = gradients(unet, branch, autocast=True)
-    with frugal_backward(unet):
+    with lean_backward(unet):
         _, loss, found = gradients(unet, branch, autocast=True)
     assert torch.equal(loss, plain_loss)
     for name, gradient in plain.items():
@@ -129,7 +129,7 @@ def test_layers_that_train_keep_their_gradients():
     gradients(unet, branch)
     plain = [p.grad.clone() for p in trained]
     unet.zero_grad(set_to_none=True)
-    with frugal_backward(unet):
+    with lean_backward(unet):
         gradients(unet, branch)
     for parameter, gradient in zip(trained, plain, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
@@ -140,7 +140,7 @@ def test_small_inputs_take_the_plain_way(monkeypatch):
     unet = make_unet()
     branch = make_branch(unet).requires_grad_(True)
     plain_size, _, plain = gradients(unet, branch)
-    with frugal_backward(unet):
+    with lean_backward(unet):
         size, _, found = gradients(unet, branch)
     assert size == plain_size
     assert all(torch.equal(found[name], gradient) for name, gradient in plain.items())
