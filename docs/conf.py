@@ -58,7 +58,10 @@ def write_api_pages() -> None:
         for module in modules(room):
             if module != f"bdm.{room}":
                 lines += ["", module.removeprefix(f"bdm.{room}."), "-" * 40]
-            lines += ["", f".. automodule:: {module}", "   :members:", "   :show-inheritance:"]
+            lines += ["", f".. automodule:: {module}"]
+            # A package hands on names; they are documented where they are defined.
+            if not (ROOT / module.replace(".", "/")).is_dir():
+                lines += ["   :members:", "   :special-members: __call__", "   :show-inheritance:"]
         page, text = folder / f"{room}.rst", "\n".join([*lines, ""])
         if not page.exists() or page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")

@@ -126,10 +126,9 @@ class Shards(Replicas):
     2304.11277).
 
     The frozen models stay whole in every process: they are used outside the training step too, for validation
-        and grids, and
-    have neither gradients nor moments. Parts are gathered block by block where they are used. ``fully_shard``
-    is called here and not through accelerate, which shards whole models, frozen weights included, and on GPUs
-    only.
+    and grids, and have neither gradients nor moments. Parts are gathered block by block where they are used.
+    ``fully_shard`` is called here and not through accelerate, which shards whole models, frozen weights
+    included, and on GPUs only.
     """
 
     def prepare(
