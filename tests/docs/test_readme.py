@@ -1,6 +1,7 @@
 """The README: its tree is the real one, its links lead somewhere, its translation says the same."""
 
 import re
+import tomllib
 from collections import Counter
 
 import pytest
@@ -64,3 +65,10 @@ def test_the_readmes_are_short_and_link_to_each_other():
     assert "](README.zh.md)" in ENGLISH
     assert "](README.md)" in CHINESE
     assert max(len(text.splitlines()) for text in (ENGLISH, CHINESE)) <= 130
+
+
+@pytest.mark.parametrize("page", ["start.md", "start.zh.md"])
+def test_every_extra_is_listed(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(project["optional-dependencies"])
