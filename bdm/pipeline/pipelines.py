@@ -28,16 +28,18 @@ from ..method.branch import BranchModel
 from ..method.clock import check_window
 from ..method.condition import GUIDED, NativeCondition, Part
 from ..models.backbone import empty_prompt_features, load_backbone
-from .groups import as_seed, draw_in_groups
 from ..plugins import Plugins
 from ..speed.approximate import EXACT, Approximation
 from ..speed.bridge import Bridge
 from ..speed.folding import fold_layers
 from ..speed.optimize import Optimized
 from ..speed.recognise import hooks_are_ours
+from ..speed.sharing import Vouched
 from ..text.english import encode_english, english_chunks
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, encode_pairs, groups_of_one_length, make_pairs
+from .exclusive import exclusively
+from .groups import as_seed, draw_in_groups
 
 Texts = str | Sequence[str]
 
@@ -208,11 +210,9 @@ class BridgeMixin:
             positive, negative, **settings, steps=self._timesteps, parts=self._parts,
             images_per_prompt=inputs["num_images_per_prompt"],
         )  # fmt: skip
-        bridge = Bridge(
-            self.branch, share, approximation,
-            same_latents=self._is_stock_scheduler(), undisturbed=self._is_undisturbed(inputs),
-        )  # fmt: skip
+        bridge = Bridge(self.branch, share, approximation, self._vouch(inputs))
         with ExitStack() as stack:
+            stack.enter_context(exclusively(self.scheduler))
             stack.callback(bridge.detach)
             bridge.attach(self.unet)
             stack.enter_context(bridge.condition(condition))
@@ -227,15 +227,18 @@ class BridgeMixin:
     def _parts(self) -> tuple[Part, ...]:
         return GUIDED if self.do_classifier_free_guidance else GUIDED[1:]
 
-    def _is_stock_scheduler(self) -> bool:
-        return type(self.scheduler).__module__.startswith("diffusers.schedulers.")
-
-    def _is_undisturbed(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether only code that is known runs between the steps: no callback, no hook, no scheduler of others."""
+    def _vouch(self, inputs: Mapping[str, Any]) -> Vouched:
+        """What is known of this call by construction (see ``bdm.speed.sharing.Vouched``)."""
+        stock = type(self.scheduler).__module__.startswith("diffusers.schedulers.")
         callbacks = [name for name, value in inputs.items() if "callback" in name and callable(value)]
+        reached = inputs.get("callback_on_step_end_tensor_inputs") or ["latents"]
         networks = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
         hooked = any(not hooks_are_ours(module) for network in networks for module in network.modules())
-        return not callbacks and not hooked and self._is_stock_scheduler()
+        return Vouched(
+            same_latents=stock,
+            same_texts=stock and not hooked and not (callbacks and any("embeds" in name for name in reached)),
+            undisturbed=stock and not hooked and not callbacks,
+        )
 
     def _check_sides(self, height: int | None, width: int | None) -> None:
         for name, side in (("height", height), ("width", width)):
@@ -303,14 +306,20 @@ class BridgeMixin:
         return self._plugins
 
     def _native_pairs(
-        self, prompt: Texts | None, negative: Texts | None, embeds: Tensor | None, negative_embeds: Tensor | None
+        self,
+        prompt: Texts | None,
+        negative: Texts | None,
+        embeds: Tensor | None,
+        negative_embeds: Tensor | None,
     ) -> TextPairs:
         if embeds is not None and prompt is not None:
             raise UserError("both prompt and prompt_embeds are given; give one of them")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
         if embeds is None and not prompts:
             raise UserError('no prompt is given; give at least one native prompt, such as "红灯笼"')
-        return make_pairs(embeds, prompts, negative_embeds, negative, len(prompts), "prompt", "negative_prompt")
+        return make_pairs(
+            embeds, prompts, negative_embeds, negative, len(prompts), "prompt", "negative_prompt"
+        )
 
     def _english_pairs(
         self,
@@ -322,9 +331,7 @@ class BridgeMixin:
     ) -> TextPairs:
         if embeds is not None and len(embeds) == 1:
             embeds = embeds.expand(count, -1, -1)
-        return make_pairs(
-            embeds, prompt, negative_embeds, negative, count, "prompt_en", "negative_prompt_en"
-        )
+        return make_pairs(embeds, prompt, negative_embeds, negative, count, "prompt_en", "negative_prompt_en")
 
     def _native_lengths(self, pairs: TextPairs) -> list[int]:
         encoder = self.native_text_encoder

@@ -126,9 +126,7 @@ def count_chunks(
     return min(len(layout.split(ids)), layout.limit)
 
 
-def _all_ids(
-    prompt: str, tokenizer: Any, normalize: Callable[[str], str]
-) -> tuple[list[int], list[float]]:
+def _all_ids(prompt: str, tokenizer: Any, normalize: Callable[[str], str]) -> tuple[list[int], list[float]]:
     ids: list[int] = []
     weights: list[float] = []
     for text, weight in parse_emphasis(prompt):
