@@ -2,6 +2,7 @@
 # make test            set up, check style and types, run the tests
 # make test-slow       the tests that take minutes
 # make test-versions   the tests with the oldest and with the newest packages that pyproject.toml allows
+# make docs            build the documentation into docs/_build
 # make lint            check style and types
 # make dist            a wheel and a source archive in dist/
 # make lock            lock every package anew (make lock UPGRADE=--upgrade: to its newest release)
@@ -10,7 +11,7 @@ UPGRADE ?=
 BIN := .venv/bin
 UV := .venv-tools/bin/uv
 
-.PHONY: help demo test test-slow test-versions test-oldest test-newest lint dist lock
+.PHONY: help demo test test-slow test-versions test-oldest test-newest docs lint dist lock
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -48,6 +49,9 @@ test-oldest test-newest: test-%: .venv-tools/.ready
 	$(UV) pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable '.[dev]'
 	$(UV) pip list --quiet --python .venv-$*
 	.venv-$*/bin/pytest -W default
+
+docs: .venv/.ready
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -91,8 +91,7 @@ class WeightFile:
         tensors: by name; names inside nested mappings are joined by dots. On the meta device if only the
             header was read, otherwise views of the mapped file, which take memory as they are used. The file
             must stay as it is while they are in use: written over in place it changes them, and cut short it
-                ends the process. Replacing it by renaming another
-            is safe.
+            ends the process. Replacing it by renaming another is safe.
         metadata: the safetensors header's texts, or the plain values in a pickle.
     """
 
