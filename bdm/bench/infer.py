@@ -21,10 +21,8 @@ class InferBench(Bench):
     """Denoising (and decoding, if the configuration says so) of the same latents under the same texts.
 
     The peer does what the official pipeline does in every step: branch and backbone on [negative, positive],
-        all of it. It is
-    not charged for the convolutions of a condition picture, which Bridge Diffusion Models do not have. We
-    have called ``optimize()``; "bdm unprepared" has not, and packs and unpacks its weights within the time
-    measured.
+    all of it. It is not charged for the convolutions of a condition picture, which Bridge Diffusion Models
+    do not have. We have called ``optimize()``; "bdm unprepared" has not.
     """
 
     def __init__(self, config: BenchDrawConfig) -> None:
@@ -39,7 +37,7 @@ class InferBench(Bench):
         if name == "bdm unprepared":
             return self._ours(networks, count, prepared=False)
         unet, controlnet = networks.unet, peer_controlnet(networks.unet, networks.branch)
-        flops = count_flops(lambda: self._draw(networks, unet, controlnet)) if count else 0
+        flops = count_flops(lambda: self._draw(networks, unet, controlnet)) if count else None
         if name == "diffusers compiled":
             unet, controlnet = torch.compile(unet), torch.compile(controlnet)
         return Side(
@@ -70,7 +68,7 @@ class InferBench(Bench):
                     num_inference_steps=config.steps, output_type="pt" if config.decode else "latent",
                 ).images  # fmt: skip
 
-        flops = count_flops(draw) if count else 0
+        flops = count_flops(draw) if count else None
         return Side(lambda: stopwatch(draw), draw, flops)
 
     def _latents(self, networks: Networks) -> Tensor:

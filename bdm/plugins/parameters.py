@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..speed.stand_in import class_of
-from ..speed.watched import end_watch
+from ..speed.watched import WatchedParameter
 
 #: The layers whose weights are numbers that can be added to. Subclasses (quantised, sharded ...) are others.
 _LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+#: Ordinary parameters, watched (see ``bdm.speed.watched``) or not.
+_ORDINARY = (nn.Parameter, WatchedParameter)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 #: diffusers' hooks that keep copies of weights and put these back, or hold them in another dtype.
 _KEEPERS = ("group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting")
@@ -48,7 +50,6 @@ def owned_parameters(network: nn.Module) -> dict[str, Owned]:
     found: dict[str, Owned] = {}
     for path, layer, parent, wrapper in _layers(network, "", network, None):
         for name, parameter in layer.named_parameters(path, recurse=False):
-            end_watch(parameter)  # in a step's callback its values may be kept packed
             found[name] = Owned(parameter, layer, parent, wrapper)
     return found
 
@@ -138,7 +139,7 @@ def refuse_foreign(owned: Owned, part: str, name: str, new: bool) -> None:
         raise UserError(
             f"{what} is offloaded; attach and detach plug-ins before sequential offload is enabled"
         )
-    if class_of(owned.layer) not in _LAYERS or type(owned.parameter) is not nn.Parameter:
+    if class_of(owned.layer) not in _LAYERS or type(owned.parameter) not in _ORDINARY:
         raise UserError(_not_ordinary(f"{what} is a {_class(owned.parameter)} of a {_class(owned.layer)}"))
     if owned.parameter.dtype not in _DTYPES:
         raise UserError(

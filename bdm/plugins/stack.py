@@ -67,7 +67,8 @@ class WeightStack:
     def base(self, part: str) -> dict[str, Tensor]:
         """The base weights of a part by name."""
         owned = self._owned(part)
-        return {name: self._base.get((part, name), own.parameter.data) for name, own in owned.items()}
+        # The parameters themselves: asking for their values would unpack those that are packed.
+        return {name: self._base.get((part, name), own.parameter) for name, own in owned.items()}
 
     def check(self, part: str) -> None:
         """Refuse a part of which not every weight can be acted on.
