@@ -381,7 +381,7 @@ def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | 
         settings = dict(zip(("strength", "start", "end"), numbers, strict=False))
         name = _free_name(pipe, f"controlnet-{i}")
         pictures[pipe.plugins.attach(source, name, kind="controlnet", **settings).name] = picture
-    triggers = [plugin.name for plugin in pipe.plugins if plugin.kind == "embedding"]
+    triggers = [word for plugin in pipe.plugins for word in plugin.words]
     if triggers and not (options.prompt_en or options.negative_en):
         logging.warning(
             "embeddings act through the English prompt; --prompt-en or --negative-en must name %s",
