@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
@@ -20,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..errors import UserError
 from ..formats.checkpoint import Parts, build_part, read_parts, read_vae
 from ..formats.names import text_to_plain
+from ..formats.noise import read_scheduler
 from ..formats.weights import (
     read_json,
     read_tensors,
@@ -62,7 +62,7 @@ def load_backbone(
 
     Returns:
         The parts; CLIP's vocabulary comes from a pip package where the source has none, the scheduler is
-        DPM++ 2M there.
+        DPM++ 2M there, for what the source says of its noise (see ``bdm.formats.signs``).
 
     Raises:
         UserError: missing or damaged files, or a model that is not SD1.5's.
@@ -73,23 +73,15 @@ def load_backbone(
     if vae is not None:
         other = read_vae(Path(vae))
         configs = {name: config for name, config in parts.configs.items() if name != "vae"}
-        parts = Parts(parts.weights | other.weights, configs | other.configs)
+        parts = Parts(parts.weights | other.weights, configs | other.configs, parts.noise)
     built: dict[str, Any] = {"text_encoder": None}
     for name in ("unet", "vae", *(["text_encoder"] if text_encoder else [])):
         built[name] = build_part(name, parts, path, dtype)
     check_backbone(built["unet"])
     tokenizer = _tokenizer(path) if text_encoder else None
-    config = path / "scheduler" / "scheduler_config.json"
-    if config.is_file():
-        settings = read_json(config)
-        kind = getattr(diffusers, str(settings.get("_class_name")), None)
-        if kind is None:
-            raise UserError(
-                f"{config} names the unknown scheduler {settings.get('_class_name')!r}; get the folder again"
-            )
-        scheduler = kind.from_config(settings)
-    else:
-        scheduler = make_scheduler("DPM++ 2M")
+    scheduler = read_scheduler(path)
+    if scheduler is None:
+        scheduler = make_scheduler("DPM++ 2M", noise=parts.noise)
     return Backbone(tokenizer=tokenizer, scheduler=scheduler, **built)
 
 
