@@ -15,9 +15,9 @@ from diffusers import (
 from PIL import Image
 from tiny import NATIVE_DIM, make_branch, make_native_model, make_unet, make_vae
 
+from bdm import Bridge, NativeCondition
 from bdm.errors import UserError
 from bdm.method.branch import BranchModel
-from bdm.method.bridge import Bridge, NativeCondition
 from bdm.models.samplers import SAMPLERS, make_scheduler
 from bdm.pipeline import (
     BridgeControlNetPipeline,

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from ..config import BenchTrainConfig
-from ..method.bridge import Bridge, NativeCondition
+from ..method.bridge import Bridge
+from ..method.condition import NativeCondition
 from ..models.backbone import encode_moments, sample_latents
 from ..models.noise_schedule import SD15_SCHEDULE, NoiseSchedule, denoising_error
-from ..speed.lean_backward import frugal_backward
+from ..speed.lean_backward import lean_backward
 from .compare import OURS, Bench, Side, count_flops, stopwatch
 from .networks import Networks, build_networks, freeze, peer_controlnet
 
@@ -103,7 +104,7 @@ class TrainBench(Bench):
             optimizer.zero_grad(set_to_none=True)
             return torch.cat([value.detach().view(1), *sampled])
 
-        return Side(lambda: stopwatch(step), gradient, count_flops(gradient) if count else 0)
+        return Side(lambda: stopwatch(step), gradient, count_flops(gradient) if count else None)
 
     def _optimizer(self, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
         """Ours is fused; both keep one state, so that the machine holds it once."""
@@ -154,7 +155,7 @@ class TrainBench(Bench):
         return posterior, eps, t
 
     def _our_loss(self, networks: Networks, inputs: Inputs) -> Callable[[], Tensor]:
-        bridge = Bridge(networks.branch, share=False)
+        bridge = Bridge(networks.branch)
         schedule = NoiseSchedule().to(inputs.moments.device)
         english = inputs.english_features.expand(len(inputs.moments), -1, -1)
 
@@ -169,7 +170,7 @@ class TrainBench(Bench):
             try:
                 with (
                     bridge.condition(NativeCondition(inputs.native_features)),
-                    frugal_backward(networks.unet),
+                    lean_backward(networks.unet),
                 ):
                     return denoising_error(networks.unet(x_t, t, english).sample, eps).mean()
             finally:

@@ -5,19 +5,26 @@ Names are unique, and whatever is detached leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import UserError
 from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from ..formats.weights import WEIGHT_SUFFIXES, resolve_folder
-from .controlnet import ControlCondition, ControlNetHook, control_tensor
-from .kinds import PluginHost, finite, holders
+from ..method.clock import Steps
+from .adapter import AdapterKind
+from .attachments import Attachments
+from .checkpoint import CheckpointKind
+from .controlnet import ControlNetHook, ControlNetKind
+from .embedding import EmbeddingKind
+from .kind import PipelineCall, PluginKind
+from .vae import VaeKind
+
+_KINDS = (CheckpointKind, VaeKind, AdapterKind, ControlNetKind, EmbeddingKind)
 
 
 @dataclass
@@ -57,8 +64,9 @@ class Plugins:
         >>> pipe.plugins.detach("ink")
     """
 
-    def __init__(self, host: Any) -> None:
-        self._host = PluginHost(host)
+    def __init__(self, pipe: Any) -> None:
+        self._host = Attachments(pipe)
+        self._kinds: dict[Kind, PluginKind] = {kind.kind: kind(self._host) for kind in _KINDS}
         self._plugins: dict[str, Plugin] = {}
 
     def __iter__(self) -> Iterator[Plugin]:
@@ -113,18 +121,27 @@ class Plugins:
         if name in self._plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)
-        attach = self._host.kinds
-        require(found, holders(kind, tuple(attach)), path)
+        require(found, self._sources(kind), path)
         kind = kind or found.kind
+        self._check_settings(kind, settings, path)
         shown = shown_hash(path, kind)
-        try:
-            strength = attach[kind](path, name, **settings)
-        except TypeError as error:
-            if "unexpected keyword" not in str(error):
-                raise
-            raise UserError(f"{path}: a {kind} takes no setting {str(error).rpartition(' ')[2]}") from None
+        strength = self._kinds[kind].attach(path, name, **settings)
         self._plugins[name] = Plugin(name, kind, path, shown, strength)
         return self._plugins[name]
+
+    def _sources(self, kind: Kind | None) -> tuple[Kind, ...]:
+        """The kinds of file that a plug-in of a kind can come from; None stands for any kind."""
+        if kind is None:
+            return tuple(self._kinds)
+        if kind not in self._kinds:
+            raise UserError(f"there are no plug-ins of kind {kind!r}; allowed: {', '.join(self._kinds)}")
+        return self._kinds[kind].sources
+
+    def _check_settings(self, kind: Kind, settings: Mapping[str, Any], path: Path) -> None:
+        known = list(inspect.signature(self._kinds[kind].attach).parameters)[2:]  # without path and name
+        unknown = [setting for setting in settings if setting not in known]
+        if unknown:
+            raise UserError(f"{path}: a {kind} takes no setting {unknown[0]!r}")
 
     def set_strength(self, name: str, strength: float, text_strength: float | None = None) -> None:
         """Change the strength of an adapter or a ControlNet; nothing is read again.
@@ -139,17 +156,13 @@ class Plugins:
             UserError: no such plug-in, one whose strength has no meaning, a strength that is no finite number
                 or makes a weight overflow; nothing has changed then.
         """
+        strengths = self._kinds[self[name].kind].strengths(name, strength, text_strength)
+        self._put_strengths(name, strengths)
+
+    def _put_strengths(self, name: str, strengths: Mapping[str, float]) -> None:
         plugin = self[name]
-        if plugin.kind == "adapter":
-            plugin.strength = self._host.set_adapter_strength(name, strength, text_strength)
-        elif plugin.kind == "controlnet" and text_strength is None:
-            self._controlnets[name].scale = finite(strength)
-            plugin.strength = {**(plugin.strength or {}), "scale": strength}
-        else:
-            raise UserError(
-                f"{name} is a {plugin.kind}; {'text_' if plugin.kind == 'controlnet' else ''}strength has no"
-                " meaning for it"
-            )
+        self._kinds[plugin.kind].set_strengths(name, strengths)
+        plugin.strength = {**(plugin.strength or {}), **strengths}
 
     def detach(self, name: str) -> None:
         """Take a plug-in off; without any, every output is bit for bit what it was at first.
@@ -157,7 +170,7 @@ class Plugins:
         Raises:
             UserError: no such plug-in; its module was exchanged or is offloaded, so that it stays.
         """
-        self._host.detach(self[name].kind, name)
+        self._kinds[self[name].kind].detach(name)
         del self._plugins[name]
 
     def clear(self) -> None:
@@ -170,7 +183,7 @@ class Plugins:
         self,
         control_images: Any = None,
         strength: Mapping[str, float | tuple[float, float]] | None = None,
-        steps: Callable[[], int] = lambda: 1,
+        steps: Steps = lambda: 1,
         images_per_prompt: int = 1,
         latents: tuple[int, int] | None = None,
     ) -> Iterator[None]:
@@ -188,53 +201,27 @@ class Plugins:
             UserError: a ControlNet without a picture, a picture without a ControlNet or of another size, a
                 strength that is none.
         """
-        pictures = self._pictures(control_images)
-        for name, hook in self._controlnets.items():
-            if latents is not None:
-                hook.check_size(pictures[name], *latents)
+        call = PipelineCall(control_images, steps, images_per_prompt, latents)
         with ExitStack() as stack:
+            for kind in self._kinds.values():
+                stack.enter_context(kind.during(call))
             for name, value in (strength or {}).items():
-                before = self[name].strength or {}
-                pair = tuple(value) if isinstance(value, tuple | list) else (value, None)
-                if len(pair) != 2:
-                    raise UserError(
-                        f"strength of {name}: {value!r}; give a number, or a pair for UNet and text encoder"
-                    )
-                own, text = pair
-                # Restored through the same call, so that a strength of an adapter's two parts comes back as
-                # it was.
-                restore = (before.get("unet", before.get("scale", 1.0)), before.get("text_encoder"))
-                self.set_strength(name, own, text)
-                stack.callback(self.set_strength, name, *restore)
-            for name, hook in self._controlnets.items():
-                stack.enter_context(
-                    hook.condition(ControlCondition(pictures[name], steps, images_per_prompt))
-                )
+                before = dict(self[name].strength or {})
+                self.set_strength(name, *_pair(name, value))
+                stack.callback(self._put_strengths, name, before)
             yield
 
     @property
     def _controlnets(self) -> dict[str, ControlNetHook]:
         return self._host.controlnets
 
-    def _pictures(self, given: Any) -> dict[str, Tensor]:
-        names = list(self._controlnets)
-        if given is not None and not isinstance(given, Mapping):
-            if len(names) != 1:
-                raise UserError(
-                    f"one control picture is given for {len(names)} ControlNets; give control_images={{name:"
-                    " picture}"
-                )
-            given = {names[0]: given}
-        given = dict(given or {})
-        missing, extra = [n for n in names if n not in given], [n for n in given if n not in names]
-        if missing or extra:
-            what = (
-                f"no control picture for {missing[0]!r}"
-                if missing
-                else f"a control picture for {extra[0]!r}, which is not attached"
-            )
-            raise UserError(f"{what}; attached ControlNets: {', '.join(names) or 'none'}")
-        return {name: control_tensor(pictures) for name, pictures in given.items()}
+
+def _pair(name: str, value: Any) -> tuple[float, float | None]:
+    """A strength for one call as one for the UNet and one for the text encoder."""
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, None)
+    if len(pair) != 2:
+        raise UserError(f"strength of {name}: {value!r}; give a number, or a pair for UNet and text encoder")
+    return pair
 
 
 def shown_hash(source: Path, kind: Kind) -> str:

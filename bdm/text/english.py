@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UserError
-from .chunks import ChunkLayout, execution_device, tokenize
+from .chunks import ChunkLayout, count_chunks, execution_device, tokenize
 
 #: The official script's limit, shared by both languages.
 MAX_CHUNKS = 5
@@ -41,7 +41,7 @@ def encode_english(
     layers = text_encoder.config.num_hidden_layers
     if not 1 <= clip_skip <= layers:
         raise UserError(f"clip_skip {clip_skip}: this text encoder allows 1 (its last layer) to {layers}")
-    layout = ChunkLayout.of(tokenizer, tokenizer.model_max_length - 2, MAX_CHUNKS)
+    layout = _layout_of(tokenizer)
     tokens = tokenize(prompts, tokenizer, layout, lambda text: spell_triggers(text, tokenizer))
     batch, chunks, length = tokens.ids.shape
     ids = tokens.ids.view(batch * chunks, length).to(execution_device(text_encoder))
@@ -60,6 +60,17 @@ def encode_english(
         after = features.mean(dims, keepdim=True)
         features = features * (before / after)
     return layout.join(features)
+
+
+def english_chunks(prompt: str, tokenizer: CLIPTokenizer) -> int:
+    """How many chunks an English prompt takes: 1 up to 75 tokens, 5 at most."""
+    return count_chunks(
+        prompt, tokenizer, _layout_of(tokenizer), lambda text: spell_triggers(text, tokenizer)
+    )
+
+
+def _layout_of(tokenizer: CLIPTokenizer) -> ChunkLayout:
+    return ChunkLayout.of(tokenizer, tokenizer.model_max_length - 2, MAX_CHUNKS)
 
 
 def trigger_tokens(word: str, vectors: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats.weights import read_tensors, read_weights_folder, resolve_folder
-from .chunks import ChunkLayout, content_ids, execution_device, lay_out
+from .chunks import ChunkLayout, content_ids, count_chunks, execution_device, lay_out
 from .vocabulary import chinese_clip_tokenizer
 
 SETTINGS_FILE = "native_text_config.json"
@@ -121,11 +121,17 @@ class NativeTextEncoder(nn.Module):
         features, counts = self._encode_chunks(texts)
         return [self.layout.join(row[None, :count])[0] for row, count in zip(features, counts, strict=True)]
 
+    def chunks(self, text: str) -> int:
+        """How many chunks a prompt takes: 1 up to 50 tokens of Chinese CLIP."""
+        return count_chunks(text, self.tokenizer, self.layout, self._normalize)
+
+    @property
+    def _normalize(self) -> Callable[[str], str]:
+        return str.lower if self.settings.lower_case else str
+
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text without markers and padding."""
-        return content_ids(text, self.tokenizer, self.layout, str.lower if self.settings.lower_case else str)[
-            0
-        ]
+        return content_ids(text, self.tokenizer, self.layout, self._normalize)[0]
 
     def _encode_chunks(self, texts: Sequence[str | Tensor]) -> tuple[Tensor, list[int]]:
         """(B, chunks, length, D) features of the chunks, and how many of them each text needs."""

@@ -16,9 +16,10 @@ from ...data.batch import Batch
 from ...data.source import Source
 from ...formats.weights import DTYPES
 from ...method.branch import BranchModel
-from ...method.bridge import Bridge, NativeCondition
+from ...method.bridge import Bridge
+from ...method.condition import NativeCondition
 from ...models.backbone import Backbone, decode_latents, load_backbone
-from ...speed.lean_backward import frugal_backward
+from ...speed.lean_backward import lean_backward
 from ...text.native import NativeTextEncoder
 from .denoising import DenoisingRecipe
 
@@ -67,9 +68,9 @@ class BranchRecipe(DenoisingRecipe):
             self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
         else:
             self.branch = BranchModel.from_pretrained(branch, torch_dtype=torch.float32)
-        self.bridge = Bridge(self.branch, share=False).attach(self.unet)
+        self.bridge = Bridge(self.branch).attach(self.unet)
         frugal = ExitStack()
-        frugal.enter_context(frugal_backward(self.unet))
+        frugal.enter_context(lean_backward(self.unet))
         # Ends with the recipe, or with the process while its modules are still there.
         weakref.finalize(self, frugal.close)
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
@@ -92,7 +93,7 @@ class BranchRecipe(DenoisingRecipe):
     def parts(self) -> dict[str, nn.Module]:
         return {"branch": self.branch}
 
-    def checkpointable(self) -> dict[str, Any]:
+    def recomputable(self) -> dict[str, Any]:
         # Gradients reach the branch through the backbone's decoder; its encoder keeps nothing anyway.
         return {"branch": self.branch, "decoder": self.unet}
 
@@ -101,7 +102,7 @@ class BranchRecipe(DenoisingRecipe):
 
     def caption_of(self, batch: Batch) -> Sequence[str | Tensor]:
         if self._shuffle is None:
-            return batch.texts
+            return batch.text_inputs
         return [self.source.caption(self._shuffle[i]) for i in batch.indices]
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ Stock diffusers pipelines with the bridge on their UNet and four independent tex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from diffusers import (
@@ -22,17 +22,24 @@ from diffusers import (
 )
 from torch import Tensor
 
-from .errors import UserError
-from .formats.weights import resolve_folder
-from .method.branch import BranchModel
-from .method.bridge import Bridge, NativeCondition, check_window
-from .models.backbone import empty_prompt_features, load_backbone
-from .plugins import Plugins
-from .speed.approximate import EXACT, Approximation
-from .speed.folding import prepared_layers
-from .speed.optimize import Execution
-from .text.english import encode_english
-from .text.native import NativeTextEncoder
+from ..errors import UserError
+from ..formats.weights import resolve_folder
+from ..method.branch import BranchModel
+from ..method.clock import check_window
+from ..method.condition import GUIDED, NativeCondition, Part
+from ..models.backbone import empty_prompt_features, load_backbone
+from ..plugins import Plugins
+from ..speed.approximate import EXACT, Approximation
+from ..speed.bridge import Bridge
+from ..speed.folding import fold_layers
+from ..speed.optimize import Optimized
+from ..speed.recognise import hooks_are_ours
+from ..speed.sharing import Vouched
+from ..text.english import encode_english, english_chunks
+from ..text.native import NativeTextEncoder
+from ..text.pairs import TextPairs, encode_pairs, groups_of_one_length, make_pairs
+from .exclusive import exclusively
+from .groups import as_seed, draw_in_groups
 
 Texts = str | Sequence[str]
 
@@ -53,7 +60,7 @@ class BridgeMixin:
     #: (1, 77, D) features of the English prompt "", for pipelines without an English text encoder.
     empty_english: Tensor | None = None
 
-    _execution: Execution | None = None
+    _optimized: Optimized | None = None
 
     #: The branch is none of the sequence: it comes with the UNet's first step and stays to the end of the
     #: call.
@@ -95,10 +102,10 @@ class BridgeMixin:
     def __call__(
         self,
         prompt: Texts | None = None,
-        negative_prompt: Texts = "",
+        negative_prompt: Texts | None = "",
         *,
-        prompt_en: Texts = "",
-        negative_prompt_en: Texts = "",
+        prompt_en: Texts | None = "",
+        negative_prompt_en: Texts | None = "",
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         prompt_en_embeds: Tensor | None = None,
@@ -107,11 +114,11 @@ class BridgeMixin:
         branch_start: float = 0.0,
         branch_end: float = 1.0,
         num_images_per_prompt: int = 1,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         height: int | None = None,
         width: int | None = None,
-        clip_skip: int = 1,
+        clip_skip: int | None = 1,
         control_images: Any = None,
         plugin_strength: Mapping[str, float | tuple[float, float]] | None = None,
         share: bool = True,
@@ -145,8 +152,7 @@ class BridgeMixin:
             plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder
                 apart.
             share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with
-                enlargements folded (see ``bdm.speed.folding``) and weights packed (see
-                ``bdm.speed.packing``); False only compares.
+                enlargements folded (see ``bdm.speed.folding``); False only compares.
             approximation: work to leave out although the picture changes (see ``bdm.Approximation``).
             stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``,
                 ``latents``, ``output_type``, ``callback_on_step_end``, ``image``, ``strength``,
@@ -158,41 +164,81 @@ class BridgeMixin:
         Raises:
             UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing.
         """
-        positive, negative = self._native_features(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
+        native = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        english = self._english_pairs(
+            prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, len(native)
         )
-        count = len(positive)
         self._check_sides(height, width)
         check_window(branch_start, branch_end, "branch")
         if seed is not None:
             if generator is not None:
                 raise UserError("both seed and generator are given; give one of them")
-            generator = [
-                torch.Generator().manual_seed(seed + i) for i in range(count * num_images_per_prompt)
-            ]
-        condition = NativeCondition(
-            positive, negative, branch_scale, branch_start, branch_end,
-            steps=lambda: self._num_timesteps, images_per_prompt=num_images_per_prompt,
-            approximation=approximation,
-        )  # fmt: skip
+            first, samples = as_seed(seed), len(native) * num_images_per_prompt
+            generator = [torch.Generator().manual_seed(first + i) for i in range(samples)]
         size, latents = self._sizes(height, width, stock)
-        plugged = self.plugins.during_call(
-            control_images, plugin_strength, lambda: self._num_timesteps, num_images_per_prompt, latents
-        )  # fmt: skip
-        with plugged:
-            # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
-            english, negative_english = self._english_features(
-                prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, count, clip_skip
+        inputs = stock | size | {"generator": generator, "num_images_per_prompt": num_images_per_prompt}
+        condition = {"scale": branch_scale, "start": branch_start, "end": branch_end}
+
+        def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
+            plugged = self.plugins.during_call(
+                pictures, plugin_strength, self._timesteps, num_images_per_prompt, latents
             )
-            bridge = Bridge(self.branch, share).attach(self.unet)
-            try:
-                with bridge.condition(condition), prepared_layers(self.vae) if share else nullcontext():
-                    return super().__call__(
-                        prompt_embeds=english, negative_prompt_embeds=negative_english, generator=generator,
-                        num_images_per_prompt=num_images_per_prompt, **size, **stock,
-                    )  # fmt: skip
-            finally:
-                bridge.detach()
+            with plugged:
+                return self._draw(
+                    native.take(chosen), english.take(chosen), clip_skip or 1, condition, inputs, share,
+                    approximation,
+                )  # fmt: skip
+
+        groups = groups_of_one_length(self._native_lengths(native), self._english_lengths(english))
+        return draw_in_groups(draw, groups, inputs, control_images)
+
+    def _draw(
+        self,
+        native: TextPairs,
+        english: TextPairs,
+        clip_skip: int,
+        settings: Mapping[str, float],
+        inputs: dict[str, Any],
+        share: bool,
+        approximation: Approximation,
+    ) -> Any:
+        """Pictures for prompts whose texts are equally long, as the stock pipeline draws them."""
+        positive, negative = self._native_features(native)
+        # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
+        ours, theirs = self._english_features(english, clip_skip)
+        condition = NativeCondition(
+            positive, negative, **settings, steps=self._timesteps, parts=self._parts,
+            images_per_prompt=inputs["num_images_per_prompt"],
+        )  # fmt: skip
+        bridge = Bridge(self.branch, share, approximation, self._vouch(inputs))
+        with ExitStack() as stack:
+            stack.enter_context(exclusively(self.scheduler))
+            stack.callback(bridge.detach)
+            bridge.attach(self.unet)
+            stack.enter_context(bridge.condition(condition))
+            if share:
+                fold_layers(stack, self.vae)
+            return super().__call__(prompt_embeds=ours, negative_prompt_embeds=theirs, **inputs)
+
+    def _timesteps(self) -> Tensor:
+        """The timesteps of the call at hand, which may begin inside the scheduler's (image to image)."""
+        return self.scheduler.timesteps[-self._num_timesteps :]
+
+    def _parts(self) -> tuple[Part, ...]:
+        return GUIDED if self.do_classifier_free_guidance else GUIDED[1:]
+
+    def _vouch(self, inputs: Mapping[str, Any]) -> Vouched:
+        """What is known of this call by construction (see ``bdm.speed.sharing.Vouched``)."""
+        stock = type(self.scheduler).__module__.startswith("diffusers.schedulers.")
+        callbacks = [name for name, value in inputs.items() if "callback" in name and callable(value)]
+        reached = inputs.get("callback_on_step_end_tensor_inputs") or ["latents"]
+        networks = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
+        hooked = any(not hooks_are_ours(module) for network in networks for module in network.modules())
+        return Vouched(
+            same_latents=stock,
+            same_texts=stock and not hooked and not (callbacks and any("embeds" in name for name in reached)),
+            undisturbed=stock and not hooked and not callbacks,
+        )
 
     def _check_sides(self, height: int | None, width: int | None) -> None:
         for name, side in (("height", height), ("width", width)):
@@ -222,7 +268,7 @@ class BridgeMixin:
         known = (size["height"] // self.vae_scale_factor, size["width"] // self.vae_scale_factor)
         return size if given else {}, known if latents is None else None
 
-    def optimize(self, *, height: int | None = None, width: int | None = None, count: int = 1) -> Execution:
+    def optimize(self, *, height: int | None = None, width: int | None = None, count: int = 1) -> Optimized:
         """Prepare the networks, once for all calls to come, for the machine they are on.
 
         The pictures stay the same.
@@ -246,11 +292,11 @@ class BridgeMixin:
         self._check_sides(height, width)
         _, latents = self._sizes(height, width, {})
         assert latents is not None
-        if self._execution is not None:
-            self._execution.undo()
-        self._execution = Execution()
-        self._execution.prepare(self, latents, count)
-        return self._execution
+        if self._optimized is not None:
+            self._optimized.undo()
+        self._optimized = Optimized()
+        self._optimized.prepare(self, latents, count)
+        return self._optimized
 
     @property
     def plugins(self) -> Plugins:
@@ -259,26 +305,45 @@ class BridgeMixin:
             self._plugins = Plugins(self)
         return self._plugins
 
-    def _native_features(
-        self, prompt: Texts | None, negative: Texts, embeds: Tensor | None, negative_embeds: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if embeds is not None:
-            if prompt is not None:
-                raise UserError("both prompt and prompt_embeds are given; give one of them")
-            if negative_embeds is None:
-                negative_embeds = self._encode_native(_spread(negative, len(embeds), "negative_prompt"))
-            return embeds, _same_shape(negative_embeds, embeds, "negative_prompt_embeds")
+    def _native_pairs(
+        self,
+        prompt: Texts | None,
+        negative: Texts | None,
+        embeds: Tensor | None,
+        negative_embeds: Tensor | None,
+    ) -> TextPairs:
+        if embeds is not None and prompt is not None:
+            raise UserError("both prompt and prompt_embeds are given; give one of them")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-        if not prompts:
+        if embeds is None and not prompts:
             raise UserError('no prompt is given; give at least one native prompt, such as "红灯笼"')
-        if negative_embeds is not None:
-            positive = self._encode_native(prompts)
-            return positive, _same_shape(negative_embeds, positive, "negative_prompt_embeds")
-        # Together, so that positive and negative are padded to one length.
-        positive, negative_features = self._encode_native(
-            prompts + _spread(negative, len(prompts), "negative_prompt")
-        ).chunk(2)
-        return positive, negative_features
+        return make_pairs(
+            embeds, prompts, negative_embeds, negative, len(prompts), "prompt", "negative_prompt"
+        )
+
+    def _english_pairs(
+        self,
+        prompt: Texts | None,
+        negative: Texts | None,
+        embeds: Tensor | None,
+        negative_embeds: Tensor | None,
+        count: int,
+    ) -> TextPairs:
+        if embeds is not None and len(embeds) == 1:
+            embeds = embeds.expand(count, -1, -1)
+        return make_pairs(embeds, prompt, negative_embeds, negative, count, "prompt_en", "negative_prompt_en")
+
+    def _native_lengths(self, pairs: TextPairs) -> list[int]:
+        encoder = self.native_text_encoder
+        return [0] * len(pairs) if encoder is None else pairs.chunks(encoder.chunks)
+
+    def _english_lengths(self, pairs: TextPairs) -> list[int]:
+        if self.tokenizer is None or self.text_encoder is None:
+            return [0] * len(pairs)
+        return pairs.chunks(lambda text: english_chunks(text, self.tokenizer))
+
+    def _native_features(self, pairs: TextPairs) -> tuple[Tensor, Tensor]:
+        return encode_pairs(pairs, self._encode_native, "negative_prompt_embeds")
 
     def _encode_native(self, texts: list[str]) -> Tensor:
         if self.native_text_encoder is None:
@@ -287,19 +352,12 @@ class BridgeMixin:
             )
         return self.native_text_encoder(texts)  # as a call, so that hooks that offload it see it
 
-    def _english_features(
-        self,
-        prompt: Texts,
-        negative: Texts,
-        embeds: Tensor | None,
-        negative_embeds: Tensor | None,
-        count: int,
-        clip_skip: int,
-    ) -> tuple[Tensor, Tensor]:
-        if embeds is not None and negative_embeds is not None:
-            embeds = embeds.expand(count, -1, -1) if len(embeds) == 1 else embeds
-            return embeds, _same_shape(negative_embeds, embeds, "negative_prompt_en_embeds")
-        texts = _spread(prompt, count, "prompt_en") + _spread(negative, count, "negative_prompt_en")
+    def _english_features(self, pairs: TextPairs, clip_skip: int) -> tuple[Tensor, Tensor]:
+        return encode_pairs(
+            pairs, lambda texts: self._encode_english(texts, clip_skip), "negative_prompt_en_embeds"
+        )
+
+    def _encode_english(self, texts: list[str], clip_skip: int) -> Tensor:
         # Equal texts are encoded once; there are few of them however many prompts there are.
         distinct = list(dict.fromkeys(texts))
         if self.text_encoder is not None:
@@ -311,13 +369,7 @@ class BridgeMixin:
                 "the pipeline has no English text encoder; give prompt_en_embeds and"
                 " negative_prompt_en_embeds, or load it with english=True"
             )
-        ours, theirs = features[[distinct.index(text) for text in texts]].chunk(2)
-        ours = ours if embeds is None else _same_shape(embeds, ours, "prompt_en_embeds")
-        return ours, (
-            theirs
-            if negative_embeds is None
-            else _same_shape(negative_embeds, ours, "negative_prompt_en_embeds")
-        )
+        return features[[distinct.index(text) for text in texts]]
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write a standard diffusers folder with the parts ``branch`` and ``native_text_encoder`` in it."""
@@ -373,24 +425,6 @@ class BridgeMixin:
         )  # fmt: skip
         pipe.empty_english = empty
         return pipe
-
-
-def _spread(texts: Texts, count: int, name: str) -> list[str]:
-    """One text for all prompts, or one for each."""
-    spread = [texts] * count if isinstance(texts, str) else list(texts)
-    if len(spread) != count:
-        raise UserError(f"{name} has {len(spread)} texts for {count} prompts; give one, or one for each")
-    return spread
-
-
-def _same_shape(given: Tensor, wanted: Tensor, name: str) -> Tensor:
-    given = given.expand(wanted.shape[0], -1, -1) if len(given) == 1 else given
-    if given.shape != wanted.shape:
-        raise UserError(
-            f"{name} has shape {tuple(given.shape)}, the positive features have {tuple(wanted.shape)}; they"
-            " must be equal"
-        )
-    return given
 
 
 class BridgePipeline(BridgeMixin, StableDiffusionPipeline):
