@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .errors import UserError, first_line
 from .files import atomic_write, refuse_occupied, write_json
-from .formats.adapter import KOHYA_ENDINGS, Change, split_adapter
+from .formats.adapter import KOHYA_ENDINGS, split_adapter
+from .formats.change import Change
 from .formats.checkpoint import (
     CONFIG_KEY,
     NOISE_KEY,
