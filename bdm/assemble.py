@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .files import publish_folder, refuse_occupied
+from .files import atomic_write, refuse_occupied
 from .method.branch import BranchModel
 from .models.backbone import load_backbone
 from .models.samplers import make_scheduler
@@ -48,9 +48,6 @@ def assemble(
         BranchModel.from_pretrained(branch, torch_dtype=dtype),
         NativeTextEncoder.from_pretrained(native_text_encoder, torch_dtype=dtype),
     )  # fmt: skip
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    pipe.save_pretrained(partial)
     cards = {
         Path(backbone, "card.json"): "unet",
         Path(backbone, "vae", "card.json"): "vae",
@@ -58,11 +55,12 @@ def assemble(
         Path(branch, "card.json"): "branch",
         Path(native_text_encoder, "card.json"): "native_text_encoder",
     }
-    for card, part in cards.items():
-        if card.is_file():
-            shutil.copy(card, partial / part / "card.json")
-    if not vocabularies:
-        for part in ("tokenizer", "native_text_encoder"):
-            for name in _VOCABULARIES:
-                (partial / part / name).unlink(missing_ok=True)
-    publish_folder(partial, out)
+    with atomic_write(out) as folder:
+        pipe.save_pretrained(folder)
+        for card, part in cards.items():
+            if card.is_file():
+                shutil.copy(card, folder / part / "card.json")
+        if not vocabularies:
+            for part in ("tokenizer", "native_text_encoder"):
+                for name in _VOCABULARIES:
+                    (folder / part / name).unlink(missing_ok=True)

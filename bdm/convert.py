@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import UserError, first_line
-from .files import publish_folder, refuse_occupied, write_json
+from .files import atomic_write, refuse_occupied, write_json
 from .formats.adapter import KOHYA_ENDINGS, Change, split_adapter
 from .formats.checkpoint import (
     CONFIG_KEY,
@@ -81,23 +79,13 @@ def convert(
     place = out.resolve()  # "." has no name
     if folder:
         refuse_occupied(place)
-    partial = place.with_name(f".{place.name}.partial")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        _write(found.kind, source, partial, layout, folder, dtype, modules)
-        if folder:
-            publish_folder(partial, place)
-        else:
-            os.replace(partial, place)
+        with atomic_write(place) as partial:
+            _write(found.kind, source, partial, layout, folder, dtype, modules)
     except (OSError, SafetensorError) as error:  # safetensors hands on a full disk as an error of its own
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{out} cannot be written ({reason}); choose another place") from None
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
     return out
 
 

@@ -1,34 +1,107 @@
-"""Training state on disk: written whole or not at all."""
+"""Files and folders that are written whole or not at all, and what to say where they cannot be."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .errors import UserError
 
-logger = logging.getLogger("bdm")
+#: Bytes that file systems allow a name.
+LONGEST_NAME = 255
+
+
+@contextmanager
+def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Gives a place beside ``path``; the file or folder that the ``with`` block makes there becomes ``path``.
+
+    When the block ends, what it made is synced and renamed, so that a reader, and whoever comes after a power
+    failure, finds the old or the new, never half of it. After an exception of any kind nothing of it is left,
+    and what was at ``path`` stays.
+
+    Args:
+        path: its folder must be there. A folder at ``path`` is replaced (see ``refuse_occupied``).
+        shared: several processes may write it at the same time; each does so under a name of its own.
+    """
+    partial = _hidden(path, f"{os.getpid()}.partial" if shared else "partial")
+    remove(partial)  # what a kill left
+    try:
+        yield partial
+        _sync(partial)
+        _move(partial, path)
+        _sync_one(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            remove(partial)
+        raise
+
+
+def _hidden(path: Path, ending: str) -> Path:
+    """A name beside ``path`` that listings leave out; in place of one that would be too long, a hash."""
+    name = f".{path.name}.{ending}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.{ending}"
+    return path.with_name(name)
+
+
+def _sync(made: Path) -> None:
+    """Have all of a file or folder on the disk."""
+    if made.is_dir():
+        for inside in made.iterdir():
+            _sync(inside)
+    _sync_one(made)
+
+
+def _sync_one(path: Path) -> None:
+    posix = os.name == "posix"
+    if path.is_dir() and not posix:  # cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move(made: Path, path: Path) -> None:
+    """Rename; what is in a folder's way steps aside, and comes back if that fails."""
+    if not (made.is_dir() and path.exists()):
+        os.replace(made, path)
+        return
+    aside = _hidden(path, "old")
+    remove(aside)
+    os.replace(path, aside)
+    try:
+        os.replace(made, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    """Write JSON through a temporary file, so that a reader never sees half of it."""
+    """Write JSON, whole or not at all."""
     write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text through a temporary file, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """Write a text in UTF-8, whole or not at all."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def append_line(path: Path, content: Any) -> None:
@@ -67,112 +140,6 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"folder {folder}: {existing} {what}; choose another with out=FOLDER")
 
 
-def save_state(
-    folder: Path, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0
-) -> Path:
-    """Publish a training state atomically: write beside, sync, rename, and only then delete old ones.
-
-    Args:
-        folder: of the run's states, ``step-00000250.pt`` and so on.
-        step: steps done.
-        state: tensors and plain containers.
-        keep_last: so many of the newest stay.
-        keep_every: states whose step is a multiple stay for good; 0 for none.
-
-    Returns:
-        The new file.
-
-    Raises:
-        UserError: it cannot be written (disk full, folder read-only); the states from before are untouched.
-    """
-    path = folder / f"step-{step:08d}.pt"
-    partial = folder / f".{path.name}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"the state of step {step} cannot be written to {folder} ({str(error).splitlines()[0][:120]}); "
-            "the one before it is intact: make room and start again with the same command"
-        ) from None
-    for old in state_files(folder)[keep_last:]:
-        if not keep_every or _step_of(old) % keep_every:
-            old.unlink(missing_ok=True)
-    return path
-
-
-def state_files(folder: Path) -> list[Path]:
-    """The states of a run, newest first."""
-    return sorted(folder.glob("step-*.pt"), key=_step_of, reverse=True)
-
-
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest state that is whole, or None where there is none.
-
-    Only tensors and plain containers are read.
-
-    A state that was damaged after it was written (its checksums do not agree) is set aside as ``.damaged``
-    with a warning, so that it takes the place of no good one. What a kill left half-written is removed.
-
-    Raises:
-        UserError: there are states and none can be read.
-    """
-    for partial in folder.glob(".step-*.partial"):
-        with suppress(OSError):
-            partial.unlink()
-    for path in state_files(folder):
-        try:
-            reason = _damage(path)
-            if not reason:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            with suppress(OSError):  # another process was first, or the folder is read-only
-                os.replace(path, path.with_name(f"{path.name}.damaged"))
-        except (
-            Exception
-        ) as error:  # too little memory, a disk that fails for now: says nothing against the file
-            reason = type(error).__name__
-        logger.warning("state %s cannot be read (%s); trying the one before it", path, reason)
-    # Those that an earlier start set aside count, too: a run does not begin anew because it was started
-    # twice.
-    if unread := len(list(folder.glob("step-*.pt*"))):
-        raise UserError(
-            f"none of the {unread} states in {folder} can be read; delete the folder to start over"
-        )
-    return None
-
-
-def _damage(path: Path) -> str:
-    """What is wrong with a state's archive by its own checksums, or "" if it is whole."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            part = archive.testzip()
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # zipfile raises many kinds
-        return type(error).__name__
-    return f"{part} is damaged" if part else ""
-
-
-def _step_of(path: Path) -> int:
-    digits = path.stem.removeprefix("step-")
-    return int(digits) if digits.isdigit() else -1
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def refuse_occupied(folder: Path, replaces: str | None = None) -> None:
     """Refuse a folder for output that holds files of someone else's.
 
@@ -198,13 +165,3 @@ def refuse_occupied(folder: Path, replaces: str | None = None) -> None:
             f"{folder} is a folder with files in it, which stay as they are; give a new or empty"
             f" folder{allowed}"
         )
-
-
-def publish_folder(partial: Path, final: Path) -> None:
-    """Move a finished folder into place, replacing the one that is there (see ``refuse_occupied``)."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(partial, final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import logging
 import statistics
 import subprocess
 import sys
@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import BenchConfig
 from ..errors import UserError
+from ..plan.operations import CountedOperations, miscounted_on
+
+logger = logging.getLogger("bdm")
 
 OURS = "bdm"
 
@@ -31,13 +33,12 @@ class Side:
     Attributes:
         seconds: does the work once and says how long that took.
         result: what the sides must agree on.
-        flops: floating-point operations of one run, two per multiply-add; 0 if they are not what the work is
-            about.
+        flops: floating-point operations of one run, two per multiply-add; None if they are not counted.
     """
 
     seconds: Callable[[], float]
     result: Callable[[], Tensor]
-    flops: int = 0
+    flops: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Outcome:
     """
 
     seconds: dict[str, list[float]]
-    flops: dict[str, int]
+    flops: dict[str, int | None]
     memory: dict[str, int]
     error: float
     rate: float
@@ -83,7 +84,7 @@ class Bench(ABC):
         return run_apart("bdm.bench.subprocess_main", name, self.config.model_dump_json())["peak"]
 
 
-def hold(bench: Bench, config: BenchConfig, say: Callable[[str], None] = print) -> Outcome:
+def compare(bench: Bench, config: BenchConfig, say: Callable[[str], None] = print) -> Outcome:
     """Check that the sides agree, then time them in turn.
 
     Raises:
@@ -153,22 +154,19 @@ def stopwatch(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def count_flops(run: Callable[[], Any]) -> int:
+def count_flops(run: Callable[[], Any]) -> int | None:
     """Floating-point operations of matrix products, convolutions and attentions, two per multiply-add.
 
-    Of packed layers too.
+    Of packed layers too. None, and a warning, where this PyTorch has operators for them that are not known.
     """
-
-    def packed(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-        return 2 * math.prod(out_shape) * math.prod(weight[1:])
-
-    operators = torch.ops.mkldnn
-    with FlopCounterMode(
-        display=False,
-        custom_mapping={operators._convolution_pointwise: packed, operators._linear_pointwise: packed},
-    ) as counter:
+    with CountedOperations() as counter:
         run()
-    return counter.get_total_flops()
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    uncounted = {name for device in devices for name in miscounted_on(device)} | counter.operations.uncounted
+    if uncounted:
+        logger.warning("operations are not counted: PyTorch %s has %s", torch.__version__, sorted(uncounted))
+        return None
+    return counter.total
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ class InferBench(Bench):
         if name == "bdm unprepared":
             return self._ours(networks, count, prepared=False)
         unet, controlnet = networks.unet, peer_controlnet(networks.unet, networks.branch)
-        flops = count_flops(lambda: self._draw(networks, unet, controlnet)) if count else 0
+        flops = count_flops(lambda: self._draw(networks, unet, controlnet)) if count else None
         if name == "diffusers compiled":
             unet, controlnet = torch.compile(unet), torch.compile(controlnet)
         return Side(
@@ -70,7 +70,7 @@ class InferBench(Bench):
                     num_inference_steps=config.steps, output_type="pt" if config.decode else "latent",
                 ).images  # fmt: skip
 
-        flops = count_flops(draw) if count else 0
+        flops = count_flops(draw) if count else None
         return Side(lambda: stopwatch(draw), draw, flops)
 
     def _latents(self, networks: Networks) -> Tensor:

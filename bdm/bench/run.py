@@ -19,10 +19,10 @@ from ..config import (
     BenchScaleConfig,
     BenchTrainConfig,
 )
-from .compare import OURS, Bench, Outcome, hold, median_and_spread
+from .compare import OURS, Bench, Outcome, compare, median_and_spread
 
 
-def prepare(settings: Mapping[str, Any]) -> Bench:
+def bench_of(settings: Mapping[str, Any]) -> Bench:
     """The comparison that a configuration (as a mapping) describes, with its number of threads set."""
     return build_bench(BENCHES[settings["kind"]].model_validate(settings))
 
@@ -64,11 +64,11 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
         from . import scale
 
         set_threads(config)
-        curves = scale.measure(config)
+        curves = scale.time_curves(config)
         text, figures, draw = scale.table(curves), scale.summary(curves), partial(scale.draw_curves, curves)
     else:
         bench = build_bench(config)
-        outcome = hold(bench, config)
+        outcome = compare(bench, config)
         text, figures, draw = table(outcome), summary(bench, outcome), partial(draw_chart, outcome)
     print(text)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -84,16 +84,18 @@ def table(outcome: Outcome) -> str:
     to ours.
     """
     lines = [
-        f"{'side':<20} {'seconds (min to max)':>26} {'memory':>9} {'GFLOP':>9} {'of best':>8}"
+        f"{'side':<20} {'seconds (min to max)':>26} {'memory':>9} {'GFLOP':>11} {'of best':>8}"
         f" {'time / ours':>22}"
     ]
     for name, seconds in outcome.seconds.items():
         median, low, high = median_and_spread(seconds)
-        share = outcome.flops[name] / median / outcome.rate if outcome.rate else 0.0
+        flops = outcome.flops[name]
+        share = f"{flops / median / outcome.rate:.0%}" if flops and outcome.rate else ""
+        counted = "not counted" if flops is None else f"{flops / 1e9:.1f}"
         middle, least, most = median_and_spread(outcome.ratios(name))
         lines.append(
             f"{name:<20} {f'{median:.3f} ({low:.3f} to {high:.3f})':>26} {outcome.memory[name] / 2**30:>5.2f}"
-            f" GiB {outcome.flops[name] / 1e9:>9.1f} {share:>8.0%}"
+            f" GiB {counted:>11} {share:>8}"
             f" {f'{middle:.3f} ({least:.3f} to {most:.3f})':>22}"
         )
     if outcome.rate:
@@ -120,7 +122,7 @@ def summary(bench: Bench, outcome: Outcome) -> dict[str, Any]:
         "seconds": {
             name: round(median_and_spread(seconds)[0], 4) for name, seconds in outcome.seconds.items()
         },
-        "gflop": {name: round(flops / 1e9, 1) for name, flops in outcome.flops.items()},
+        "gflop": {name: flops and round(flops / 1e9, 1) for name, flops in outcome.flops.items()},
         "threads": torch.get_num_threads(),
     }
 

@@ -18,7 +18,7 @@ from .infer import InferBench
 Curves = dict[str, dict[int, float]]
 
 
-def measure(config: BenchScaleConfig) -> Curves:
+def time_curves(config: BenchScaleConfig) -> Curves:
     """Draw with every batch size, all sides in turn; gives the median.
 
     Raises:

@@ -9,14 +9,14 @@ import json
 import sys
 
 from .memory import peak_memory
-from .run import prepare
+from .run import bench_of
 
 
 def main() -> None:
     """Build the side, run it once to warm up and once to be measured."""
     name, text = sys.argv[1:]
     settings = json.loads(text)
-    side = prepare(settings).side(name, count=False)
+    side = bench_of(settings).side(name, count=False)
     side.seconds()
     print(json.dumps({"peak": peak_memory(side.seconds, settings["device"])}))
 

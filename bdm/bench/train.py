@@ -104,7 +104,7 @@ class TrainBench(Bench):
             optimizer.zero_grad(set_to_none=True)
             return torch.cat([value.detach().view(1), *sampled])
 
-        return Side(lambda: stopwatch(step), gradient, count_flops(gradient) if count else 0)
+        return Side(lambda: stopwatch(step), gradient, count_flops(gradient) if count else None)
 
     def _optimizer(self, parameters: list[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
         """Ours is fused; both keep one state, so that the machine holds it once."""

@@ -36,7 +36,7 @@ class Batch:
         pixels: (B, 3, H, W) uint8, or None where VAE moments are cached.
         moments: (B, 2C, h, w) mean and log variance of the VAE posterior, or None.
         captions: B texts.
-        features: what was prepared for these captions (see ``Example``), or None.
+        prepared_text: what was prepared for these captions (see ``Example``), or None.
         indices: B indices into the source.
         generators: B random generators. All that is random for a sample is drawn from its own one, seeded by
             the run's seed and the sample's position in the stream, so it does not depend on how samples are
@@ -46,7 +46,7 @@ class Batch:
     pixels: Tensor | None
     moments: Tensor | None
     captions: list[str]
-    features: list[Tensor] | None
+    prepared_text: list[Tensor] | None
     indices: list[int]
     generators: list[torch.Generator]
 
@@ -54,9 +54,9 @@ class Batch:
         return len(self.captions)
 
     @property
-    def texts(self) -> Sequence[str | Tensor]:
-        """The captions, as what was prepared for them where there is such."""
-        return self.captions if self.features is None else self.features
+    def text_inputs(self) -> Sequence[str | Tensor]:
+        """What a text encoder is given: the captions, or what was prepared for them."""
+        return self.captions if self.prepared_text is None else self.prepared_text
 
     def randn(self, *shape: int) -> Tensor:
         """(B, *shape) standard normal float32."""
@@ -80,12 +80,12 @@ def make_batch(samples: list[tuple[int, int, Example]], seed: int) -> Batch:
     chosen = [_draw_caption(e, g) for e, g in zip(examples, generators, strict=True)]
     pixels = [_draw_flip(e, g) for e, g in zip(examples, generators, strict=True) if e.pixels is not None]
     moments = [e.moments for e in examples if e.moments is not None]
-    features = [e.features[i] for e, i in zip(examples, chosen, strict=True) if e.features]
+    prepared = [e.prepared_text[i] for e, i in zip(examples, chosen, strict=True) if e.prepared_text]
     return Batch(
         pixels=torch.stack(pixels) if pixels else None,
         moments=torch.stack(moments) if moments else None,
         captions=[e.captions[i] if e.captions else e.caption for e, i in zip(examples, chosen, strict=True)],
-        features=features or None,
+        prepared_text=prepared or None,
         indices=list(indices),
         generators=generators,
     )
@@ -182,6 +182,7 @@ def stream(
     last: int,
     size: int,
     seed: int,
+    *,
     process: int = 0,
     processes: int = 1,
     workers: int = 0,

@@ -99,13 +99,13 @@ class PreparedSource:
         if bad := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
             raise UnreadableExample(self.key(index), f"{bad[0]} is not finite in the prepared shard")
         captions = tuple(facts["captions"])
-        features = tuple(tensors[f"text.{i}"] for i in range(len(captions)) if f"text.{i}" in tensors)
+        prepared_text = tuple(tensors[f"text.{i}"] for i in range(len(captions)) if f"text.{i}" in tensors)
         return Example(
             captions[0],
             moments=tensors["moments"],
             captions=captions,
             caption_weights=tuple(facts["weights"]),
-            features=features,
+            prepared_text=prepared_text,
         )
 
     @property

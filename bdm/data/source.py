@@ -26,8 +26,8 @@ class Example:
         moments: (2C, h, w) mean and log variance of the VAE posterior, or None.
         captions: all captions where there are several; one of them is drawn for each use.
         caption_weights: how often each is drawn, relative to the others.
-        features: what was prepared for each caption, or nothing: (L, D) text features, or (n,) integer token
-            ids.
+        prepared_text: what was prepared for each caption, or nothing: (L, D) text features, or (n,) integer
+            token ids.
         flip: share of the uses in which the picture is mirrored.
     """
 
@@ -36,7 +36,7 @@ class Example:
     moments: Tensor | None = None
     captions: tuple[str, ...] = ()
     caption_weights: tuple[float, ...] = ()
-    features: tuple[Tensor, ...] = ()
+    prepared_text: tuple[Tensor, ...] = ()
     flip: float = 0.0
 
 

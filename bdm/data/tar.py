@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..files import atomic_write
 from .pictures import picture_size
 from .source import UnreadableExample
 
@@ -136,9 +137,8 @@ def keep_arrays(
             return dict(content)
     arrays = make()
     kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}.partial.npz")
-    np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
-    os.replace(partial, kept)
+    with atomic_write(kept, shared=True) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     return arrays
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import atomic_write
 
 #: Fonts with Chinese and Japanese glyphs, in order of preference (Linux, macOS, Windows).
 _CJK_FONTS = (
@@ -118,13 +119,11 @@ def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, format=path.suffix.lstrip(".").upper().replace("JPG", "JPEG"), **options)
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            picture.save(partial, format=path.suffix.lstrip(".").upper().replace("JPG", "JPEG"), **options)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); choose another file"
         ) from None

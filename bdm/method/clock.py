@@ -16,7 +16,8 @@ Steps = Callable[[], "int | Sequence[float] | Tensor"]
 class StepClock:
     """Counts denoising steps by the timesteps that a pipeline gives, not by calls of the UNet.
 
-    All calls at one timestep are one step: the views of a panorama, both evaluations of a second-order sampler.
+    All calls at one timestep are one step: the views of a panorama, both evaluations of a second-order
+        sampler.
     A timestep against the run of those before begins anew: free-init's next round.
 
     Args:
@@ -84,8 +85,8 @@ class StepClock:
 def in_window(step: int, total: Callable[[], int], start: float, end: float) -> bool:
     """Whether a side network is on in step i of T.
 
-    Off where i/T < start or (i+1)/T > end, as in the official inference. ``total`` gives T and is only asked if
-    the window restricts.
+    Off where i/T < start or (i+1)/T > end, as in the official inference. ``total`` gives T and is only asked
+    if the window restricts.
     """
     if start <= 0.0 and end >= 1.0:
         return True

@@ -40,8 +40,8 @@ class PartReader:
     A plain pair is [negative, positive], as all of diffusers' pipelines stack it. Larger batches are read off
     their texts. The first is the negative prompt's; a part behind one with that text is positive; a part with
     another text still is an English concept (semantic guidance, safe guidance), which is told the negative
-    prompt, so that the difference between the two is the concept's alone. A part taken out of a batch that was
-    told before keeps what it was (self-attention guidance).
+    prompt, so that the difference between the two is the concept's alone. A part taken out of a batch that
+    was told before keeps what it was (self-attention guidance).
 
     Args:
         condition: the condition of the call.
@@ -60,8 +60,8 @@ class PartReader:
             unet: whose attention processors tell of perturbed attention.
 
         Raises:
-            UserError: the batch is not made of whole parts, has not as many as the pipeline says, or its texts
-                do not tell them apart.
+            UserError: the batch is not made of whole parts, has not as many as the pipeline says, or its
+                texts do not tell them apart.
         """
         count = self._condition.count_parts(batch)
         if self._condition.parts is not None:
@@ -112,13 +112,14 @@ class PartReader:
         if text.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
             return "positive"
         rows = len(whole) // len(parts)
-        place, rest = divmod(text.storage_offset() - whole.storage_offset(), max(1, whole.stride(0)) * rows)
+        distance, size = int(text.storage_offset() - whole.storage_offset()), whole.stride(0) * rows
+        place, rest = divmod(distance, max(1, size))
         return parts[place] if not rest and 0 <= place < len(parts) else "positive"
 
     def _untold(self, count: int) -> UserError:
         return UserError(
             f"the UNet got {count} parts of {self._condition.samples} samples with the same English text, and"
-            ' nothing tells which are negative; give the condition parts=lambda: ("negative", "positive", ...)'
+            ' nothing tells which are negative; give the condition parts=lambda: ("negative", "positive", ..)'
         )
 
 

@@ -1,4 +1,7 @@
-"""What a side network (the branch, a ControlNet) hands to the UNet: one tensor a skip connection, one for the middle."""
+"""What a side network (the branch, a ControlNet) hands to the UNet.
+
+One tensor for each skip connection and one for the middle block.
+"""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UserError
+from ..files import atomic_write
 from ..formats.checkpoint import PREFIXES, Parts, build_part, read_parts, read_vae
 from ..formats.choice import FileChoice
 from ..formats.load_options import Dtype, FileKeywords, LoadOptions, read_options
@@ -207,9 +208,8 @@ def empty_prompt_features(
     features = encode_english([""], text_encoder, _tokenizer(path))
     with suppress(OSError):  # a cache that cannot be written is no reason to stop
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
-        save_file({"features": features.contiguous()}, partial)
-        partial.replace(kept)
+        with atomic_write(kept, shared=True) as partial:
+            save_file({"features": features.contiguous()}, partial)
     return features
 
 

@@ -1,25 +1,14 @@
-"""How one step is spread over processes: replicas (DDP), shards (FSDP2) or DeepSpeed's ZeRO.
-
-Whatever the way, states are gathered to the layout of a single process, so a run can go on under another one
-or with another number of processes. Gathering and scattering are joint work: every process must call them.
-"""
+"""How processes that a launcher started find each other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import UserError
-
-MakeOptimizer = Callable[[Mapping[str, nn.Module]], torch.optim.Optimizer]
 
 
 def make_accelerator(mixed_precision: str, accumulation: int, **options: Any) -> Accelerator:
@@ -33,10 +22,10 @@ def make_accelerator(mixed_precision: str, accumulation: int, **options: Any) ->
     Raises:
         UserError: the processes did not find each other.
     """
-    zero = _launched_with("DEEPSPEED")
+    zero = launched_with("DEEPSPEED")
     if zero:
         # Its engine would cast the frozen models too; autocast leaves all weights in fp32 (see
-        # ``ZeroRedundancy``).
+        # ``DeepSpeedStrategy``).
         mixed_precision = "no"
         # The launcher writes its own default into this variable, which accelerate prefers to its argument.
         os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(accumulation)
@@ -63,264 +52,12 @@ def cpu_only() -> bool:
 
     Accelerate must be told, or else each of several processes takes itself for the only one.
     """
-    return not torch.accelerator.is_available() and not _launched_with("DEEPSPEED")
+    return not torch.accelerator.is_available() and not launched_with("DEEPSPEED")
 
 
-def _launched_with(name: str) -> bool:
+def launched_with(name: str) -> bool:
     """Whether the launcher's configuration asks for FSDP or DEEPSPEED.
 
     Accelerate itself ignores FSDP without a GPU.
     """
     return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
-
-
-def spread(
-    accelerator: Accelerator, mixed_precision: str, micro_batch: int, max_grad_norm: float
-) -> Replicas:
-    """The way that the launcher's configuration asks for."""
-    if _launched_with("DEEPSPEED"):
-        return ZeroRedundancy(accelerator, mixed_precision, micro_batch, max_grad_norm)
-    # A single process has nobody to share shards with.
-    split = _launched_with("FSDP") and accelerator.num_processes > 1
-    return (Shards if split else Replicas)(accelerator, mixed_precision)
-
-
-class Replicas:
-    """One process, or several that each hold all weights and share their gradients (DDP)."""
-
-    def __init__(self, accelerator: Accelerator, mixed_precision: str) -> None:
-        self.accelerator, self.mixed_precision = accelerator, mixed_precision
-
-    def prepare(
-        self, model: nn.Module, parts: Mapping[str, nn.Module], make: MakeOptimizer
-    ) -> tuple[nn.Module, Any]:
-        """Spread a model whose ``parts`` are trained, and make their optimizer: (what to call, optimizer)."""
-        return self.accelerator.prepare(model, make(parts))
-
-    def accumulate(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Around the work on one batch; gradients are shared in the last batch of a step only."""
-        return self.accelerator.accumulate(model)
-
-    def clip(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-        """Scale gradients down to a norm of ``most``; the norm before, over all processes."""
-        norm: Any = self.accelerator.clip_grad_norm_(parameters, most)
-        return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
-
-    def optimizer_state(self, optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
-        """The optimizer's state in the layout of a single process; joint work."""
-        return gathered(optimizer.state_dict(), self.accelerator.is_main_process)
-
-    def load_optimizer_state(
-        self, optimizer: Any, parameters: Sequence[nn.Parameter], state: dict[str, Any]
-    ) -> None:
-        """Take up a state that ``optimizer_state`` gave, here or elsewhere."""
-        own = {
-            i: {k: scattered(v, parameters[i]) if isinstance(v, Tensor) else v for k, v in values.items()}
-            for i, values in state["state"].items()
-        }
-        optimizer.load_state_dict({"state": own, "param_groups": state["param_groups"]})
-
-
-class Shards(Replicas):
-    """Weights, gradients, moments and average of the trained parts are split over the processes (FSDP2, arXiv
-    2304.11277).
-
-    The frozen models stay whole in every process: they are used outside the training step too, for validation
-        and grids, and
-    have neither gradients nor moments. Parts are gathered block by block where they are used. ``fully_shard``
-    is called here and not through accelerate, which shards whole models, frozen weights included, and on GPUs
-    only.
-    """
-
-    def prepare(
-        self, model: nn.Module, parts: Mapping[str, nn.Module], make: MakeOptimizer
-    ) -> tuple[nn.Module, Any]:
-        if self.mixed_precision == "fp16":
-            raise UserError(
-                "optimizer.mixed_precision is fp16, whose loss scaling does not work on shards; use bf16"
-                " or no"
-            )
-        for name, part in parts.items():
-            if type(part).forward is nn.Module.forward:
-                raise UserError(
-                    f"{name} is no network of its own and cannot be split by FSDP; use DDP for this recipe"
-                )
-            _contiguous(part)
-            for block in _blocks(part):
-                fully_shard(block, reshard_after_forward=True)
-            # Also the outermost weights go back after a forward pass: looking with averaged weights changes
-            # them in between.
-            fully_shard(part, reshard_after_forward=True)
-            for entrance in ("encode", "decode"):  # an autoencoder's, which are not its forward
-                if hasattr(part, entrance):
-                    register_fsdp_forward_method(part, entrance)
-        return model, _element_wise(make(parts))
-
-    @contextmanager
-    def accumulate(self, model: nn.Module) -> Iterator[None]:
-        # Each batch's gradients are split at once: keeping them whole until the last one would take the
-        # memory that is saved.
-        with self.accelerator.accumulate(), self.accelerator.autocast():
-            yield
-
-
-class ZeroRedundancy(Replicas):
-    """DeepSpeed's ZeRO, stage 1 or 2 (arXiv 1910.02054).
-
-    Gradients and moments are split, weights are whole.
-    """
-
-    def __init__(
-        self, accelerator: Accelerator, mixed_precision: str, micro_batch: int, max_grad_norm: float
-    ) -> None:
-        super().__init__(accelerator, mixed_precision)
-        if mixed_precision == "fp16":
-            raise UserError("optimizer.mixed_precision is fp16; under DeepSpeed use bf16 or no")
-        plugin: Any = accelerator.deepspeed_plugin
-        config = plugin.deepspeed_config
-        if config["zero_optimization"]["stage"] > 2:
-            raise UserError(
-                f"zero_stage is {config['zero_optimization']['stage']}; allowed are 1 and 2: FSDP2 splits"
-                " weights too"
-            )
-        config |= {"train_micro_batch_size_per_gpu": micro_batch, "gradient_clipping": max_grad_norm}
-        if mixed_precision == "bf16":
-            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-
-    def prepare(
-        self, model: nn.Module, parts: Mapping[str, nn.Module], make: MakeOptimizer
-    ) -> tuple[nn.Module, Any]:
-        _contiguous(model)
-        own = _element_wise(make(parts))
-        if len(own.param_groups) > 1:
-            raise UserError(
-                "optimizer.rate_factors is set; under DeepSpeed all parameters have one rate: leave it out,"
-                " or use DDP"
-            )
-        engine, optimizer = self.accelerator.prepare(model, own)
-        # The engine steps by itself: it must leave out steps that are not finite, which for fp32 weights it
-        # does on request.
-        self._zero: Any = optimizer.optimizer
-        self._zero.check_grad_overflow = True
-        return engine, optimizer
-
-    def clip(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-        """The engine has clipped and stepped; the norm of a step that it left out is infinite."""
-        return torch.tensor(torch.inf) if self._zero.overflow else super().clip(parameters, most)
-
-    def optimizer_state(self, optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
-        from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
-
-        base, main = optimizer.optimizer.optimizer, self.accelerator.is_main_process
-        steps = [values["step"] for values in base.state.values()]
-        state = {}
-        for i, parameter in enumerate(parameters if steps else ()):
-            moments = {
-                key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")
-            }
-            # A step of its own for each: whoever takes one tensor up for all would count it up once for each.
-            state[i] = gathered({"step": steps[0].clone(), **moments}, main)
-        (group,) = base.state_dict()["param_groups"]
-        return {"state": state, "param_groups": [{**group, "params": list(range(len(parameters)))}]}
-
-    def load_optimizer_state(
-        self, optimizer: Any, parameters: Sequence[nn.Parameter], state: dict[str, Any]
-    ) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]
-
-        zero = optimizer.optimizer
-        zero.refresh_fp32_params()  # the weights were loaded before
-        if not state["state"]:
-            return
-        for (
-            flat
-        ) in zero.single_partition_of_fp32_groups:  # this process's piece of all parameters, laid end to end
-            moments = {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
-            zero.optimizer.state[flat] = {
-                "step": state["state"][0]["step"].to(flat.device, copy=True),
-                **moments,
-            }
-        zero._lazy_init_hp_params_optimizer_state()
-        for i, parameter in enumerate(parameters):
-            for key in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameter, state["state"][i][key].to(parameter.device), key)
-
-
-def _element_wise(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Refuse optimizers that look at whole tensors, or at all of them: a process has only pieces."""
-    if not isinstance(optimizer, torch.optim.AdamW):
-        raise UserError(
-            f"{type(optimizer).__name__} needs whole tensors; under FSDP and DeepSpeed use optimizer.name:"
-            " adamw"
-        )
-    return optimizer
-
-
-def _contiguous(module: nn.Module) -> None:
-    """Undo channels_last, which neither FSDP nor DeepSpeed takes."""
-    module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-
-
-def _blocks(part: nn.Module) -> list[nn.Module]:
-    """The UNet blocks of a part: large enough to be worth a communication of their own."""
-    stages = (block for name in ("down_blocks", "up_blocks") for block in getattr(part, name, ()))
-    middle = getattr(part, "mid_block", None)
-    return [*stages, *([middle] if middle is not None else [])]
-
-
-def gathered(tree: Any, keep: bool) -> Any:
-    """A state with whole tensors on the CPU, or None in their places where ``keep`` is not set.
-
-    Joint work.
-    """
-    if isinstance(tree, Tensor):
-        whole = tree.full_tensor() if isinstance(tree, DTensor) else tree
-        return whole.detach().cpu() if keep else None
-    if isinstance(tree, Mapping):
-        return {key: gathered(value, keep) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(gathered(value, keep) for value in tree)
-    return tree
-
-
-def scattered(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as ``like`` is kept.
-
-    Split, and in its memory format, by which fused optimizers pair their tensors.
-
-    Tensors of another shape, such as step counters, stay as they are.
-    """
-    if whole.shape != like.shape:
-        return whole
-    if isinstance(like, DTensor):
-        return distribute_tensor(
-            whole.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None
-        )
-    return torch.empty_like(like, dtype=whole.dtype).copy_(whole)
-
-
-def load_part(part: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load whole tensors into a part that may be split."""
-    own = part.state_dict()
-    part.load_state_dict({key: scattered(value, own[key]) for key, value in state.items()})
-
-
-@contextmanager
-def whole_weights(parts: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside the ``with`` block the parts hold whole tensors and can be saved (not run); joint work."""
-    modules = [module for part in parts.values() for module in part.modules()]
-    kinds, splits = [type(module) for module in modules], [dict(module._parameters) for module in modules]
-    for module, kind, split in zip(modules, kinds, splits, strict=True):
-        for name, parameter in split.items():
-            if isinstance(parameter, DTensor):
-                module._parameters[name] = nn.Parameter(parameter.full_tensor())
-        if isinstance(module, FSDPModule):
-            # fully_shard puts a class of its own over the module's, whose name would be saved with the
-            # weights.
-            module.__class__ = kind.__mro__[2]
-    try:
-        yield
-    finally:
-        for module, kind, split in zip(modules, kinds, splits, strict=True):
-            module._parameters.update(split)
-            module.__class__ = kind

@@ -79,8 +79,8 @@ def _divided(name: str, value: Any, group: list[int], samples: list[int], prompt
     if len(value) == prompts and (each == 1 or name == "control_images"):
         return _taken(value, group)
     raise UserError(
-        f"prompts of different lengths are drawn apart, and nothing tells which of {len(value)} {name} belong to"
-        f" which of {prompts} prompts x {each} images; give one, one for each prompt with"
+        f"prompts of different lengths are drawn apart, and nothing tells which of {len(value)} {name} belong"
+        f" to which of {prompts} prompts x {each} images; give one, one for each prompt with"
         " num_images_per_prompt=1, or prompts of one length"
     )
 

@@ -37,10 +37,12 @@ from ..speed.bridge import Bridge
 from ..speed.folding import fold_layers
 from ..speed.optimize import Optimized
 from ..speed.recognise import hooks_are_ours
+from ..speed.sharing import Vouched
 from ..text.english import encode_english, english_chunks
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, encode_pairs, groups_of_one_length, make_pairs
 from .auto import register
+from .exclusive import exclusively
 from .groups import as_seed, draw_in_groups
 from .parts import PartsMixin, Vae, check_parts
 
@@ -167,11 +169,9 @@ class BridgeMixin(PartsMixin):
             positive, negative, **settings, steps=self._timesteps, parts=self._parts,
             images_per_prompt=inputs["num_images_per_prompt"],
         )  # fmt: skip
-        bridge = Bridge(
-            self.branch, share, approximation,
-            same_latents=self._is_stock_scheduler(), undisturbed=self._is_undisturbed(inputs),
-        )  # fmt: skip
+        bridge = Bridge(self.branch, share, approximation, self._vouch(inputs))
         with ExitStack() as stack:
+            stack.enter_context(exclusively(self.scheduler))
             stack.callback(bridge.detach)
             bridge.attach(self.unet)
             stack.enter_context(bridge.condition(condition))
@@ -186,15 +186,18 @@ class BridgeMixin(PartsMixin):
     def _parts(self) -> tuple[Part, ...]:
         return GUIDED if self.do_classifier_free_guidance else GUIDED[1:]
 
-    def _is_stock_scheduler(self) -> bool:
-        return type(self.scheduler).__module__.startswith("diffusers.schedulers.")
-
-    def _is_undisturbed(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether only code that is known runs between the steps: no callback, no hook, no scheduler of others."""
+    def _vouch(self, inputs: Mapping[str, Any]) -> Vouched:
+        """What is known of this call by construction (see ``bdm.speed.sharing.Vouched``)."""
+        stock = type(self.scheduler).__module__.startswith("diffusers.schedulers.")
         callbacks = [name for name, value in inputs.items() if "callback" in name and callable(value)]
+        reached = inputs.get("callback_on_step_end_tensor_inputs") or ["latents"]
         networks = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
         hooked = any(not hooks_are_ours(module) for network in networks for module in network.modules())
-        return not callbacks and not hooked and self._is_stock_scheduler()
+        return Vouched(
+            same_latents=stock,
+            same_texts=stock and not hooked and not (callbacks and any("embeds" in name for name in reached)),
+            undisturbed=stock and not hooked and not callbacks,
+        )
 
     def _check_sides(self, height: int | None, width: int | None) -> None:
         for name, side in (("height", height), ("width", width)):

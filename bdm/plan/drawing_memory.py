@@ -18,8 +18,8 @@ from ..method.branch import BranchModel
 from ..method.bridge import Bridge
 from ..method.condition import NativeCondition
 from ..text.english import encode_english
-from .fake_device import ShadowDevice
-from .meta_models import outline_backbone, outline_native_text_encoder
+from .fake_device import FakeDevice
+from .meta_models import make_meta_backbone, make_meta_native_text_encoder
 from .plan import CUDA_CONTEXT, GIB
 
 #: GPUs that people have, in GiB.
@@ -28,7 +28,7 @@ CARDS = (4, 6, 8, 12, 16, 24)
 #: A prompt of usual length: one chunk of tokens.
 PROMPT = "红灯笼，蓝色背景"
 
-Work = Callable[[ShadowDevice], Any]
+Task = Callable[[FakeDevice], Any]
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def draw_stages(
         "text", "English text", "step", and the ways to decode: "whole", "sliced" (one picture at a time),
         "tiled" (and each in tiles of the VAE's own size).
     """
-    stock = outline_backbone(backbone)
-    native = outline_native_text_encoder(native_text_encoder)
+    stock = make_meta_backbone(backbone)
+    native = make_meta_native_text_encoder(native_text_encoder)
     with torch.device("meta"):
         branch = BranchModel.from_backbone(stock.unet, native.text_dim)
     vae: Any = stock.vae
@@ -150,21 +150,21 @@ def draw_stages(
         nn.Module.to(model.eval().requires_grad_(False), dtype=dtype)
     height, width = latents
 
-    def step(shadow: ShadowDevice) -> None:
-        features = shadow.blank(count, native.layout.joined_length(1), native.text_dim, dtype=dtype)
-        english = shadow.blank(2 * count, 77, stock.unet.config["cross_attention_dim"], dtype=dtype)
-        sample = shadow.blank(2 * count, 4, height, width, dtype=dtype)
+    def step(fake: FakeDevice) -> None:
+        features = fake.blank(count, native.layout.joined_length(1), native.text_dim, dtype=dtype)
+        english = fake.blank(2 * count, 77, stock.unet.config["cross_attention_dim"], dtype=dtype)
+        sample = fake.blank(2 * count, 4, height, width, dtype=dtype)
         bridge = Bridge(branch).attach(stock.unet)
         with bridge.condition(NativeCondition(features, features)):
             stock.unet(sample, torch.tensor(500), english)
         bridge.detach()
 
-    def decode(shadow: ShadowDevice, sliced: bool = False, tiled: bool = False) -> None:
+    def decode(fake: FakeDevice, sliced: bool = False, tiled: bool = False) -> None:
         vae.use_slicing, vae.use_tiling = sliced, tiled
-        vae.decode(shadow.blank(count, 4, height, width, dtype=dtype))
+        vae.decode(fake.blank(count, 4, height, width, dtype=dtype))
 
-    def of(*names: str, **works: Work) -> dict[str, Stage]:
-        return _measure({name: models[name] for name in names}, works)
+    def of(*names: str, **tasks: Task) -> dict[str, Stage]:
+        return _stages_of({name: models[name] for name in names}, tasks)
 
     english = of("text_encoder", text=lambda _: encode_english([""] * 2, stock.text_encoder, stock.tokenizer))
     return {
@@ -181,24 +181,24 @@ def draw_stages(
 
 
 @torch.no_grad()
-def _measure(models: dict[str, Any], works: dict[str, Work]) -> dict[str, Stage]:
-    shadow, stages = ShadowDevice(), {}
-    with shadow:
+def _stages_of(models: dict[str, Any], tasks: dict[str, Task]) -> dict[str, Stage]:
+    fake, stages = FakeDevice(), {}
+    with fake:
         for name, model in models.items():
-            shadow.place(model, lambda _, name=name: name)
-        weights = dict(shadow.live)
+            fake.place(model, lambda _, name=name: name)
+        weights = dict(fake.live)
         layers = [
             sum(p.numel() * p.element_size() for p in part._parameters.values() if p is not None)
             for model in models.values()
             for part in model.modules()
         ]
-        shadow.label = "working"
-        for name, work in works.items():
-            shadow.reset_peak()
-            shadow.largest_convolution = 0
-            work(shadow)
+        fake.label = "working"
+        for name, task in tasks.items():
+            fake.reset_peak()
+            fake.largest_convolution = 0
+            task(fake)
             stages[name] = Stage(
-                weights, max(layers), shadow.peak - sum(weights.values()) + shadow.largest_convolution
+                weights, max(layers), fake.peak - sum(weights.values()) + fake.largest_convolution
             )
     return stages
 

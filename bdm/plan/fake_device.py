@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry
+
+from .operations import Operations, miscounted
 
 aten = torch.ops.aten
 
@@ -50,7 +52,7 @@ def normalisations_in_float32() -> Iterator[None]:
 
 
 class BlankNumpy(TorchFunctionMode):
-    """Turns shadows into blank arrays."""
+    """Turns fake tensors into blank arrays."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -60,18 +62,18 @@ class BlankNumpy(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class ShadowDevice(TorchDispatchMode):
+class FakeDevice(TorchDispatchMode):
     """Inside the ``with`` block what is worked out with ``place``d tensors has shapes but no values, and its
     memory is counted.
 
     Every other tensor stays real, so that whatever decides about a batch works as ever; where the two meet
-    the result is a shadow. A number that is read from a shadow is 1 (or False): it must not decide about
-    shapes.
+    the result is fake, too. A number that is read from a fake tensor is 1 (or False): it must not decide
+    about shapes.
 
     Attributes:
         label: what memory and operations are counted as from now on.
-        flops: operations so far, by label; a multiplication with its addition counts as two
-            (``torch.utils.flop_counter``).
+        flops: operations so far, by label; a multiplication with its addition counts as two.
+        operations: what they lack.
         live: bytes in use, by label.
         peak: most bytes in use at once.
         at_peak: how they were made up, by label.
@@ -83,6 +85,7 @@ class ShadowDevice(TorchDispatchMode):
         super().__init__()
         self.label = ""
         self.flops: Counter[str] = Counter()
+        self.operations = Operations()
         self.live: Counter[str] = Counter()
         self.peak = 0
         self.at_peak: dict[str, int] = {}
@@ -92,8 +95,8 @@ class ShadowDevice(TorchDispatchMode):
         self._labels: dict[int, str] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> ShadowDevice:
-        # Real tensors are the rule inside: the fake mode is only entered for operations that meet a shadow.
+    def __enter__(self) -> FakeDevice:
+        # Real tensors are the rule inside: the fake mode is only entered for operations that meet a fake one.
         self._stack.enter_context(normalisations_in_float32())
         self._stack.enter_context(BlankNumpy())
         super().__enter__()
@@ -117,16 +120,15 @@ class ShadowDevice(TorchDispatchMode):
         for x in tree_leaves(result):
             if isinstance(x, FakeTensor):
                 self._note(x)
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops[self.label] += formula(*args, **kwargs, out_val=result)
-        if func in (aten.convolution.default, aten.convolution_backward.default):
+        self.flops[self.label] += self.operations.of(func, args, kwargs, result)
+        if "convolution" in func.name():
             self.largest_convolution = max(
                 self.largest_convolution, sum(map(_bytes, [*tensors, *tree_leaves(result)]))
             )
         return result
 
     def blank(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A shadow of its own."""
+        """A fake tensor of a storage of its own."""
         return self._placed(torch.empty(shape, dtype=dtype, device="meta"))
 
     def reset_peak(self) -> None:
@@ -153,9 +155,9 @@ class ShadowDevice(TorchDispatchMode):
         self._labels[storage._cdata] = label
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        shadow = FakeTensor(self._fake, tensor.detach().to("meta"), torch.device("cpu"))
-        self._note(shadow)
-        return nn.Parameter(shadow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shadow
+        fake = FakeTensor(self._fake, tensor.detach().to("meta"), torch.device("cpu"))
+        self._note(fake)
+        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -169,6 +171,14 @@ class ShadowDevice(TorchDispatchMode):
 
     def _forget(self, key: int, size: int) -> None:
         self.live[self._labels.pop(key)] -= size
+
+
+@cache
+def miscounted_in_plans() -> tuple[str, ...]:
+    """What this PyTorch does in a way whose operations are not counted here (see ``miscounted``)."""
+    fake = FakeDevice()
+    with torch.enable_grad(), fake:
+        return tuple(miscounted(lambda shape: fake.blank(*shape), fake.flops.total))
 
 
 def _on_one_device(values: Any, tensors: list[Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""One training step on the shadow device: what it holds in memory and how many operations it takes."""
+"""One training step on the fake device: what it holds in memory and how many operations it takes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ..training.averaging import AveragedWeights
 from ..training.recipes.base import Recipe
 from ..training.recipes.build import build_recipe, build_source
 from ..training.recipes.denoising import DenoisingRecipe
-from .fake_device import ShadowDevice
-from .meta_models import outline_models
+from .fake_device import FakeDevice, miscounted_in_plans
+from .meta_models import make_meta_models
 
-#: Labels of the shadow device; the first is followed by a part's name.
+#: Labels of the fake device; the first is followed by a part's name.
 ACTIVATIONS, TEMPORARY = "activations: ", "temporary"
 
 #: Bytes of an optimizer's state for each parameter: two moments, in 8 bits or in float32; Prodigy keeps the
@@ -54,6 +54,8 @@ class StepFigures:
         backward: of the backward pass, with what checkpointing works out again, per sample.
         encoding: of the pictures' and captions' encoding, which caches spare, per sample; part of ``forward``
             without them.
+        uncounted: what has operations that are not in these figures, because this PyTorch's operators for it
+            are not known; nothing where they are right.
         moments: shape of a sample's VAE moments, if it has any.
         features: shape of a caption's features, if it has any.
     """
@@ -70,6 +72,7 @@ class StepFigures:
     forward: dict[str, float]
     backward: float
     encoding: float
+    uncounted: tuple[str, ...]
     moments: tuple[int, ...]
     features: tuple[int, ...]
 
@@ -97,7 +100,7 @@ class BlankSource:
         return self
 
 
-def measure_step(run: RunConfig, batch: int, processes: int = 1, validate: bool = True) -> StepFigures:
+def step_figures(run: RunConfig, batch: int, processes: int = 1, validate: bool = True) -> StepFigures:
     """Work out a step of a run with ``batch`` samples in a process.
 
     Args:
@@ -107,9 +110,9 @@ def measure_step(run: RunConfig, batch: int, processes: int = 1, validate: bool 
         validate: work out the validation losses too.
 
     Raises:
-        UserError: see ``outline_recipe``.
+        UserError: see ``make_meta_recipe``.
     """
-    return measure_recipe(outline_recipe(run), run, batch, processes, validate)
+    return recipe_figures(make_meta_recipe(run), run, batch, processes, validate)
 
 
 def picture_size(run: RunConfig) -> int:
@@ -128,7 +131,7 @@ def picture_size(run: RunConfig) -> int:
     return run.data.size
 
 
-def outline_recipe(run: RunConfig) -> Recipe:
+def make_meta_recipe(run: RunConfig) -> Recipe:
     """A run's recipe on the meta device; its examples are blank.
 
     Raises:
@@ -143,88 +146,87 @@ def outline_recipe(run: RunConfig) -> Recipe:
     pixels = torch.zeros(3, size, size, dtype=torch.uint8)
     # The judge's labels come from the world's rows.
     real = build_source(run.data) if run.recipe.kind == "judge" else None
-    ready = outline_models(run.recipe)
-    with ShadowDevice(), torch.device("meta"):
+    ready = make_meta_models(run.recipe)
+    with FakeDevice(), torch.device("meta"):
         return build_recipe(run, BlankSource(Example(CAPTION, pixels), real), **ready)
 
 
-def measure_recipe(
+def recipe_figures(
     recipe: Recipe, run: RunConfig, batch: int, processes: int = 1, validate: bool = True
 ) -> StepFigures:
-    """Work out a step of a recipe whose models have no values (see ``measure_step``)."""
-    shadow = ShadowDevice()
+    """Work out a step of a recipe whose models have no values (see ``step_figures``)."""
+    fake = FakeDevice()
     size = picture_size(run)
-    shadow.label = "batch"
-    pixels = shadow.blank(3, size, size, dtype=torch.uint8)
-    parts = make_ready(recipe, run.optimizer.checkpointing)
-    with shadow:
+    fake.label = "batch"
+    pixels = fake.blank(3, size, size, dtype=torch.uint8)
+    parts = train_and_freeze(recipe, run.optimizer.checkpointing)
+    with fake:
         owners = {
             module: name for name, part in reversed([*recipe.named_children()]) for module in part.modules()
         }
         trained = {id(p) for part in parts.values() for p in part.parameters()}
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in recipe.named_children()}
         names = {owners.get(part, name) for name, part in parts.items()}
-        shadow.place(recipe, lambda p: "trained weights" if id(p) in trained else "frozen weights")
+        fake.place(recipe, lambda p: "trained weights" if id(p) in trained else "frozen weights")
         parameters = [p for part in recipe.parts().values() for p in part.parameters()]
-        _keep_beside(parameters, run, shadow, processes)
-        moments, features, encoding = _encode(recipe, pixels, shadow)
-        given = _batch(pixels, moments if _cached(recipe) else None, batch, shadow)
-        shadow.reset_peak()
+        _keep_beside(parameters, run, fake, processes)
+        moments, features, encoding = _encode(recipe, pixels, fake)
+        given = _batch(pixels, moments if _cached(recipe) else None, batch, fake)
+        fake.reset_peak()
         dtype = DTYPES.get(run.optimizer.mixed_precision)
-        with _labelled(owners, shadow):
+        with _labelled(owners, fake):
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 loss = recipe(given)["loss"]
-            activations, forward = _of_parts(shadow.live), _of_parts(shadow.flops)
-            shadow.flops.clear()
-            shadow.label = TEMPORARY
+            activations, forward = _of_parts(fake.live), _of_parts(fake.flops)
+            fake.flops.clear()
+            fake.label = TEMPORARY
             loss.backward()
-            backward = shadow.flops.total()
-        peak, at_peak = shadow.peak, shadow.at_peak
-        validation_peak = _validation_peak(recipe, shadow) if validate else 0
+            backward = fake.flops.total()
+        peak, at_peak = fake.peak, fake.at_peak
+        validation_peak = _validation_peak(recipe, fake) if validate else 0
     return StepFigures(
         batch=batch,
         peak=peak,
         at_peak={label: size for label, size in at_peak.items() if size},
         activations=activations,
         validation_peak=validation_peak,
-        largest_convolution=shadow.largest_convolution,
+        largest_convolution=fake.largest_convolution,
         parameters=sizes,
         trained=tuple(sorted(names)),
         trained_parameters=sum(p.numel() for p in parameters),
         forward={name: count / batch for name, count in forward.items()},
         backward=backward / batch,
         encoding=encoding,
+        uncounted=(*miscounted_in_plans(), *sorted(fake.operations.uncounted)),
         moments=() if moments is None else tuple(moments.shape[1:]),
         features=() if features is None else tuple(features.shape[1:]),
     )
 
 
-def make_ready(recipe: Recipe, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:
+def train_and_freeze(recipe: Recipe, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:
     """Train the parts, freeze the rest, as the training loop does before its first step."""
     parts = recipe.train_parts(checkpointing)
     recipe.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return parts
 
 
-def _keep_beside(
-    parameters: list[nn.Parameter], run: RunConfig, shadow: ShadowDevice, processes: int
-) -> None:
+def _keep_beside(parameters: list[nn.Parameter], run: RunConfig, fake: FakeDevice, processes: int) -> None:
     """Take the memory of what stays from step to step beside the weights."""
-    shadow.label = "moving average"
-    shadow.kept = [AveragedWeights(parameters, run.optimizer.ema_decay)]
-    shadow.label = "optimizer states"
-    shadow.kept += [
-        shadow.blank(p.numel(), STATE_BYTES[run.optimizer.name], dtype=torch.uint8) for p in parameters
+    fake.label = "moving average"
+    fake.kept = [AveragedWeights(parameters, run.optimizer.ema_decay)]
+    fake.label = "optimizer states"
+    fake.kept += [
+        fake.blank(p.numel(), STATE_BYTES[run.optimizer.name], dtype=torch.uint8) for p in parameters
     ]
     if processes > 1:
-        shadow.label = "buckets of gradients"
-        shadow.kept += [torch.zeros_like(p) for p in parameters]
+        fake.label = "buckets of gradients"
+        fake.kept += [torch.zeros_like(p) for p in parameters]
     for parameter in parameters:
         if run.optimizer.accumulation > 1:  # the first micro-batch leaves them to the next
-            shadow.label = "gradients"
+            fake.label = "gradients"
             parameter.grad = torch.zeros_like(parameter)
         else:
-            parameter.register_post_accumulate_grad_hook(lambda p: shadow.relabel(p.grad, "gradients"))
+            parameter.register_post_accumulate_grad_hook(lambda p: fake.relabel(p.grad, "gradients"))
 
 
 def _cached(recipe: Recipe) -> bool:
@@ -232,41 +234,39 @@ def _cached(recipe: Recipe) -> bool:
 
 
 @torch.no_grad()
-def _encode(
-    recipe: Recipe, pixels: Tensor, shadow: ShadowDevice
-) -> tuple[Tensor | None, Tensor | None, float]:
+def _encode(recipe: Recipe, pixels: Tensor, fake: FakeDevice) -> tuple[Tensor | None, Tensor | None, float]:
     """Moments and features of one sample, and the operations of encoding them.
 
     A cache in the recipe is filled on the way.
     """
     if not isinstance(recipe, DenoisingRecipe):
         return None, None, 0.0
-    shadow.label = "encoding"
+    fake.label = "encoding"
     moments = encode_moments(recipe.vae, pixels[None].float())
     features = recipe.text_features([CAPTION])
-    operations = shadow.flops.total()
+    operations = fake.flops.total()
     recipe.text_features([""])  # what dropped captions become
     return moments, features, operations
 
 
-def _batch(pixels: Tensor, moments: Tensor | None, count: int, shadow: ShadowDevice) -> Batch:
-    shadow.label = "batch"
+def _batch(pixels: Tensor, moments: Tensor | None, count: int, fake: FakeDevice) -> Batch:
+    fake.label = "batch"
     return Batch(
         pixels=pixels.expand(count, -1, -1, -1).clone() if moments is None else None,
         moments=None if moments is None else moments.expand(count, -1, -1, -1).clone(),
         captions=[CAPTION] * count,
-        features=None,
+        prepared_text=None,
         indices=list(range(count)),
         generators=[torch.Generator().manual_seed(i) for i in range(count)],
     )
 
 
 @contextmanager
-def _labelled(owners: dict[nn.Module, str], shadow: ShadowDevice) -> Iterator[None]:
+def _labelled(owners: dict[nn.Module, str], fake: FakeDevice) -> Iterator[None]:
     """Label memory and operations by the part whose code runs, as long as nobody sets another label."""
     stack = ["loss"]
-    shadow.label = ACTIVATIONS + "loss"
-    shadow.flops.clear()
+    fake.label = ACTIVATIONS + "loss"
+    fake.flops.clear()
 
     def enter(module: nn.Module, _: Any) -> None:
         stack.append(owners.get(module, stack[-1]))
@@ -277,8 +277,8 @@ def _labelled(owners: dict[nn.Module, str], shadow: ShadowDevice) -> Iterator[No
         relabel()
 
     def relabel() -> None:
-        if shadow.label != TEMPORARY:  # a checkpoint runs modules again in the backward pass
-            shadow.label = ACTIVATIONS + stack[-1]
+        if fake.label != TEMPORARY:  # a checkpoint runs modules again in the backward pass
+            fake.label = ACTIVATIONS + stack[-1]
 
     handles = [
         all_modules.register_module_forward_pre_hook(enter),
@@ -299,10 +299,10 @@ def _of_parts(counts: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def _validation_peak(recipe: Recipe, shadow: ShadowDevice) -> int:
+def _validation_peak(recipe: Recipe, fake: FakeDevice) -> int:
     for parameter in recipe.parameters():
         parameter.grad = None
-    shadow.label = TEMPORARY
-    shadow.reset_peak()
+    fake.label = TEMPORARY
+    fake.reset_peak()
     recipe.eval().validate()
-    return shadow.peak
+    return fake.peak

@@ -59,17 +59,17 @@ CHINESE_CLIPS = {
 }
 
 
-def outline_models(config: RecipeConfig) -> dict[str, Any]:
+def make_meta_models(config: RecipeConfig) -> dict[str, Any]:
     """The models that a recipe would load, on the meta device, by the recipe's argument.
 
     Raises:
         UserError: a model is neither here nor known, nor does the hub give its configuration.
     """
     makers: dict[str, Callable[[str], Any]] = {
-        "backbone": outline_backbone,
-        "native_text_encoder": outline_native_text_encoder,
-        "vae": lambda source: _outline_part("vae", source),
-        "text_encoder": lambda source: _outline_part("text_encoder", source),
+        "backbone": make_meta_backbone,
+        "native_text_encoder": make_meta_native_text_encoder,
+        "vae": lambda source: _make_part("vae", source),
+        "text_encoder": lambda source: _make_part("text_encoder", source),
     }
     return {
         name: make(source)
@@ -78,7 +78,7 @@ def outline_models(config: RecipeConfig) -> dict[str, Any]:
     }
 
 
-def outline_backbone(source: str) -> Backbone:
+def make_meta_backbone(source: str) -> Backbone:
     """An SD1.5 model from a file, a folder or a hub name; none of its values is read."""
     path = Path(source)
     if path.is_file():
@@ -93,7 +93,7 @@ def outline_backbone(source: str) -> Backbone:
     return Backbone(tokenizer=clip_tokenizer(), scheduler=make_scheduler("DPM++ 2M"), **built)
 
 
-def outline_native_text_encoder(source: str) -> NativeTextEncoder:
+def make_meta_native_text_encoder(source: str) -> NativeTextEncoder:
     """A native text encoder from a folder, a file of cn_clip or a hub name; none of its values is read."""
     from transformers import AutoConfig, ChineseCLIPTextConfig
 
@@ -117,7 +117,7 @@ def outline_native_text_encoder(source: str) -> NativeTextEncoder:
     return _native(AutoConfig.from_pretrained(folder), load_tokenizer(folder))
 
 
-def _outline_part(name: str, source: str) -> Any:
+def _make_part(name: str, source: str) -> Any:
     config = read_json(_configurations(source) / "config.json")
     # A CLIP's folder keeps both encoders' configurations; the text part is taken.
     return _part(name, Parts({}, {name: config.get("text_config", config)}), source)

@@ -9,7 +9,7 @@ from ..config import RunConfig
 from ..data.source import Source
 from ..errors import UserError
 from ..training.recipes.build import build_source
-from .fake_step import STATE_BYTES, StepFigures, measure_step
+from .fake_step import STATE_BYTES, StepFigures, step_figures
 
 GIB = 2**30
 
@@ -75,7 +75,7 @@ class Plan:
             would.
         samples: of the corpus.
         captions: different captions, as far as they are kept in memory.
-        flops: operations for a sample as configured.
+        flops: operations for a sample as configured; None where they cannot be counted.
         flops_from_caches: with cached moments and features; None where nothing can be cached.
         run_samples: drawn in the whole run.
         disk: bytes of the whole corpus's caches, and of one saved state, by name.
@@ -88,7 +88,7 @@ class Plan:
     fit: Fit | None
     samples: int
     captions: int
-    flops: float
+    flops: float | None
     flops_from_caches: float | None
     run_samples: int
     disk: dict[str, int]
@@ -136,17 +136,33 @@ def make_plan(run: RunConfig, machine: Machine, samples: int | None = None) -> P
             " --gpus"
         )
     count, captions = _corpus(run, samples)
-    step = measure_step(run, micro, machine.gpus)
+    step = step_figures(run, micro, machine.gpus)
     memory = _memory(run, step, machine, captions)
     fit = None if sum(memory.values()) <= machine.memory * GIB else _find_fit(run, machine, step, captions)
-    encoding = step.encoding if run.recipe.kind not in _NEVER_CACHED else 0.0
-    online = sum(step.forward.values()) + step.backward
-    cached = bool(getattr(run.recipe, "cache", False))
+    flops, flops_from_caches = _operations(run, step)
     return Plan(
-        step, machine, config.accumulation, memory, fit, count, captions, online,
-        (online if cached else online - encoding) if encoding else None, config.steps * config.batch_size,
-        _disk(step, count, STATE_BYTES[config.name]),
-    )  # fmt: skip
+        step=step,
+        machine=machine,
+        accumulation=config.accumulation,
+        memory=memory,
+        fit=fit,
+        samples=count,
+        captions=captions,
+        flops=flops,
+        flops_from_caches=flops_from_caches,
+        run_samples=config.steps * config.batch_size,
+        disk=_disk(step, count, STATE_BYTES[config.name]),
+    )
+
+
+def _operations(run: RunConfig, step: StepFigures) -> tuple[float | None, float | None]:
+    """For a sample, as configured and from caches; None where they are not known or there are no caches."""
+    if step.uncounted:
+        return None, None
+    online = sum(step.forward.values()) + step.backward
+    if not step.encoding or run.recipe.kind in _NEVER_CACHED:
+        return online, None
+    return online, online if getattr(run.recipe, "cache", False) else online - step.encoding
 
 
 def _corpus(run: RunConfig, samples: int | None) -> tuple[int, int]:
@@ -187,7 +203,7 @@ def _find_fit(run: RunConfig, machine: Machine, given: StepFigures, captions: in
         micro = smaller[middle]
         optimizer = run.optimizer.model_copy(update={"accumulation": of_gpu // micro})
         changed = run.model_copy(update={"optimizer": optimizer})
-        memory = sum(_memory(changed, measure_step(changed, micro, machine.gpus), machine, captions).values())
+        memory = sum(_memory(changed, step_figures(changed, micro, machine.gpus), machine, captions).values())
         if memory <= machine.memory * GIB:
             fit, low = Fit(micro, of_gpu // micro, memory), middle + 1
         else:

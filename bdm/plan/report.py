@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .plan import GIB, Plan
 
 _RULE = "-" * 72
@@ -11,9 +13,7 @@ _RULE = "-" * 72
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """All figures: bytes, seconds, operations and the price's currency."""
-    speeds = {"as_configured": plan.flops} | (
-        {"from_caches": plan.flops_from_caches} if plan.flops_from_caches else {}
-    )
+    speeds = {"as_configured": plan.flops, "from_caches": plan.flops_from_caches}
     return {
         "parameters": plan.step.parameters,
         "trained": list(plan.step.trained),
@@ -33,6 +33,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
             "backward": plan.step.backward,
             "encoding": plan.step.encoding,
             "total": plan.flops,
+            "not_counted": list(plan.step.uncounted),
         },
         "samples": plan.samples,
         "run_samples": plan.run_samples,
@@ -45,6 +46,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
                 "cost_of_one_pass": plan.cost(plan.days(plan.samples, flops)),
             }
             for name, flops in speeds.items()
+            if flops
         },
         "disk": plan.disk,
     }
@@ -111,6 +113,11 @@ def _memory(plan: Plan) -> list[str]:
 
 def _speed(plan: Plan) -> list[str]:
     machine = plan.machine
+    if plan.flops is None:
+        return [
+            f"operations, time and cost: not counted, because PyTorch {torch.__version__} has operators that"
+            f" are not known here ({', '.join(plan.step.uncounted)})"
+        ]
     lines = ["operations for a sample (a multiplication with its addition counts as two)"]
     lines += [_row(f"  forward: {name}", _operations(count)) for name, count in plan.step.forward.items()]
     lines.append(_row("  backward", _operations(plan.step.backward)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats.checkpoint import load_controlnet
-from ..method.bridge import add_residuals, check_fit, check_window, in_window
+from ..method.clock import StepClock, Steps, check_window, in_window
+from ..method.residuals import add_residuals, check_fit
 from .control_images import annotate as annotate
 from .control_images import canny_edges as canny_edges
 from .control_images import control_tensor as control_tensor
@@ -29,12 +30,12 @@ class ControlCondition:
 
     Attributes:
         pictures: (k, 3, H, W) in [0, 1]; one for all prompts, or one for each.
-        steps: gives the number of steps T once the pipeline knows it.
+        steps: gives the number of steps T, or the timesteps, once the pipeline knows it.
         images_per_prompt: consecutive samples that share a prompt.
     """
 
     pictures: Tensor
-    steps: Callable[[], int]
+    steps: Steps
     images_per_prompt: int = 1
 
 
@@ -56,7 +57,7 @@ class ControlNetHook(ModelHook):
         self.controlnet = controlnet
         self.scale, self.start, self.end = scale, start, end
         self._condition: ControlCondition | None = None
-        self._calls = 0
+        self._clock = StepClock(None)
 
     def attach(self, unet: Any, name: str) -> None:
         """Put the hook on a UNet.
@@ -89,7 +90,7 @@ class ControlNetHook(ModelHook):
     @contextmanager
     def condition(self, condition: ControlCondition) -> Iterator[None]:
         """Everything the UNet computes inside the ``with`` block is controlled by ``condition``."""
-        self._condition, self._calls = condition, 0
+        self._condition, self._clock = condition, StepClock(condition.steps)
         try:
             yield
         finally:
@@ -102,11 +103,10 @@ class ControlNetHook(ModelHook):
         condition = self._condition
         if condition is None:
             return args, kwargs
-        step, self._calls = self._calls, self._calls + 1
-        if self.scale == 0.0 or not in_window(step, self.start, self.end, condition.steps):
-            return args, kwargs
         names = ("sample", "timestep", "encoder_hidden_states")
         sample, timestep, text = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(names))
+        if self.scale == 0.0 or not self._is_on(timestep):
+            return args, kwargs
         if (self.controlnet.device, self.controlnet.dtype) != (sample.device, sample.dtype):
             self.controlnet.to(sample.device, sample.dtype)  # the pipeline was moved after attaching
         down, middle = self.controlnet(
@@ -115,6 +115,11 @@ class ControlNetHook(ModelHook):
         )  # fmt: skip
         add_residuals(kwargs, down, middle, sample.dtype)
         return args, kwargs
+
+    def _is_on(self, timestep: Any) -> bool:
+        clock = self._clock
+        restricted = self.start > 0.0 or self.end < 1.0
+        return not restricted or in_window(clock.tick(timestep), clock.total, self.start, self.end)
 
     def _pictures(self, condition: ControlCondition, sample: Tensor) -> Tensor:
         """The condition pictures, one for each sample of the UNet's batch (guidance parts are stacked)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from ..errors import UserError
 from ..formats.identify import Kind
+from ..method.clock import Steps
 from .attachments import Attachments
 
 #: A plug-in's strengths by what they act on, such as "unet" and "text_encoder".
@@ -31,7 +32,7 @@ class PipelineCall:
     """
 
     control_images: Any = None
-    steps: Callable[[], int] = lambda: 1
+    steps: Steps = lambda: 1
     images_per_prompt: int = 1
     latents: tuple[int, int] | None = None
 

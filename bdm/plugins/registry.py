@@ -6,7 +6,7 @@ Names are unique, and whatever is detached leaves nothing behind.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import UserError
 from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from ..formats.weights import WEIGHT_SUFFIXES, resolve_folder
+from ..method.clock import Steps
 from .adapter import AdapterKind
 from .attachments import Attachments
 from .checkpoint import CheckpointKind
@@ -182,7 +183,7 @@ class Plugins:
         self,
         control_images: Any = None,
         strength: Mapping[str, float | tuple[float, float]] | None = None,
-        steps: Callable[[], int] = lambda: 1,
+        steps: Steps = lambda: 1,
         images_per_prompt: int = 1,
         latents: tuple[int, int] | None = None,
     ) -> Iterator[None]:

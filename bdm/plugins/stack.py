@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats.weights import is_finite
-from ..speed.packing import unpack_layers
 
 #: A weight's place: part of the pipeline and name of the parameter.
 Place = tuple[str, str]
@@ -55,10 +54,8 @@ class WeightStack:
 
     def base(self, part: str) -> dict[str, Tensor]:
         """The base weights of a part by name."""
-        unpack_layers(self._module(part))
-        return {
-            name: self._base.get((part, name), p.data) for name, p in self._module(part).named_parameters()
-        }
+        # The parameters themselves: their values are not asked for, which would unpack those that are packed.
+        return {name: self._base.get((part, name), p) for name, p in self._module(part).named_parameters()}
 
     @property
     def deltas(self) -> Mapping[str, WeightDelta]:
@@ -87,8 +84,6 @@ class WeightStack:
     @torch.no_grad()
     def _apply(self, deltas: dict[str, WeightDelta], places: set[Place], new: str | None = None) -> None:
         modules = {part: self._module(part) for part in {part for part, _ in places}}
-        for module in modules.values():
-            unpack_layers(module)  # in a step's callback they are packed
         parameters = {part: dict(module.named_parameters()) for part, module in modules.items()}
         for part, name in places:
             if name not in parameters[part]:

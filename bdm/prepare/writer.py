@@ -7,17 +7,21 @@ import json
 import os
 import tarfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ..files import write_json, writing_to
+from ..files import atomic_write, write_json, writing_to
 
 #: What a full disk leaves alone.
 STAYS = "whole shards stay"
+
+
+class Unpublished(Exception):
+    """A shard is given up."""
 
 
 class ShardWriter:
@@ -28,20 +32,22 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self.path = path
+        self._stack = ExitStack()
         self._places: list[list[int]] = []
 
     def __enter__(self) -> ShardWriter:
         with writing_to(self.path, STAYS):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._partial, "wb")
+            partial = self._stack.enter_context(atomic_write(self.path))
+            self._file = self._stack.enter_context(open(partial, "wb"))
             self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         return self
 
     def __exit__(self, *_: object) -> None:
+        end = Unpublished(f"{self.path} was not published")  # does nothing where it was
         with suppress(OSError):  # closing writes what is still buffered, and the disk may be full
-            self._file.close()
-        self._partial.unlink(missing_ok=True)
+            self._stack.__exit__(Unpublished, end, None)
 
     def add(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Append a sample."""
@@ -57,17 +63,18 @@ class ShardWriter:
             )
 
     def publish(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        """Sync and move into place, the table first.
+        """Move into place, the table first.
 
         The tar's presence with the size that stands there makes the shard whole.
         """
         with writing_to(self.path, STAYS):
             self._tar.close()
+            # A full disk says so before the table is there.
             self._file.flush()
             os.fsync(self._file.fileno())
             whole = {**table, "size": self._file.tell(), "places": self._places}
             write_json(self.path.with_suffix(".json"), whole, indent=None)
-            os.replace(self._partial, self.path)
+            self._stack.close()
         return whole
 
     def _member(self, name: str, content: bytes) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from .rows import Rows
 from .stand_in import stand_in
 
 
-
 @dataclass(frozen=True)
 class Approximation:
     """What a call leaves out. The defaults leave out nothing.
@@ -95,8 +94,9 @@ class GuidanceInterval:
 class ReusedOutputs:
     """Computes modules in every n-th step, and uses their outputs again in those between.
 
-    Calls of one step (the views of a panorama) each have outputs of their own. Outputs are used again only for the
-    same kind of work: a call with as many samples, for the same parts, with the branch on or off as then.
+    Calls of one step (the views of a panorama) each have outputs of their own. Outputs are used again only
+    for the same kind of work: a call with as many samples, for the same parts, with the branch on or off as
+        then.
     Modules that something else is on are computed in every step.
 
     Args:

@@ -7,7 +7,7 @@ from ..method.bridge import Bridge as PaperBridge
 from ..method.step import StepHelper
 from .approximate import EXACT, Approximation, helpers_of
 from .folding import FoldedEnlargements
-from .sharing import KeptProjections, SharedRows
+from .sharing import UNKNOWN, KeptProjections, SharedRows, Vouched
 
 
 class Bridge(PaperBridge):
@@ -15,13 +15,10 @@ class Bridge(PaperBridge):
 
     Args:
         branch: the branch; bridges of several UNets may share one.
-        share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``); the picture
-            is the same. False runs the paper's method and nothing else.
+        share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``); the
+            picture is the same. False runs the paper's method and nothing else.
         approximation: work to leave out although the picture changes.
-        same_latents: the pipeline stacks the same latents for both halves, by construction. Where nobody vouches
-            for that, halves are compared on the CPU, and nothing is shared elsewhere.
-        undisturbed: nobody's code runs between the steps, no callback and no hook; only then is anything kept
-            from one step to the next.
+        vouched: what the pipeline that draws vouches for.
 
     Example:
         >>> bridge = bdm.Bridge(branch).attach(pipe.unet)
@@ -35,23 +32,16 @@ class Bridge(PaperBridge):
         branch: BranchModel,
         share: bool = True,
         approximation: Approximation = EXACT,
-        *,
-        same_latents: bool = False,
-        undisturbed: bool = False,
+        vouched: Vouched = UNKNOWN,
     ) -> None:
         # What leaves out half of a batch comes first: what is left cannot be shared.
         helpers = helpers_of(approximation)
         if share:
-            helpers += exact_helpers(same_latents, undisturbed)
+            helpers += exact_helpers(vouched)
         super().__init__(branch, helpers)
 
 
-def exact_helpers(same_latents: bool, undisturbed: bool) -> list[StepHelper]:
-    """All savings that leave the picture as it is.
-
-    Args:
-        same_latents: both halves of a guided step are given the same latents.
-        undisturbed: nobody's code runs between the steps: what a step kept holds in the next.
-    """
-    shared = SharedRows(same_latents, undisturbed)
-    return [shared, KeptProjections(), FoldedEnlargements()] if undisturbed else [shared]
+def exact_helpers(vouched: Vouched) -> list[StepHelper]:
+    """All savings that leave the picture as it is."""
+    shared = SharedRows(vouched)
+    return [shared, KeptProjections(), FoldedEnlargements()] if vouched.undisturbed else [shared]

@@ -71,8 +71,8 @@ def enlarge_and_convolve(x: Tensor, kernels: list[Tensor], bias: Tensor | None) 
 class FoldedUpsampling:
     """Computes an ``Upsample2D`` folded wherever that is exact and faster, else as its class does.
 
-    Kernels are folded from the live weight when it is first met, and kept until somebody asks for the weight's
-    values (see ``bdm.speed.watched``).
+    Kernels are folded from the live weight when it is first met, and kept until somebody asks for the
+    weight's values (see ``bdm.speed.watched``).
 
     Args:
         pack: keep the kernels in the form that the CPU computes with (see ``bdm.speed.packing``).
@@ -135,9 +135,14 @@ class FoldedUpsampling:
         self._kernels, self._gave_up = None, True
 
     def _fits(self, module: Any, x: Tensor) -> bool:
-        """A plain enlargement by two before a plain 3x3 convolution on the CPU, measured to be faster folded."""
+        """A plain enlargement by two before a plain 3x3 convolution, large enough to be faster folded."""
         convolution = getattr(module, "conv", None)
-        if convolution is None or class_of(convolution) is not nn.Conv2d or module.norm is not None or not module.interpolate:
+        if (
+            convolution is None
+            or class_of(convolution) is not nn.Conv2d
+            or module.norm is not None
+            or not module.interpolate
+        ):
             return False
         if not _is_plain_3x3(convolution) or not is_known(convolution):
             return False
@@ -154,7 +159,9 @@ def _is_plain_3x3(convolution: nn.Conv2d) -> bool:
     shape = (convolution.kernel_size, convolution.padding, convolution.stride, convolution.dilation)
     whole = convolution.groups == 1 and convolution.padding_mode == "zeros"
     # A shape that stands for a GPU's weight (see ``bdm.plan``) is no weight.
-    return whole and shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and not isinstance(convolution.weight, FakeTensor)
+    return (
+        whole and shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and not isinstance(convolution.weight, FakeTensor)
+    )
 
 
 def fold_layers(

@@ -1,7 +1,8 @@
 """oneDNN's kernels on packed weights: PyTorch's private operators, tried before they are relied on.
 
-PyTorch stores a convolution's weight as (O, I, kh, kw) and oneDNN computes with blocks of channels, so every call
-of an ordinary layer rearranges its weight first. These operators take a weight that has been rearranged once.
+PyTorch stores a convolution's weight as (O, I, kh, kw) and oneDNN computes with blocks of channels, so every
+call of an ordinary layer rearranges its weight first. These operators take a weight that has been rearranged
+once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def convolution_settings(convolution: nn.Conv2d) -> ConvolutionSettings:
 
 
 def pack_kernel(weight: Tensor, settings: ConvolutionSettings, shape: torch.Size) -> Tensor:
-    """A convolution's weight (O, I, kh, kw) in blocks chosen for inputs of ``shape``; others give the same."""
+    """A convolution's weight (O, I, kh, kw) in blocks chosen for ``shape``; other inputs give the same."""
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *settings, list(shape))
 
 

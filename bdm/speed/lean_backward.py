@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -110,7 +109,7 @@ class FrozenUpsampling(FoldedUpsampling):
 
 
 class _ActivatedNorms:
-    """The normalisations of a residual block, each with the SiLU behind it as one, keeping the input alone."""
+    """The normalisations of a residual block, each with its SiLU as one, keeping the input alone."""
 
     def __init__(self) -> None:
         self._done: Tensor | None = None
@@ -119,8 +118,8 @@ class _ActivatedNorms:
         """The activated result, which the activation itself then lets pass."""
         if not _keeps_too_much(x):
             return plain(layer, x)
-        self._done = _recomputed(lambda value: functional.silu(plain(layer, value)), x)
-        return self._done
+        done = self._done = _recomputed(lambda value: functional.silu(plain(layer, value)), x)
+        return done
 
     def activate(self, layer: Any, plain: Any, x: Tensor) -> Tensor:
         """The tensor itself where it has been activated already."""
@@ -164,7 +163,11 @@ def lean_backward(model: nn.Module) -> Iterator[None]:
         for module in list(model.modules()):
             if not is_known(module):
                 continue
-            if type(module) is nn.Conv2d and module.padding_mode == "zeros" and module.padding not in _BY_NAME:
+            if (
+                type(module) is nn.Conv2d
+                and module.padding_mode == "zeros"
+                and module.padding not in _BY_NAME
+            ):
                 stand_in(stack, module, _convolve_frozen)
             elif type(module) is GEGLU:
                 stand_in(stack, module, _gate_frugally)

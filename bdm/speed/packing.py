@@ -1,9 +1,10 @@
 """Weights kept in the form that the CPU's kernels compute with, between ``pipe.optimize()`` and ``undo()``.
 
-Rearranging a weight for oneDNN takes as long as the convolution where pictures are small; here it is done once.
-Activations go through convolutions with the channels last, which the kernels read fastest and attention needs
-anyway. Memory holds every weight once: its parameter has none while it is packed, and whoever asks for its values
-finds it whole (see ``bdm.speed.watched``), after which its layer computes as before. Values are moved, never rounded.
+Rearranging a weight for oneDNN takes as long as the convolution where pictures are small; here it is done
+once. Activations go through convolutions with the channels last, which the kernels read fastest and attention
+needs anyway. Memory holds every weight once: its parameter has none while it is packed, and whoever asks for
+its values finds it whole (see ``bdm.speed.watched``), after which its layer computes as before. Values are
+moved, never rounded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from .watched import WatchedParameter, end_watch, watch
 
 logger = logging.getLogger("bdm")
 
-#: Fewer weights gain nothing by being packed: of a convolution, of a linear layer (if it has more than a few rows).
+#: Fewer weights gain nothing by being packed: of a convolution, of a linear layer (if it has more than a few
+#: rows).
 LEAST_CONVOLUTION, LEAST_LINEAR, LEAST_ROWS = 10_000, 1_000_000, 16
 #: Ends of the names of layers that read nothing but the text.
 TEXT_PROJECTIONS = (".attn2.to_k", ".attn2.to_v")
@@ -78,8 +80,9 @@ class PackedWeight:
 class PackedLayer:
     """Computes for a convolution or a linear layer with its packed weight.
 
-    A convolution of single pixels is a linear layer of their channels. Without enough weights to gain by packing it
-    multiplies by the weight as it is, which is still several times as fast as calling oneDNN for few pixels.
+    A convolution of single pixels is a linear layer of their channels. Without enough weights to gain by
+    packing it multiplies by the weight as it is, which is still several times as fast as calling oneDNN for
+    few pixels.
     """
 
     def __init__(self) -> None:
@@ -140,7 +143,11 @@ class PackedLayer:
     def bytes(self) -> int:
         """Size of the weight that is packed now."""
         held = self._held
-        return held.weight.numel() * held.weight.element_size() if held is not None and held.packed is not None else 0
+        return (
+            held.weight.numel() * held.weight.element_size()
+            if held is not None and held.packed is not None
+            else 0
+        )
 
     def undo(self) -> None:
         """Give the weight back."""
@@ -170,7 +177,7 @@ def is_pixelwise(layer: nn.Module) -> bool:
 
 
 def packable(model: nn.Module) -> list[nn.Module]:
-    """The layers of a network that gain, but for convolutions behind enlargements (see ``bdm.speed.folding``)."""
+    """The layers of a network that gain, without convolutions behind enlargements (``bdm.speed.folding``)."""
     folded = {
         id(module.conv)
         for module in model.modules()

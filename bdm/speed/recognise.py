@@ -35,7 +35,7 @@ _KNOWN_ARGUMENTS = {
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether a module computes what its class says: no foreign hook, wrapper, quantised or inference weight."""
+    """Whether a module computes what its class says: nobody else's hook, wrapper or kind of weight."""
     return (
         type(module).__module__.startswith(_KNOWN_ROOMS)
         and "forward" not in vars(module)
@@ -53,9 +53,15 @@ def hooks_are_ours(module: nn.Module) -> bool:
 
 def all_known(modules: Iterable[nn.Module]) -> bool:
     """Whether all modules are known and in evaluation, and no hook is hung on every module there is."""
-    everywhere = (all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks)
     parts = (part for module in modules for part in module.modules())
-    return not any(everywhere) and all(is_known(part) and not part.training for part in parts)
+    return not _hooked_everywhere() and all(is_known(part) and not part.training for part in parts)
+
+
+def _hooked_everywhere() -> bool:
+    """Whether a hook of unknown purpose is hung on every module; torch's own (of counters) only look on."""
+    hooks = [*all_modules._global_forward_hooks.values(), *all_modules._global_forward_pre_hooks.values()]
+    owners = [type(getattr(hook, "__self__", hook)) for hook in hooks]
+    return not all(owner.__module__.startswith("torch.utils.") for owner in owners)
 
 
 def own_weights(module: nn.Module) -> list[nn.Parameter]:

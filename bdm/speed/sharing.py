@@ -1,44 +1,67 @@
 """Work that a guided step of a bilingual model would do twice, done once; the picture stays the same.
 
-A guided pipeline stacks its batch as [negative, positive] over the same latents. Where both halves of a row also have
-the same English condition (always with "" and ""), the backbone's input, encoder and middle block see equal rows: they
-run on the distinct ones, and their results are repeated for the decoder, where the branch makes the halves differ. Of
-the branch, whose halves do differ in text, the part before the first cross-attention is shared in the same way. Keys
-and values of cross-attentions depend on the text alone and are kept from step to step.
+A guided pipeline stacks its batch as [negative, positive] over the same latents. Where both halves of a row
+also have the same English condition (always with "" and ""), the backbone's input, encoder and middle block
+see equal rows: they run on the distinct ones, and their results are repeated for the decoder, where the
+branch makes the halves differ. Of the branch, whose halves do differ in text, the part before the first
+cross-attention is shared in the same way. Keys and values of cross-attentions depend on the text alone and
+are kept from step to step.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..method.condition import GUIDED
-from ..method.parts import version_of
 from ..method.step import UNetCall
 from .recognise import all_known, call_is_known, computes_plainly, hooks_are_ours, is_known
 from .rows import DistinctRows, Rows
 from .stand_in import stand_in
 
 
+@dataclass(frozen=True)
+class Vouched:
+    """What a pipeline vouches for, by construction.
+
+    Of a pipeline that is not known, nobody vouches for anything.
+
+    Attributes:
+        same_latents: both halves of a guided step are given the same latents.
+        same_texts: nobody writes into the text features between the steps.
+        undisturbed: nobody's code runs between the steps, no callback and no hook, so that what was known or
+            kept in one holds in the next.
+    """
+
+    same_latents: bool = False
+    same_texts: bool = False
+    undisturbed: bool = False
+
+
+#: A pipeline of which nothing is known.
+UNKNOWN = Vouched()
+
+
 class SharedRows:
     """Runs encoder, middle block and the branch's beginning once for equal halves of a guided step.
 
+    What nobody vouches for is looked at in each step where that costs nothing, on the CPU; on other devices
+    it would wait for all work before, so the plain way is taken there.
+
     Args:
-        same_latents: the pipeline stacks the same latents twice, by construction. Else halves are compared
-            where that costs nothing, on the CPU.
-        undisturbed: nobody's code runs between the steps, so that what was known of the networks in the first
-            holds in all. Else it is looked at in each.
+        vouched: what the pipeline vouches for.
     """
 
-    def __init__(self, same_latents: bool = False, undisturbed: bool = False) -> None:
-        self._same_latents, self._undisturbed = same_latents, undisturbed
+    def __init__(self, vouched: Vouched = UNKNOWN) -> None:
+        self._vouched = vouched
         self._encoder, self._prefix = DistinctRows(), DistinctRows()
         self._networks: tuple[Any, Any] | None = None
         self._known: bool | None = None
-        self._text: tuple[Tensor, int | None, Rows | None, Tensor | None] | None = None
+        self._text: tuple[Tensor, Rows | None, Tensor | None] | None = None
 
     def hang(self, stack: ExitStack, unet: Any, branch: Any) -> None:
         """Hook the backbone's encoder and the branch's text-free beginning."""
@@ -70,12 +93,12 @@ class SharedRows:
         unet, branch = self._networks
         if not call_is_known(call) or not computes_plainly(call.sample, unet, branch):
             return False
-        if self._known is None or not self._undisturbed:
+        if self._known is None or not self._vouched.undisturbed:
             self._known = hooks_are_ours(unet) and all_known((*_encoder_of(unet), *_prefix_of(branch)))
         return self._known
 
     def _halves_are_equal(self, latents: Tensor) -> bool:
-        if self._same_latents:
+        if self._vouched.same_latents:
             return True
         if latents.device.type != "cpu":
             return False
@@ -83,13 +106,14 @@ class SharedRows:
         return torch.equal(latents[:half], latents[half:])
 
     def _rows_of(self, text: Tensor) -> tuple[Rows | None, Tensor | None]:
-        """The distinct rows of text features and their selection; compared once for each tensor."""
-        version = version_of(text)
+        """The distinct rows of text features and their selection; once for a tensor that stays as it is."""
         kept = self._text
-        if kept is None or kept[0] is not text or version is None or kept[1] != version:
+        if not self._vouched.same_texts and text.device.type != "cpu":
+            return None, None
+        if kept is None or kept[0] is not text or not self._vouched.same_texts:
             rows = _distinct(text)
-            kept = self._text = (text, version, rows, None if rows is None else rows.select(text))
-        return kept[2], kept[3]
+            kept = self._text = (text, rows, None if rows is None else rows.select(text))
+        return kept[1], kept[2]
 
 
 class KeptProjections:
@@ -133,7 +157,9 @@ class _KeptProjection:
 def _text_projections(name: str, attention: Any) -> list[nn.Module]:
     if not name.endswith(".attn2"):
         return []
-    return [layer for layer in (attention.to_k, attention.to_v) if type(layer) is nn.Linear and is_known(layer)]
+    return [
+        layer for layer in (attention.to_k, attention.to_v) if type(layer) is nn.Linear and is_known(layer)
+    ]
 
 
 def _encoder_of(unet: Any) -> list[nn.Module]:

@@ -1,12 +1,13 @@
 """Classes that stand in for a module's own for a while, with another way to compute the same.
 
-A module's class is exchanged, not its ``forward``: then whoever wraps ``forward`` before is seen and let alone, who
-wraps it later (accelerate's offload, peft) wraps ours, copies and pickles of the module are of its own class, and
-all of that comes off in any order.
+A module's class is exchanged, not its ``forward``: then whoever wraps ``forward`` before is seen and let
+alone, who wraps it later (accelerate's offload, peft) wraps ours, copies and pickles of the module are of its
+own class, and all of that comes off in any order.
 """
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
@@ -27,19 +28,11 @@ class StandIn:
 
     own: type[nn.Module]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the stand-in computes, or the module's own where it has been taken off meanwhile."""
-        state = vars(self).get(_STATE)
-        plain: Any = self.own.forward
-        if state is None:
-            return plain(self, *args, **kwargs)
-        return state(self, plain, *args, **kwargs)
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are plain modules."""
-        build, args, state, *rest = super().__reduce_ex__(protocol)
-        args = tuple(self.own if argument is type(self) else argument for argument in args)
-        return build, args, {name: value for name, value in state.items() if name != _STATE}, *rest
+        reduced: Any = super().__reduce_ex__(protocol)
+        state = {name: value for name, value in reduced[2].items() if name != _STATE}
+        return copyreg._reconstructor, (self.own, object, None), state  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def stand_in(stack: ExitStack, module: nn.Module, compute: Callable[..., Any]) -> None:
@@ -66,7 +59,15 @@ def stand_in(stack: ExitStack, module: nn.Module, compute: Callable[..., Any]) -
 
 @cache
 def _stand_in_class(own: type[nn.Module]) -> type[nn.Module]:
-    return type(own.__name__, (StandIn, own), {"own": own, "__module__": __name__, "__doc__": own.__doc__})
+    plain: Any = own.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # A wrapper may still hold this method when the stand-in has been taken off.
+        compute = vars(self).get(_STATE)
+        return plain(self, *args, **kwargs) if compute is None else compute(self, plain, *args, **kwargs)
+
+    body = {"own": own, "forward": forward, "__module__": __name__, "__doc__": own.__doc__}
+    return type(own.__name__, (StandIn, own), body)
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

@@ -1,10 +1,10 @@
 """Parameters that tell when anybody asks for their values.
 
-What is worked out from a weight and kept (a packed or folded kernel) is right as long as nobody has written to the
-weight, and PyTorch counts no writing through ``.data`` or an alias. So a weight that something was kept of is watched
-instead: whatever operation, property or method asks for more than its shape, dtype or device ends the watch first,
-and with it what was kept. Since an alias may be written to later, a weight that was asked for is not watched again
-until somebody says that it may be.
+What is worked out from a weight and kept (a packed or folded kernel) is right as long as nobody has written
+to the weight, and PyTorch counts no writing through ``.data`` or an alias. So a weight that something was
+kept of is watched instead: whatever operation, property or method asks for more than its shape, dtype or
+device ends the watch first, and with it what was kept. Since an alias may be written to later, a weight that
+was asked for is not watched again until somebody says that it may be.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _WATCHER = "_bdm_watcher"
 _ENDING = threading.RLock()
 
 
-def _getter(name: str) -> Any:
-    return getattr(Tensor, name).__get__
-
-
 #: What needs no values, so that it may be asked of a watched weight.
-_HARMLESS = {
-    *map(
-        _getter,
-        ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "grad", "grad_fn", "is_leaf", "is_meta",
-         "is_cpu", "is_cuda", "is_quantized", "is_sparse", "is_mkldnn", "is_nested"),
-    ),
-    Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.is_floating_point,
-    Tensor.is_complex, Tensor.is_inference, Tensor.__len__, Tensor.requires_grad_, Tensor.requires_grad.__set__,
-}  # fmt: skip
+_PROPERTIES = (
+    "shape", "dtype", "device", "layout", "ndim", "requires_grad", "grad", "grad_fn", "is_leaf", "is_meta",
+    "is_cpu", "is_cuda", "is_quantized", "is_sparse", "is_mkldnn", "is_nested",
+)  # fmt: skip
+_METHODS = (
+    "size", "dim", "numel", "nelement", "element_size", "is_floating_point", "is_complex", "is_inference",
+    "__len__", "requires_grad_",
+)  # fmt: skip
+_HARMLESS: set[Any] = {
+    *(getattr(Tensor, name).__get__ for name in _PROPERTIES),
+    *(getattr(Tensor, name) for name in _METHODS),
+    vars(torch._C.TensorBase)["requires_grad"].__set__,
+}
 
 
 class WatchedParameter(nn.Parameter):
@@ -56,7 +56,8 @@ class WatchedParameter(nn.Parameter):
 
     def __deepcopy__(self, memo: Any) -> nn.Parameter:
         end_watch(self)
-        return nn.Parameter.__deepcopy__(self, memo)
+        copy: Any = nn.Parameter.__deepcopy__(self, memo)
+        return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         end_watch(self)
@@ -82,7 +83,7 @@ def end_watch(parameter: Tensor) -> None:
     if type(parameter) is WatchedParameter:
         with _ENDING:
             ended = vars(parameter).pop(_WATCHER, None)
-            parameter.__class__ = nn.Parameter
+            parameter.__class__ = nn.Parameter  # pyright: ignore[reportAttributeAccessIssue]
             if ended is not None:
                 ended()
 

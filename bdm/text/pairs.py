@@ -33,7 +33,7 @@ class TextPairs:
         return TextPairs(_take(self.positive, indices), _take(self.negative, indices))
 
     def chunks(self, count: Callable[[str], int]) -> list[int]:
-        """Chunks of each pair's longer text, to which the other is padded; 0 where only features are given."""
+        """Chunks of each pair's longer text, to which the other is padded; 0 where features are given."""
         sides = [side for side in (self.positive, self.negative) if not isinstance(side, Tensor)]
         return [max([count(side[i]) for side in sides], default=0) for i in range(len(self))]
 
@@ -45,7 +45,8 @@ def _take(side: TextsOrFeatures, indices: Sequence[int]) -> TextsOrFeatures:
 def groups_of_one_length(*lengths: Sequence[int]) -> list[list[int]]:
     """Prompts by their lengths in all languages.
 
-    A prompt is padded by empty chunks to the longest that it is drawn beside, and padding is attended: drawn beside
+    A prompt is padded by empty chunks to the longest that it is drawn beside, and padding is attended: drawn
+        beside
     a longer one it would be another picture.
 
     Args:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,17 @@ import torch
 import yaml
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
-from .. import files
 from ..config import RunConfig
 from ..data.batch import Batch, stream
-from ..files import writing_to
-from ..parallel.processes import whole_weights
-from .metrics import RunningMeans, log_picture, log_row, plot_metrics, read_metrics, start_trackers, timed
-from .optimizers import learning_rate
+from ..files import write_text, writing_to
+from .evaluating import evaluate
+from .metrics import StepLog, start_trackers
+from .optimizers import learning_rate, set_learning_rate
+from .publishing import publish
 from .recipes.base import Recipe
 from .resuming import Progress, resume, save
-from .setup import Work, set_up
+from .setup import TrainState, set_up
 from .stopping import SkippedSteps, Stopped, StopSignal
 
 
@@ -43,106 +40,100 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
         UserError: see the parts.
     """
     with StopSignal() as stop:
-        work = set_up(run, recipe)
+        state = set_up(run, recipe)
         # A run that is refused leaves its folder as it was.
-        state = resume(run, work)
-        _open_folder(run, work)
+        progress = resume(run, state)
+        _open_folder(run, state)
         try:
-            _loop(run, work, state, stop)
-            _publish(run, work, command)
+            _loop(run, state, progress, stop)
+            publish(run, state, command)
         finally:
-            for tracker in work.accelerator.trackers:
+            for tracker in state.accelerator.trackers:
                 tracker.finish()
     return run.out / "model"
 
 
-def _open_folder(run: RunConfig, work: Work) -> None:
+def _open_folder(run: RunConfig, state: TrainState) -> None:
     """Make the run folder, write the configuration into it and start the trackers."""
     settings = run.model_dump(mode="json")
-    if work.accelerator.is_main_process:
+    if state.accelerator.is_main_process:
         with writing_to(run.out):
             run.out.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
-            files.write_text(run.out / "config.yaml", text)
-    work.accelerator.wait_for_everyone()
-    start_trackers(work.accelerator, run.out, settings)
+            write_text(run.out / "config.yaml", text)
+    state.accelerator.wait_for_everyone()
+    start_trackers(state.accelerator, run.out, settings)
 
 
-def _loop(run: RunConfig, work: Work, before: Progress, stop: StopSignal) -> None:
-    config, accelerator, first = run.optimizer, work.accelerator, before.step
-    processes, process = accelerator.num_processes, accelerator.process_index
-    batches = stream(
-        work.recipe.source,
-        first * config.accumulation,
-        config.steps * config.accumulation,
-        config.batch_size // config.accumulation,
-        run.seed,
-        process,
-        processes,
-        run.workers,
-        run.out / "unreadable.jsonl",
-        run.unreadable_limit,
-    )
-    skipped = SkippedSteps(run.out, run.skip_limit, before.skipped, lambda i: _key(work.recipe.source, i))
-    if before.step and not before.looked:
-        _look(run, work, before.step)
-    bar = tqdm(
-        total=config.steps, initial=first, unit="step", disable=not accelerator.is_main_process, mininterval=2
-    )
-    means = RunningMeans()
-    clock, logged = time.perf_counter(), first
-    for step in range(first, config.steps):
+def _loop(run: RunConfig, state: TrainState, before: Progress, stop: StopSignal) -> None:
+    config, accelerator = run.optimizer, state.accelerator
+    batches = _batches(run, state, before.step)
+    skipped = SkippedSteps(run.out, run.skip_limit, before.skipped, lambda i: _key(state.recipe.source, i))
+    if before.step and not before.evaluated:
+        evaluate(run, state, before.step)
+    log = StepLog(run, accelerator, before.step)
+    for step in range(before.step, config.steps):
         # Gradients.
-        for group in work.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config) * group.get("factor", 1.0)
-        # Dropout and whatever else draws from the global generator depends on the step alone, so a resume
-        # draws the same.
-        torch.manual_seed((run.seed * 0x9E3779B1 + step * processes + process) % 2**63)
-        indices, terms = _gradients(work, batches, config.accumulation)
+        rate = learning_rate(step, config)
+        set_learning_rate(state.optimizer, rate)
+        _seed(run.seed, step, accelerator)
+        indices, terms = _gradients(state, batches, config.accumulation)
         # Weights.
-        norm = work.ways.clip(work.parameters, config.max_grad_norm)
-        finite = bool(torch.isfinite(norm))
-        if (
-            finite or accelerator.scaler is not None
-        ):  # the scaler of fp16 must see infinities to lower its scale
-            work.optimizer.step()
-        if finite:
-            work.ema.step()
-            means.add(terms)
-        elif accelerator.scaler is None or not _finite_anywhere(accelerator, terms["loss"]):
-            # Infinite gradients of a finite loss are how the scaler finds its scale, and no fault of the
-            # batch.
+        norm = _change_weights(state, config.max_grad_norm)
+        if torch.isfinite(norm):
+            log.add({**terms, "grad_norm": norm})
+        elif _at_fault(accelerator, terms["loss"]):
             skipped.add(step, gather_object(indices), accelerator.is_main_process)
-        work.optimizer.zero_grad(set_to_none=True)
         # Figures.
         done = step + 1
-        bar.update()
-        if done % run.log_every == 0:
-            # Fewer steps than log_every where the run was resumed in between.
-            count, logged = done - logged, done
-            row, now = means.take(accelerator), time.perf_counter()
-            speed = {"seconds": now - clock, "samples_per_second": count * config.batch_size / (now - clock)}
-            log_row(accelerator, run.out, {"step": done, **row, "lr": learning_rate(step, config), **speed})
-            clock = now
-            bar.set_postfix(
-                {name: f"{value:.4f}" for name, value in row.items() if name == "loss"}, refresh=False
-            )
-        # Looks, states and the end. All processes take part: weights may be split over them.
+        log.step(done, rate)
+        # Evaluations, states and the end. All processes take part: weights may be split over them.
         halt = _signal_anywhere(accelerator, stop.number)
         if not halt:
-            _look(run, work, done)
+            evaluate(run, state, done)
         if done % run.checkpoint_every == 0 or done == config.steps or halt:
-            save(run, work, Progress(done, looked=not halt, skipped=skipped.count))
+            save(run, state, Progress(done, evaluated=not halt, skipped=skipped.count))
         if halt:
-            bar.close()
+            log.close()
             # A launcher that sees one process end stops the others, and one may still be writing.
             accelerator.wait_for_everyone()
             raise Stopped(halt, done)
-    bar.close()
+    log.close()
+
+
+def _batches(run: RunConfig, state: TrainState, first_step: int) -> Iterator[Batch]:
+    """What is left of the run's examples, micro-batch by micro-batch."""
+    config, accelerator = run.optimizer, state.accelerator
+    return stream(
+        state.recipe.source,
+        first=first_step * config.accumulation,
+        last=config.steps * config.accumulation,
+        size=config.batch_size // config.accumulation,
+        seed=run.seed,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        workers=run.workers,
+        log=run.out / "unreadable.jsonl",
+        unreadable_limit=run.unreadable_limit,
+    )
+
+
+def _key(source: Any, index: int) -> Any:
+    """What messages call an example: its key, or its number where the source has no keys."""
+    return source.key(index) if hasattr(source, "key") else index
+
+
+def _seed(seed: int, step: int, accelerator: Any) -> None:
+    """Let dropout, and what else draws from the global generator, depend on the step and the process alone.
+
+    So a run that goes on draws the same.
+    """
+    place = step * accelerator.num_processes + accelerator.process_index
+    torch.manual_seed((seed * 0x9E3779B1 + place) % 2**63)
 
 
 def _gradients(
-    work: Work, batches: Iterator[Batch], accumulation: int
+    state: TrainState, batches: Iterator[Batch], accumulation: int
 ) -> tuple[list[int], dict[str, Tensor]]:
     """Add the gradients of a step's batches.
 
@@ -153,22 +144,33 @@ def _gradients(
     for _ in range(accumulation):
         batch = next(batches)
         indices += batch.indices
-        with work.ways.accumulate(work.model):
-            terms = work.model(batch)
-            work.accelerator.backward(terms["loss"])  # divides by the accumulation
+        with state.strategy.accumulate(state.model):
+            terms = state.model(batch)
+            state.accelerator.backward(terms["loss"])  # divides by the accumulation
         for name, value in terms.items():
             means[name] = means.get(name, 0.0) + value.detach().float() / accumulation
     return indices, means
 
 
-def _finite_anywhere(accelerator: Any, loss: Tensor) -> bool:
-    """Whether the loss is finite in all processes."""
-    return bool(accelerator.gather(torch.isfinite(loss).view(1)).all())
+def _change_weights(state: TrainState, max_grad_norm: float) -> Tensor:
+    """Take the optimizer's step, unless the gradients are not finite; returns their norm."""
+    norm = state.strategy.clip(state.parameters, max_grad_norm)
+    finite = bool(torch.isfinite(norm))
+    # The scaler of fp16 must see infinities to lower its scale.
+    if finite or state.accelerator.scaler is not None:
+        state.optimizer.step()
+    if finite:
+        state.ema.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
-def _key(source: Any, index: int) -> Any:
-    """What messages call an example: its key, or its number where the source has no keys."""
-    return source.key(index) if hasattr(source, "key") else index
+def _at_fault(accelerator: Any, loss: Tensor) -> bool:
+    """Whether a batch is to blame for gradients that are not finite.
+
+    Those of a finite loss are how the scaler of fp16 finds its scale.
+    """
+    return accelerator.scaler is None or not accelerator.gather(torch.isfinite(loss).view(1)).all()
 
 
 def _signal_anywhere(accelerator: Any, number: int) -> int:
@@ -176,65 +178,3 @@ def _signal_anywhere(accelerator: Any, number: int) -> int:
     if accelerator.num_processes == 1:
         return number
     return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
-
-
-def _look(run: RunConfig, work: Work, done: int) -> None:
-    """Validation losses and the sample grid, with the averaged weights, in the steps where they are due."""
-    last = done == run.optimizer.steps
-    validate, draw = last or done % run.validate_every == 0, last or done % run.grid_every == 0
-    if not (validate or draw):
-        return
-    modes = [(module, module.training) for module in work.recipe.modules()]
-    work.recipe.eval()
-    # Looking takes other batch sizes than training, and compiling for each would take longer than the look.
-    with work.ema.applied(), torch.compiler.set_stance("force_eager"):
-        if validate:
-            with timed("validation"):
-                figures = {f"validation/{k}": v for k, v in work.recipe.validate().items()}
-            log_row(work.accelerator, run.out, {"step": done, **figures})
-            if work.accelerator.is_main_process:
-                plot_metrics(run.out)
-        if draw:
-            with timed("grid"):
-                picture = work.recipe.grid()
-            if picture is not None:
-                log_picture(work.accelerator, run.out, picture, done)
-    for module, mode in modes:  # each its own: frozen models stay in evaluation mode
-        module.training = mode
-
-
-def _publish(run: RunConfig, work: Work, command: str) -> None:
-    """Save the averaged weights as the finished model, with a card that says how they came about."""
-    work.recipe.eval()
-    work.accelerator.wait_for_everyone()
-    with work.ema.applied():
-        work.recipe.finish()
-        _write_model(run, work, command)
-    work.accelerator.wait_for_everyone()
-
-
-def _write_model(run: RunConfig, work: Work, command: str) -> None:
-    with whole_weights(work.parts):
-        if work.accelerator.is_main_process:
-            partial = run.out / ".model.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            work.recipe.save(partial)
-            files.write_json(partial / "card.json", _card(run, command))
-            files.publish_folder(partial, run.out / "model")
-
-
-def _card(run: RunConfig, command: str) -> dict[str, Any]:
-    losses = [row for row in read_metrics(run.out) if "loss" in row]
-    validation = [
-        {k: v for k, v in row.items() if k != "step"} for row in read_metrics(run.out) if "seconds" not in row
-    ]
-    return {
-        "command": command,
-        "seed": run.seed,
-        "steps": run.optimizer.steps,
-        "seconds": round(sum(row["seconds"] for row in losses)),
-        "threads": torch.get_num_threads(),
-        "final_loss": losses[-1]["loss"] if losses else None,
-        "validation": validation[-1] if validation else {},
-        "torch": torch.__version__,
-    }

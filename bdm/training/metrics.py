@@ -15,7 +15,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
+from ..config import RunConfig
 from ..drawing.grid import save_picture
 from ..files import append_line
 
@@ -72,6 +74,45 @@ class RunningMeans:
         row = dict(zip(self._sums, (values / self._count).tolist(), strict=True))
         self._sums, self._count = {}, 0
         return row
+
+
+class StepLog:
+    """Figures of a run's steps: a bar for people, and rows with the means of ``log_every`` steps.
+
+    Args:
+        run: the configuration.
+        accelerator: joins the processes.
+        first: steps done before.
+    """
+
+    def __init__(self, run: RunConfig, accelerator: Accelerator, first: int) -> None:
+        self._run, self._accelerator = run, accelerator
+        self._means = RunningMeans()
+        self._logged, self._clock = first, time.perf_counter()
+        quiet = not accelerator.is_main_process
+        self._bar = tqdm(total=run.optimizer.steps, initial=first, unit="step", disable=quiet, mininterval=2)
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Count in what a step said of itself."""
+        self._means.add(terms)
+
+    def step(self, done: int, rate: float) -> None:
+        """Note that a step is done, with its learning rate; write a row where one is due."""
+        self._bar.update()
+        if done % self._run.log_every:
+            return
+        means, seconds = self._means.take(self._accelerator), time.perf_counter() - self._clock
+        # Fewer steps than log_every where the run was resumed in between.
+        samples = (done - self._logged) * self._run.optimizer.batch_size
+        speed = {"seconds": seconds, "samples_per_second": samples / seconds}
+        log_row(self._accelerator, self._run.out, {"step": done, **means, "lr": rate, **speed})
+        self._logged, self._clock = done, self._clock + seconds
+        if "loss" in means:
+            self._bar.set_postfix({"loss": f"{means['loss']:.4f}"}, refresh=False)
+
+    def close(self) -> None:
+        """There are no more steps."""
+        self._bar.close()
 
 
 def log_row(accelerator: Accelerator, out: Path, row: dict[str, Any]) -> None:

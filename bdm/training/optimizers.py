@@ -79,6 +79,12 @@ def make_optimizer(
     return torch.optim.AdamW(parameters, fused=True, **options)
 
 
+def set_learning_rate(optimizer: Any, rate: float) -> None:
+    """Give every group of parameters its factor of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+
+
 def learning_rate(step: int, config: OptimizerConfig) -> float:
     """Linear warm-up, then constant or a half cosine to zero. ``step`` counts from 0."""
     if step < config.warmup_steps:

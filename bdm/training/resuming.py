@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .. import files
 from ..config import RunConfig
 from ..errors import UserError
-from ..parallel.processes import gathered, load_part, scattered
+from ..parallel.whole import gathered, load_part, part_state, scattered
+from . import states
 from .metrics import timed
-from .setup import Work
+from .setup import TrainState
 
 
 @dataclass(frozen=True)
@@ -25,34 +25,34 @@ class Progress:
 
     Attributes:
         step: steps done.
-        looked: whether the last one's validation and grid, if due, are done.
+        evaluated: whether the last one's validation and grid, if due, are done.
         skipped: steps that were left out.
     """
 
     step: int = 0
-    looked: bool = True
+    evaluated: bool = True
     skipped: int = 0
 
 
-def save(run: RunConfig, work: Work, progress: Progress) -> None:
+def save(run: RunConfig, state: TrainState, progress: Progress) -> None:
     """Write a state from which the run goes on as if nothing had happened; all processes take part."""
-    main, scaler = work.accelerator.is_main_process, work.accelerator.scaler
+    main, scaler = state.accelerator.is_main_process, state.accelerator.scaler
     with timed("state"):
-        state = {
+        content = {
             **vars(progress),
             "run": _meaning(run),
-            "bucket_batch": _bucket_batch(run, work.recipe.source),
+            "bucket_batch": _bucket_batch(run, state.recipe.source),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "parts": {name: gathered(part.state_dict(), main) for name, part in work.parts.items()},
-            "optimizer": work.ways.optimizer_state(work.optimizer, work.parameters),
-            "ema": gathered(work.ema.state_dict(), main),
+            "parts": {name: part_state(part) for name, part in state.parts.items()},
+            "optimizer": state.strategy.optimizer_state(state.optimizer, state.parameters),
+            "ema": gathered(state.ema.state_dict(), main),
         }
         if main:
-            files.save_state(run.out / "states", progress.step, state, run.keep_last, run.keep_every)
+            states.save_state(run.out / "states", progress.step, content, run.keep_last, run.keep_every)
 
 
-def resume(run: RunConfig, work: Work) -> Progress:
-    """Go on from the newest state, whichever way and number of processes it was saved with.
+def resume(run: RunConfig, state: TrainState) -> Progress:
+    """Go on from the newest state, whichever strategy and number of processes it was saved with.
 
     Returns how far it is.
 
@@ -62,30 +62,42 @@ def resume(run: RunConfig, work: Work) -> Progress:
     Raises:
         UserError: the folder holds a run with another configuration.
     """
-    state = files.load_state(run.out / "states")
-    if state is None:
+    saved = states.load_state(run.out / "states")
+    if saved is None:
         return Progress()
-    if changes := _differences(_saved_meaning(state["run"], run), json.loads(_meaning(run))):
+    _refuse_changes(run, saved)
+    _refuse_other_batches(run, saved.get("bucket_batch"), _bucket_batch(run, state.recipe.source))
+    _take_up(state, saved)
+    # States of before called it another name, or did not say.
+    evaluated = saved.get("evaluated", saved.get("looked", True))
+    return Progress(saved["step"], evaluated, saved.get("skipped", 0))
+
+
+def _refuse_changes(run: RunConfig, saved: dict[str, Any]) -> None:
+    if changes := _differences(_saved_meaning(saved["run"], run), json.loads(_meaning(run))):
         raise UserError(
             f"{run.out} holds a run with another configuration, and going on would mix the two"
             f" ({'; '.join(changes)}); choose another out=, set the values back, or delete the folder"
         )
-    saved, own = state.get("bucket_batch"), _bucket_batch(run, work.recipe.source)
+
+
+def _refuse_other_batches(run: RunConfig, saved: int | None, own: int | None) -> None:
     if saved not in (None, own):
         raise UserError(
             f"{run.out} was run with batches of {saved} samples of one bucket, and now they would have {own},"
             " so that others come together; keep batch_size / accumulation as it was"
         )
-    for name, part in work.parts.items():
-        load_part(part, state["parts"][name])
-    work.ways.load_optimizer_state(work.optimizer, work.parameters, state["optimizer"])
-    average = [
-        scattered(saved, own) for saved, own in zip(state["ema"]["average"], work.ema.average, strict=True)
-    ]
-    work.ema.load_state_dict({**state["ema"], "average": average})
-    if work.accelerator.scaler is not None and state.get("scaler"):
-        work.accelerator.scaler.load_state_dict(state["scaler"])
-    return Progress(state["step"], state.get("looked", True), state.get("skipped", 0))
+
+
+def _take_up(state: TrainState, saved: dict[str, Any]) -> None:
+    """Give a state's weights, moments, average and scale to what is trained."""
+    for name, part in state.parts.items():
+        load_part(part, saved["parts"][name])
+    state.strategy.load_optimizer_state(state.optimizer, state.parameters, saved["optimizer"])
+    pairs = zip(saved["ema"]["average"], state.ema.average, strict=True)
+    state.ema.load_state_dict({**saved["ema"], "average": [scattered(whole, own) for whole, own in pairs]})
+    if state.accelerator.scaler is not None and saved.get("scaler"):
+        state.accelerator.scaler.load_state_dict(saved["scaler"])
 
 
 def _bucket_batch(run: RunConfig, source: Any) -> int | None:

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from bdm.bench.compare import OURS, Bench, Outcome, Side, count_flops, hold, relative_error
+from bdm.bench.compare import OURS, Bench, Outcome, Side, compare, count_flops, relative_error
 from bdm.bench.decode import DecodeBench
 from bdm.bench.infer import InferBench
 from bdm.bench.memory import peak_memory
@@ -60,15 +60,15 @@ def settings(**changes):
 def test_sides_that_disagree_are_not_timed():
     bench = Fixed(torch.tensor([1.0, 2.001]))
     with pytest.raises(UserError, match="differ by 5.0e-04 relative"):
-        hold(bench, settings())
+        compare(bench, settings())
     assert bench.timed == []
     with pytest.raises(UserError, match="differ by nan"):
-        hold(Fixed(torch.tensor([1.0, float("nan")])), settings())
+        compare(Fixed(torch.tensor([1.0, float("nan")])), settings())
 
 
 def test_sides_take_turns_and_figures_follow():
     bench = Fixed(torch.tensor([1.0, 2.0]))
-    outcome = hold(bench, settings(), say=lambda _: None)
+    outcome = compare(bench, settings(), say=lambda _: None)
     assert bench.timed == ["peer", OURS, OURS, "peer", "peer", OURS]
     figures = summary(bench, outcome)
     assert figures["ratio"] == 1.5
@@ -81,6 +81,17 @@ def test_sides_take_turns_and_figures_follow():
 def test_share_of_the_best_rate():
     outcome = Outcome({"peer": [2.0], OURS: [1.0]}, {"peer": 100, OURS: 50}, {"peer": 0, OURS: 0}, 0.0, 100.0)
     assert [line.split("%")[0][-3:].strip() for line in table(outcome).splitlines()[1:3]] == ["50", "50"]
+
+
+def test_operations_that_are_not_counted_are_no_zero():
+    outcome = Outcome(
+        {"peer": [2.0], OURS: [1.0]}, {"peer": None, OURS: 50 * 10**9}, {"peer": 1, OURS: 1}, 0.0, 1e11
+    )
+    peer, ours = table(outcome).splitlines()[1:3]
+    assert "not counted" in peer
+    assert "%" not in peer
+    assert "50.0      50%" in ours
+    assert summary(Fixed(torch.ones(2)), outcome)["gflop"] == {"peer": None, OURS: 50.0}
 
 
 def test_guided_drawing_equals_the_peer_with_less_work():

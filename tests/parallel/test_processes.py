@@ -19,11 +19,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from launched import main
 from tiny import make_native_model, make_unet, make_vae
 
-from bdm.files import load_state
 from bdm.models.noise_schedule import SD15_SCHEDULE
 from bdm.text.native import NativeTextEncoder
 from bdm.text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 from bdm.training.metrics import read_metrics
+from bdm.training.states import load_state
 from bdm.training.stopping import Stopped
 
 TESTS = Path(__file__).parents[1]

@@ -114,7 +114,7 @@ _BRIDGES: WeakKeyDictionary[torch.nn.Module, Bridge] = WeakKeyDictionary()
 
 
 def bridged(kind: Any) -> Any:
-    """A stock pipeline whose UNet has a bridge from the beginning, and whose calls have a native condition."""
+    """A stock pipeline whose UNet has a bridge from the beginning; its calls have a native condition."""
 
     class Bridged(kind):
         @functools.wraps(kind.__init__)
@@ -176,13 +176,9 @@ STOCK: dict[str, Case] = {
         bridged(StableDiffusionControlNetInpaintPipeline), (IMAGE, MASK, CONTROL), WHOLE, controlnets=1
     ),
     "PAG": Case(bridged(StableDiffusionPAGPipeline), options=PAG),
-    "PAGImg2Img": Case(
-        bridged(StableDiffusionPAGImg2ImgPipeline), (IMAGE,), STRENGTH | PAG, missing=NO_SIZE
-    ),
+    "PAGImg2Img": Case(bridged(StableDiffusionPAGImg2ImgPipeline), (IMAGE,), STRENGTH | PAG, missing=NO_SIZE),
     "PAGInpaint": Case(bridged(StableDiffusionPAGInpaintPipeline), (IMAGE, MASK), WHOLE | PAG),
-    "PAGControlNet": Case(
-        bridged(StableDiffusionControlNetPAGPipeline), (IMAGE,), PAG, controlnets=1
-    ),
+    "PAGControlNet": Case(bridged(StableDiffusionControlNetPAGPipeline), (IMAGE,), PAG, controlnets=1),
     "AnimateDiff": Case(bridged(AnimateDiffPipeline), options={"num_frames": 2}),
 }
 

@@ -1,7 +1,7 @@
 """The test classes of a checkout of diffusers, which its wheel does not hold.
 
-``BDM_DIFFUSERS`` names the checkout's folder. Its tests are read from there and run against the diffusers that
-is installed.
+``BDM_DIFFUSERS`` names the checkout's folder. Its tests are read from there and run against the diffusers
+that is installed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def module(name: str) -> Any:
 
 
 def _spare_parameterized() -> None:
-    """The package decorates tests of models, beside helpers that tests of pipelines use; those are not run."""
+    """The package decorates tests of models; of their modules only helpers are used."""
     try:
         importlib.import_module("parameterized")
     except ModuleNotFoundError:

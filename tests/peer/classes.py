@@ -44,7 +44,9 @@ def modern(case: Case) -> type:
 def classic(case: Case) -> type:
     """diffusers' unittest classes on a case."""
     common, parameters = module("pipelines.test_pipelines_common"), module("pipelines.pipeline_params")
-    latent = () if case.moves else (common.PipelineLatentTesterMixin, common.PipelineKarrasSchedulerTesterMixin)
+    latent = (
+        () if case.moves else (common.PipelineLatentTesterMixin, common.PipelineKarrasSchedulerTesterMixin)
+    )
 
     class Classic(
         common.PipelineTesterMixin, common.IPAdapterTesterMixin, common.SDFunctionTesterMixin,
@@ -54,7 +56,9 @@ def classic(case: Case) -> type:
         params = parameters.TEXT_TO_IMAGE_PARAMS - case.missing
         batch_params = frozenset({"prompt", "negative_prompt", *case.images})
         image_params = frozenset(case.images)
-        image_latents_params = frozenset(case.images) & {"image"} if "strength" in case.options else frozenset()
+        image_latents_params = (
+            frozenset(case.images) & {"image"} if "strength" in case.options else frozenset()
+        )
         callback_cfg_params = parameters.TEXT_TO_IMAGE_CALLBACK_CFG_PARAMS
         required_optional_params = common.PipelineTesterMixin.required_optional_params - case.missing
         test_layerwise_casting = test_group_offloading = True

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from optimizer_names import NAMES
 from tiny import make_native, make_text_encoder, make_unet, make_vae
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,9 +25,10 @@ from bdm.errors import UserError
 from bdm.method.branch import BranchModel
 from bdm.models.noise_schedule import SD15_SCHEDULE
 from bdm.plan import plan as planning
-from bdm.plan.fake_device import ShadowDevice
-from bdm.plan.fake_step import CAPTION, STATE_BYTES, BlankSource, make_ready, measure_step
-from bdm.plan.meta_models import outline_backbone, outline_native_text_encoder
+from bdm.plan.fake_device import FakeDevice
+from bdm.plan.fake_step import CAPTION, STATE_BYTES, BlankSource, step_figures, train_and_freeze
+from bdm.plan.meta_models import make_meta_backbone, make_meta_native_text_encoder
+from bdm.plan.operations import CountedOperations
 from bdm.plan.plan import GIB, Machine, make_plan
 from bdm.text.vocabulary import clip_tokenizer
 from bdm.training.averaging import AveragedWeights
@@ -62,7 +64,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(run):
     """Its step of six samples."""
-    return measure_step(run, 6, validate=False)
+    return step_figures(run, 6, validate=False)
 
 
 def branch_run(folder, size=SIZE, **recipe):
@@ -90,7 +92,7 @@ def allocated(recipe, batch):
     The process's size would hold the allocator's and libraries' own caches too, which differ from machine to
     machine.
     """
-    parts = make_ready(recipe)
+    parts = train_and_freeze(recipe)
     parameters = [p for part in parts.values() for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, fused=True)
     average = AveragedWeights(parameters, 0.9)
@@ -118,9 +120,9 @@ def allocated(recipe, batch):
 
 def check_memory(run, count, figures=None):
     recipe = real_recipe(run)
-    recipe.prepare(None) if not run.recipe.cache else recipe.text_features([CAPTION, ""])
+    recipe.fill_caches(None) if not run.recipe.cache else recipe.text_features([CAPTION, ""])
     real = allocated(recipe, real_batch(recipe, count))
-    planned = (figures or measure_step(run, count, validate=False)).peak
+    planned = (figures or step_figures(run, count, validate=False)).peak
     print(f"\nplanned {planned / 2**20:.1f} MiB, real {real / 2**20:.1f} MiB, ratio {planned / real:.3f}")
     assert planned == pytest.approx(real, rel=0.15)
 
@@ -144,17 +146,23 @@ def test_memory_is_a_real_steps_on_a_wide_network(tmp_path):
 
 
 def count_operations(recipe, checkpointing=()):
-    """Of the forward and of the backward pass, as PyTorch counts them."""
-    make_ready(recipe, checkpointing)
-    with FlopCounterMode(display=False) as forward:
+    """Of the forward and of the backward pass, counted while they run."""
+    train_and_freeze(recipe, checkpointing)
+    with CountedOperations() as forward:
         loss = recipe(real_batch(recipe, 6))["loss"]
-    with FlopCounterMode(display=False) as backward:
+    with CountedOperations() as backward:
         loss.backward()
-    return forward.get_total_flops(), backward.get_total_flops()
+    assert not forward.operations.uncounted | backward.operations.uncounted
+    return forward.total, backward.total
 
 
 def test_operations_are_a_real_steps(run, plain):
     forward, backward = count_operations(real_recipe(run))
+    # PyTorch's own counter, which knows the products that attention is made of.
+    recipe = real_recipe(run)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        recipe(real_batch(recipe, 6))
+    assert counter.get_total_flops() == forward
     assert sum(plain.forward.values()) * 6 == forward
     assert plain.backward * 6 == backward
     # The branch's backward pass takes twice its forward pass, the frozen decoder's once, the frozen encoder's
@@ -171,7 +179,7 @@ PLUGINS = {"lora": {}, "embedding": {}, "controlnet": dict(widths=(8, 16, 16, 32
 def test_operations_of_community_recipes_are_a_real_steps(run, kind):
     recipe = dict(kind=kind, backbone=run.recipe.backbone, **PLUGINS[kind])
     run = RunConfig.model_validate(run.model_dump() | dict(recipe=recipe))
-    step = measure_step(run, 6, validate=False)
+    step = step_figures(run, 6, validate=False)
     forward, backward = count_operations(real_recipe(run))
     assert sum(step.forward.values()) * 6 == pytest.approx(forward)
     assert step.backward * 6 == pytest.approx(backward)
@@ -183,13 +191,13 @@ def test_operations_by_hand(trained):
 
     The backward pass takes as many for the inputs and, if they are trained, for the weights.
     """
-    shadow = ShadowDevice()
+    fake = FakeDevice()
     convolution = nn.Conv2d(3, 5, 3, padding=1).requires_grad_(trained)
     projection = nn.Linear(16, 16, bias=False).requires_grad_(trained)
-    with shadow:
+    with fake:
         for module in (convolution, projection):
-            shadow.place(module, lambda _: "weights")
-        picture, words = shadow.blank(2, 3, 8, 8).requires_grad_(), shadow.blank(2, 4, 7, 16).requires_grad_()
+            fake.place(module, lambda _: "weights")
+        picture, words = fake.blank(2, 3, 8, 8).requires_grad_(), fake.blank(2, 4, 7, 16).requires_grad_()
         y = convolution(picture)
         q = projection(words)
         z = nn.functional.scaled_dot_product_attention(q, words, words)
@@ -198,16 +206,16 @@ def test_operations_by_hand(trained):
             2 * (2 * 4 * 7) * 16 * 16,
             2 * 2 * (2 * 4) * 7 * 7 * 16,
         )
-        assert shadow.flops.total() == conv + linear + attention
-        shadow.flops.clear()
+        assert fake.flops.total() == conv + linear + attention
+        fake.flops.clear()
         (y.sum() + z.sum()).backward()
     # Fused attention works its weights out again: five matrix products instead of two.
-    assert shadow.flops.total() == (conv + linear) * (1 + trained) + attention * 5 / 2
+    assert fake.flops.total() == (conv + linear) * (1 + trained) + attention * 5 / 2
 
 
 def test_activations_are_what_autograd_saves(run, plain):
     recipe = real_recipe(run)
-    make_ready(recipe)
+    train_and_freeze(recipe)
     own = {t.untyped_storage().data_ptr() for t in (*recipe.parameters(), *recipe.buffers())}
     saved = {}
 
@@ -229,7 +237,7 @@ def test_checkpointing_trades_memory_for_operations(run, plain):
     checkpointed = run.model_copy(
         update={"optimizer": run.optimizer.model_copy(update={"checkpointing": ("branch",)})}
     )
-    saving = measure_step(checkpointed, 6, validate=False)
+    saving = step_figures(checkpointed, 6, validate=False)
     assert saving.activations["branch"] < 0.5 * plain.activations["branch"]
     assert saving.activations["unet"] == plain.activations["unet"]
     assert plain.backward < saving.backward
@@ -239,7 +247,7 @@ def test_checkpointing_trades_memory_for_operations(run, plain):
 
 def test_mixed_precision_halves_activations_and_keeps_the_optimizer(run, plain):
     half = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"mixed_precision": "bf16"})})
-    full, mixed = plain, measure_step(half, 6, validate=False)
+    full, mixed = plain, step_figures(half, 6, validate=False)
     assert (
         mixed.at_peak["optimizer states"]
         == full.at_peak["optimizer states"]
@@ -273,20 +281,20 @@ def test_bytes_of_an_optimizers_state(name):
 
 def test_nothing_stays_in_memory():
     """What a step takes beyond the gradients is given back: nothing is counted twice or forgotten."""
-    shadow = ShadowDevice()
+    fake = FakeDevice()
     layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 3, 3))
-    with shadow:
-        shadow.place(layers, lambda _: "weights")
-        before = shadow.live.total()
+    with fake:
+        fake.place(layers, lambda _: "weights")
+        before = fake.live.total()
         assert before == sum(p.numel() * 4 for p in layers.parameters())
-        layers(shadow.blank(2, 3, 16, 16)).sum().backward()
-        assert shadow.live.total() == 2 * before
-        assert shadow.peak > 2 * before
+        layers(fake.blank(2, 3, 16, 16)).sum().backward()
+        assert fake.live.total() == 2 * before
+        assert fake.peak > 2 * before
 
 
 def test_full_size_without_weights():
-    unet = outline_backbone("stable-diffusion-v1-5/stable-diffusion-v1-5").unet
-    native = outline_native_text_encoder("OFA-Sys/chinese-clip-vit-huge-patch14")
+    unet = make_meta_backbone("stable-diffusion-v1-5/stable-diffusion-v1-5").unet
+    native = make_meta_native_text_encoder("OFA-Sys/chinese-clip-vit-huge-patch14")
     with torch.device("meta"):
         branch = BranchModel.from_backbone(unet, native.text_dim)
     assert sum(p.numel() for p in unet.parameters()) == 859_520_964
@@ -298,7 +306,7 @@ def test_full_size_without_weights():
 def test_the_real_run():
     """The backbone's forward pass takes 803 G at 64x64 latents, as is known of SD1.5's UNet."""
     run = read_config("configs/sd15_chinese_clip.yaml", ["optimizer.accumulation=100"], RunConfig)
-    step = measure_step(run, 4, processes=8, validate=False)
+    step = step_figures(run, 4, processes=8, validate=False)
     assert step.forward["unet"] == pytest.approx(803.3e9, rel=0.001)
     assert step.moments == (8, 64, 64)
     assert step.features == (52, 1024)
@@ -347,6 +355,20 @@ def test_command_prints_a_table_and_json(config, capsys):
     assert facts["speed"]["from_caches"]["samples_per_second"] > speed["samples_per_second"]
 
 
+def test_without_operations_there_is_no_time_and_no_cost(run, config, plain, capsys, monkeypatch):
+    step = dataclasses.replace(plain, uncounted=("attention", "aten::new_mm"))
+    monkeypatch.setattr(planning, "step_figures", lambda *_, **__: step)
+    table, facts = plan_json(capsys, config, "--samples", 1000, "--price-per-hour", 3)
+    assert "not counted, because PyTorch" in table
+    assert "(attention, aten::new_mm)" in table
+    assert "days" not in table
+    assert "cost " not in table.replace("time and cost:", "")
+    assert facts["flops_per_sample"]["total"] is None
+    assert facts["flops_per_sample"]["not_counted"] == ["attention", "aten::new_mm"]
+    assert facts["speed"] == {}
+    assert facts["memory_total"] > 0
+
+
 def with_batch(run, **changes):
     return run.model_copy(update={"optimizer": run.optimizer.model_copy(update=changes)})
 
@@ -379,7 +401,7 @@ def test_a_batch_that_does_not_fit_gets_advice_that_does(run, plain, monkeypatch
             plain, batch=batch, peak=batch * GIB, at_peak={"all": batch * GIB}, validation_peak=3 * GIB
         )
 
-    monkeypatch.setattr(planning, "measure_step", measured)
+    monkeypatch.setattr(planning, "step_figures", measured)
     check_fit(run)
 
 
@@ -397,7 +419,7 @@ def test_what_cannot_be_planned_is_said(run, config, capsys, monkeypatch):
         (dict(recipe=clip), "picks pairs"),
     ):
         with pytest.raises(UserError, match=said):
-            measure_step(RunConfig.model_validate(run.model_dump() | changes), 2)
+            step_figures(RunConfig.model_validate(run.model_dump() | changes), 2)
     with pytest.raises(UserError, match="5 GPUs"):
         make_plan(run, Machine(gpus=5), samples=10)
     for wrong in (dict(gpus=0), dict(utilisation=1.5), dict(tflops=math.nan), dict(price=-1.0)):
@@ -411,4 +433,4 @@ def test_what_cannot_be_planned_is_said(run, config, capsys, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(UserError, match="known without it are"):
-        outline_backbone("somebody/some-model")
+        make_meta_backbone("somebody/some-model")

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,8 +219,8 @@ def test_moments_and_features_are_those_of_the_models(world, prepared):
             moments = torch.cat([posterior.mean, posterior.logvar], 1)[0]
             long = encoders.native.encode([raw.captions[1]])[0]
         torch.testing.assert_close(example.moments, moments.half(), rtol=2e-3, atol=1e-3)
-        assert [len(f) for f in example.features] == [52, 102]
-        torch.testing.assert_close(example.features[1], long.half(), rtol=2e-3, atol=2e-3)
+        assert [len(f) for f in example.prepared_text] == [52, 102]
+        torch.testing.assert_close(example.prepared_text[1], long.half(), rtol=2e-3, atol=2e-3)
 
 
 def test_other_models_are_refused(world, prepared, tmp_path):
@@ -271,7 +272,7 @@ def test_a_full_disk_leaves_whole_shards_alone(world, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer.os, "fsync", full)
+    monkeypatch.setattr(writer, "os", SimpleNamespace(fsync=full))
     with pytest.raises(UserError, match=r"train-00000.tar cannot be written \(No space left on device\)"):
         prepare(configuration(world, tmp_path))
     assert {p.name for p in tmp_path.iterdir()} == {"prepared.json"}

@@ -5,14 +5,21 @@ import torch
 from tiny import NATIVE_DIM, make_branch, make_unet
 
 from bdm.bench.compare import count_flops
-from bdm.method.bridge import Bridge, NativeCondition
-from bdm.speed import folding, lean_backward
+from bdm.method.bridge import Bridge
+from bdm.method.condition import NativeCondition
+from bdm.speed import folding
+from bdm.speed import lean_backward as room
 from bdm.speed.lean_backward import lean_backward
+
+#: Attends over the one position that is left of 8x8, so its softmax is 1 whatever query and key are.
+ONE_POSITION = "mid_block.attentions.0.transformer_blocks.0.attn1.to_"
 
 
 def kept_bytes(run, models):
     """Bytes that autograd keeps beside parameters while ``run`` works, each storage once; and its result."""
-    storages, parameters = {}, {p.data_ptr() for model in models for p in model.parameters()}
+    # Asking for addresses would end the watch of weights that are folded.
+    with torch._C.DisableTorchFunctionSubclass():
+        storages, parameters = {}, {p.data_ptr() for model in models for p in model.parameters()}
 
     def pack(tensor):
         if tensor.data_ptr() not in parameters:
@@ -31,11 +38,11 @@ def gradients(unet, branch, autocast=False):
     )
     dtype = branch.dtype
     latents, text, english = latents.to(dtype), text.to(dtype), english.to(dtype)
-    bridge = Bridge(branch, share=False).attach(unet)
+    bridge = Bridge(branch).attach(unet)
 
     def loss():
         with bridge.condition(NativeCondition(text)), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return unet(latents, 7, english).sample.float().square().mean()
+            return unet(latents, 7, english).sample.to(dtype).square().mean()
 
     try:
         size, value = kept_bytes(loss, (unet, branch))
@@ -49,7 +56,7 @@ def gradients(unet, branch, autocast=False):
 
 @pytest.fixture(autouse=True)
 def _small_layers_too(monkeypatch):
-    monkeypatch.setattr(lean_backward, "LEAST_VALUES", 0)
+    monkeypatch.setattr(room, "LEAST_VALUES", 0)
 
 
 @pytest.fixture
@@ -67,9 +74,9 @@ def test_same_gradients_from_less_memory(checkpointing):
     plain_size, plain_loss, plain = gradients(unet, branch)
     with lean_backward(unet):
         size, loss, found = gradients(unet, branch)
-    assert torch.equal(loss, plain_loss), "forward, it is the same operations"
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-12, atol=0)
     for name, gradient in plain.items():
-        assert gradient.abs().max() > 0
+        assert gradient.abs().max() > 0 or name.startswith(ONE_POSITION)
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-14)
     if not checkpointing:
         assert size < 0.8 * plain_size, size / plain_size
@@ -136,7 +143,7 @@ def test_layers_that_train_keep_their_gradients():
 
 
 def test_small_inputs_take_the_plain_way(monkeypatch):
-    monkeypatch.setattr(lean_backward, "LEAST_VALUES", 10**6)
+    monkeypatch.setattr(room, "LEAST_VALUES", 10**6)
     unet = make_unet()
     branch = make_branch(unet).requires_grad_(True)
     plain_size, _, plain = gradients(unet, branch)

@@ -1,11 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
+from linear_run import config
 from optimizer_names import NAMES
 from torch import nn
 
 from bdm import extras
 from bdm.errors import UserError
-from bdm.training.optimizers import make_optimizer
+from bdm.training.optimizers import learning_rate, make_optimizer
 
 
 def descend(optimizer, weight, steps):
@@ -40,3 +43,11 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
         with pytest.raises(UserError, match=f"pip install {package}"):
             make_optimizer(name, [nn.Parameter(torch.zeros(2))], 0.1)
     assert make_optimizer("adamw", [nn.Parameter(torch.zeros(2))], 0.1).defaults["fused"]
+
+
+def test_learning_rate():
+    optimizer = config(Path("x")).optimizer
+    rates = [learning_rate(i, optimizer) for i in range(12)]
+    assert rates[:3] == pytest.approx([0.025, 0.05, 0.05])
+    assert rates[7] == pytest.approx(0.025)
+    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False))

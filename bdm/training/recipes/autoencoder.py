@@ -36,7 +36,7 @@ class AutoencoderRecipe(Recipe):
     def parts(self) -> dict[str, nn.Module]:
         return {"vae": self.vae}
 
-    def checkpointable(self) -> dict[str, Any]:
+    def recomputable(self) -> dict[str, Any]:
         return {"vae": self.vae}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

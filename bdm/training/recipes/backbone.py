@@ -61,7 +61,7 @@ class BackboneRecipe(DenoisingRecipe):
     def parts(self) -> dict[str, nn.Module]:
         return {"unet": self.unet}
 
-    def checkpointable(self) -> dict[str, Any]:
+    def recomputable(self) -> dict[str, Any]:
         return {"unet": self.unet}
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

@@ -38,28 +38,28 @@ class Recipe(nn.Module):
     def train_parts(self, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:
         """Let every part train and freeze everything else.
 
-        ``checkpointing`` as in ``checkpoint_activations``. Gives the parts.
+        ``checkpointing`` as in ``recompute_activations``. Gives the parts.
         """
         self.requires_grad_(False)
         parts = self.parts()
         for part in parts.values():
             part.requires_grad_(True).train()
-        self.checkpoint_activations(checkpointing)
+        self.recompute_activations(checkpointing)
         return parts
 
-    def checkpointable(self) -> dict[str, Any]:
+    def recomputable(self) -> dict[str, Any]:
         """Diffusers models whose activations can be computed again in the backward pass instead of being
         kept, by name.
         """
         return {}
 
-    def checkpoint_activations(self, names: Sequence[str]) -> None:
+    def recompute_activations(self, names: Sequence[str]) -> None:
         """Spend time to save memory: gradient checkpointing (arXiv 1604.06174) in the models of these names.
 
         Raises:
             UserError: a name that the recipe does not know.
         """
-        models = self.checkpointable()
+        models = self.recomputable()
         for name in names:
             if name not in models:
                 raise UserError(
@@ -68,8 +68,8 @@ class Recipe(nn.Module):
                 )
             models[name].enable_gradient_checkpointing()
 
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Work before the first step that needs the device: caches and constants."""
+    def fill_caches(self, accelerator: Accelerator) -> None:
+        """Work before the first step that needs the device."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars of a batch: ``"loss"``, which is minimised, and whatever else is worth logging."""

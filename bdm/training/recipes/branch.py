@@ -93,7 +93,7 @@ class BranchRecipe(DenoisingRecipe):
     def parts(self) -> dict[str, nn.Module]:
         return {"branch": self.branch}
 
-    def checkpointable(self) -> dict[str, Any]:
+    def recomputable(self) -> dict[str, Any]:
         # Gradients reach the branch through the backbone's decoder; its encoder keeps nothing anyway.
         return {"branch": self.branch, "decoder": self.unet}
 
@@ -102,7 +102,7 @@ class BranchRecipe(DenoisingRecipe):
 
     def caption_of(self, batch: Batch) -> Sequence[str | Tensor]:
         if self._shuffle is None:
-            return batch.texts
+            return batch.text_inputs
         return [self.source.caption(self._shuffle[i]) for i in batch.indices]
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class CommunityRecipe(DenoisingRecipe):
         self.scheduler = stock.scheduler
         self.trigger = trigger
 
-    def checkpointable(self) -> dict[str, Any]:
+    def recomputable(self) -> dict[str, Any]:
         return {"unet": self.unet}
 
     def caption_of(self, batch: Batch) -> list[str]:
@@ -251,7 +251,7 @@ class ControlNetRecipe(CommunityRecipe):
     def parts(self) -> dict[str, nn.Module]:
         return {"controlnet": self.controlnet}
 
-    def checkpointable(self) -> dict[str, Any]:
+    def recomputable(self) -> dict[str, Any]:
         return {"controlnet": self.controlnet, "decoder": self.unet}
 
     def errors(self, batch: Batch, t: Tensor, captions: Sequence[str]) -> Tensor:

@@ -167,7 +167,7 @@ class DenoisingRecipe(Recipe):
         check_fingerprints(cached, own, getattr(self.source, "origin", "the data"))
 
     @torch.no_grad()
-    def prepare(self, accelerator: Accelerator) -> None:
+    def fill_caches(self, accelerator: Accelerator) -> None:
         if not self.cache:
             return
         own = range(accelerator.process_index, len(self.source), accelerator.num_processes)

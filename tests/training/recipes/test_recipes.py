@@ -64,7 +64,7 @@ def test_branch_loss_is_the_papers(folders):
 def test_cached_moments_and_features_give_the_same_loss(folders):
     plain, cached = branch_recipe(folders), branch_recipe(folders, cache=True)
     cached.branch.load_state_dict(plain.branch.state_dict())
-    cached.prepare(Accelerator())
+    cached.fill_caches(Accelerator())
     batches = [fixed_batch(recipe.source, 4, 0) for recipe in (plain, cached)]
     assert batches[1].pixels is None
     losses = [recipe(batch)["loss"] for recipe, batch in zip((plain, cached), batches, strict=True)]
@@ -125,13 +125,13 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(folders, names, share)
     for convolution in recipe.branch.controlnet_down_blocks:
         torch.nn.init.normal_(convolution.weight, std=0.2)
     plain, gradients = kept_bytes(recipe)
-    recipe.checkpoint_activations(names)
+    recipe.recompute_activations(names)
     less, again = kept_bytes(recipe)
     assert less < share * plain, less / plain
     for ours, theirs in zip(again, gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     with pytest.raises(UserError, match="knows branch, decoder"):
-        recipe.checkpoint_activations(["encoder"])
+        recipe.recompute_activations(["encoder"])
 
 
 def test_frozen_parts_in_low_precision(folders):

@@ -1,0 +1,56 @@
+"""States in the layout of a single process: gathered from, and given to, tensors that are split.
+
+So a run can go on in another way or with another number of processes. All of it is joint work: every process
+must call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
+
+
+def gathered(tree: Any, keep: bool) -> Any:
+    """A state with whole tensors on the CPU, or None in their places where ``keep`` is not set."""
+
+    def gather(tensor: Tensor) -> Tensor | None:
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return whole.detach().cpu() if keep else None
+
+    return tree_map_only(Tensor, gather, tree)
+
+
+def scattered(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as ``like`` is kept.
+
+    Split, and in its memory format, by which fused optimizers pair their tensors.
+
+    Tensors of another shape, such as step counters, stay as they are.
+    """
+    if whole.shape != like.shape:
+        return whole
+    if isinstance(like, DTensor):
+        return distribute_tensor(
+            whole.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None
+        )
+    return torch.empty_like(like, dtype=whole.dtype).copy_(whole)
+
+
+def part_state(part: nn.Module) -> dict[str, Any]:
+    """The whole tensors of a part that may be split, on the CPU; empty in all processes but the first."""
+    return get_model_state_dict(part, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_part(part: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load whole tensors into a part that may be split."""
+    set_model_state_dict(part, dict(state), options=StateDictOptions(full_state_dict=True))

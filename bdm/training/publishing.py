@@ -1,0 +1,43 @@
+"""The end of a run: its averaged weights as a finished model, with a card that says how they came about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..config import RunConfig
+from ..files import atomic_write, write_json
+from .metrics import read_metrics
+from .setup import TrainState
+
+
+def publish(run: RunConfig, state: TrainState, command: str) -> None:
+    """Save the averaged weights as ``out/model``; all processes take part."""
+    state.recipe.eval()
+    state.accelerator.wait_for_everyone()
+    with state.ema.applied():
+        state.recipe.finish()
+        with state.strategy.whole_weights(state.parts):
+            if state.accelerator.is_main_process:
+                with atomic_write(run.out / "model") as folder:
+                    state.recipe.save(folder)
+                    write_json(folder / "card.json", _card(run, command))
+    state.accelerator.wait_for_everyone()
+
+
+def _card(run: RunConfig, command: str) -> dict[str, Any]:
+    rows = read_metrics(run.out)
+    losses = [row for row in rows if "loss" in row]
+    validations = [row for row in rows if "seconds" not in row]
+    validation = {k: v for k, v in validations[-1].items() if k != "step"} if validations else {}
+    return {
+        "command": command,
+        "seed": run.seed,
+        "steps": run.optimizer.steps,
+        "seconds": round(sum(row["seconds"] for row in losses)),
+        "threads": torch.get_num_threads(),
+        "final_loss": losses[-1]["loss"] if losses else None,
+        "validation": validation,
+        "torch": torch.__version__,
+    }
