@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow test-peer lint
 
 # Reused as long as pyproject.toml does not change.
 .venv/.ready: pyproject.toml
@@ -21,6 +21,11 @@ test: .venv/.ready lint
 
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
+
+# diffusers' own tests of pipelines, out of a checkout: make test-peer BDM_DIFFUSERS=FOLDER
+test-peer: .venv/.ready
+	@test -d "$(BDM_DIFFUSERS)/tests/pipelines" || { echo "give a checkout: make test-peer BDM_DIFFUSERS=FOLDER"; exit 2; }
+	BDM_DIFFUSERS="$(BDM_DIFFUSERS)" $(BIN)/pytest -m peer tests/peer
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,13 @@ def folder() -> Path | None:
     """The checkout's tests; None where no checkout is named."""
     named = os.environ.get("BDM_DIFFUSERS")
     return Path(named, "tests") if named else None
+
+
+def markers() -> set[str]:
+    """The names of pytest's markers that the checkout's tests have."""
+    tests = folder()
+    text = (tests / "testing_utils.py").read_text(encoding="utf-8") if tests else ""
+    return set(re.findall(r"pytest\.mark\.(\w+)", text))
 
 
 def module(name: str) -> Any:
