@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
+from ..shipped import find_path, shipped
 from .quiet import quiet
 from .stages import Stages
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-DEFAULT_MODEL = ASSETS / "emoji"
+DEFAULT_MODEL = shipped("assets/emoji")
 #: Its guidance scale, chosen by the sweep of configs/emoji/evaluate.yaml.
 SHIPPED_GUIDANCE = 2.0
 
@@ -32,10 +32,10 @@ def add_commands(commands: Any) -> None:
     demo = commands.add_parser(
         "demo", help="draw a labelled grid of Chinese prompts with the shipped weights"
     )
-    demo.add_argument("--out", type=Path, default=Path("demo.png"))
-    demo.add_argument("--model", default=str(DEFAULT_MODEL))
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--steps", type=int, default=20)
+    demo.add_argument("--out", type=Path, default=Path("demo.png"), help="picture file (default demo.png)")
+    demo.add_argument("--model", default=str(DEFAULT_MODEL), help="pipeline folder or hub name")
+    demo.add_argument("--seed", type=int, default=0, help="picture i uses seed + i (default 0)")
+    demo.add_argument("--steps", type=int, default=20, help="of each picture (default 20)")
     demo.set_defaults(run=_demo)
 
 
@@ -78,7 +78,7 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-en", default="", help='English prompt of the backbone (default "")')
     parser.add_argument("--negative-en", default="", help="English negative prompt")
     parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i (default 0)")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="of each picture (default 30)")
     parser.add_argument(
         "--guidance",
         type=float,
@@ -92,8 +92,8 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--branch-scale", type=float, default=1.0, help="strength of the branch; 0 is the bare backbone"
     )
-    parser.add_argument("--width", type=int, default=None)
-    parser.add_argument("--height", type=int, default=None)
+    parser.add_argument("--width", type=int, default=None, help="in pixels (default: the model's own)")
+    parser.add_argument("--height", type=int, default=None, help="in pixels (default: the model's own)")
     parser.add_argument("--enlarge", type=int, default=1, help="enlarge the saved pictures by a whole factor")
     parser.add_argument(
         "--clip-skip",
@@ -352,7 +352,7 @@ def _needs_english(options: argparse.Namespace) -> bool:
 
 def default_guidance(model: str) -> float:
     """Guidance scale of the shipped model, however its path is written, or Stable Diffusion's usual one."""
-    return SHIPPED_GUIDANCE if Path(model).resolve() == DEFAULT_MODEL else 7.5
+    return SHIPPED_GUIDANCE if find_path(model).resolve() == DEFAULT_MODEL.resolve() else 7.5
 
 
 def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | None:

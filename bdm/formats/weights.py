@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from ..shipped import find_path
 from .choice import FileChoice
 
 #: Precisions by the names that configurations and options use.
@@ -90,8 +91,7 @@ class WeightFile:
         tensors: by name; names inside nested mappings are joined by dots. On the meta device if only the
             header was read, otherwise views of the mapped file, which take memory as they are used. The file
             must stay as it is while they are in use: written over in place it changes them, and cut short it
-                ends the process. Replacing it by renaming another
-            is safe.
+            ends the process. Replacing it by renaming another is safe.
         metadata: the safetensors header's texts, or the plain values in a pickle.
     """
 
@@ -106,8 +106,9 @@ def resolve_folder(
     files: list[str] | None = None,
     hub: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A local model folder for a path or a hub name (downloaded through ``huggingface_hub``; HF_ENDPOINT is
-    honoured).
+    """A local model folder for a path, the name of a shipped one (``assets/emoji``) or a hub name.
+
+    The hub's are downloaded through ``huggingface_hub``; HF_ENDPOINT is honoured.
 
     Args:
         source: folder or hub name.
@@ -118,7 +119,7 @@ def resolve_folder(
     Raises:
         UserError: a file, a folder that is not there, or a name that the hub does not give.
     """
-    path = Path(source)
+    path = find_path(source)
     if not path.is_dir():
         if path.is_file():
             raise UserError(f"{source} is a file; give the folder that holds config.json and the weights")

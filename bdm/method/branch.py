@@ -51,9 +51,9 @@ class BranchModel(ModelMixin, ConfigMixin):
     """Encoder and middle block of an SD1.5 UNet plus zero convolutions; no condition-image path.
 
     Parameter names are those of the released BDM weights: ``conv_in``, ``time_embedding``, ``down_blocks``,
-        ``mid_block``,
-    ``controlnet_down_blocks``, ``controlnet_mid_block``. Arguments are those of ``UNet2DConditionModel``;
-    ``cross_attention_dim`` is the width of the native text features (1024 for Chinese CLIP huge).
+    ``mid_block``, ``controlnet_down_blocks``, ``controlnet_mid_block``. Arguments are those of
+    ``UNet2DConditionModel``; ``cross_attention_dim`` is the width of the native text features (1024 for
+    Chinese CLIP huge).
     """
 
     _supports_gradient_checkpointing = True

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
@@ -36,7 +35,7 @@ from ..formats.weights import (
 )
 from ..text.english import encode_english
 from ..text.vocabulary import clip_tokenizer
-from .samplers import make_scheduler
+from .samplers import make_scheduler, scheduler_class
 
 
 @dataclass
@@ -160,7 +159,7 @@ def _scheduler(path: Path) -> Any:
     if not config.is_file():
         return make_scheduler("DPM++ 2M")
     settings = read_json(config)
-    kind = getattr(diffusers, str(settings.get("_class_name")), None)
+    kind = scheduler_class(str(settings.get("_class_name")))
     if kind is None:
         raise UserError(
             f"{config} names the unknown scheduler {settings.get('_class_name')!r}; get the folder again"

@@ -140,8 +140,9 @@ class BridgeMixin(PartsMixin):
 
         def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
             plugged = self.plugins.during_call(
-                pictures, plugin_strength, self._timesteps, num_images_per_prompt, latents
-            )
+                pictures, plugin_strength, self._timesteps, num_images_per_prompt, latents,
+                len(chosen) * num_images_per_prompt, self._parts,
+            )  # fmt: skip
             with plugged:
                 return self._draw(
                     native.take(chosen), english.take(chosen), clip_skip or 1, condition, inputs, share,

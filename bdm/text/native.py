@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..extras import require_packages
 from ..formats.choice import FileChoice
 from ..formats.load_options import LoadKeywords, read_options
 from ..formats.weights import read_tensors, read_weights_folder, resolve_folder
@@ -289,6 +290,8 @@ def load_tokenizer(folder: Path) -> Any:
         (folder / name).exists()
         for name in ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
     ):
+        if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
+            require_packages("a SentencePiece vocabulary")
         return AutoTokenizer.from_pretrained(folder)
     if AutoConfig.from_pretrained(folder).model_type.startswith("chinese_clip"):
         return chinese_clip_tokenizer()

@@ -156,6 +156,7 @@ def sentencepiece_tokenizer(folder):
         input=str(folder / "text"),
         model_prefix=str(folder / "spiece"),
         vocab_size=23,
+        hard_vocab_limit=False,  # releases differ by one in what they count
         pad_id=0,
         eos_id=1,
         unk_id=2,
