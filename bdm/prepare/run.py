@@ -85,11 +85,7 @@ class Job:
             else None
         )
         scorer = CaptionScorer(config.scorer, config.scorer_mask) if config.scorer else None
-<<<<<<< HEAD
-        models: tuple[Any, ...] = (vae, native, scorer)
-=======
         models: list[Any] = [vae, native, scorer]
->>>>>>> main
         for model in models:
             if model is not None:
                 model.to(self.device)
