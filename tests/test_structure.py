@@ -10,6 +10,7 @@ ORDER = [
     "errors",
     "extras",
     "files",
+    "shipped",
     "config",
     "formats",
     "parallel",

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
+from ..shipped import find_path, shipped
 from .quiet import quiet
 from .stages import Stages
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-DEFAULT_MODEL = ASSETS / "emoji"
+DEFAULT_MODEL = shipped("assets/emoji")
 #: Its guidance scale, chosen by the sweep of configs/emoji/evaluate.yaml.
 SHIPPED_GUIDANCE = 2.0
 
@@ -352,7 +352,7 @@ def _needs_english(options: argparse.Namespace) -> bool:
 
 def default_guidance(model: str) -> float:
     """Guidance scale of the shipped model, however its path is written, or Stable Diffusion's usual one."""
-    return SHIPPED_GUIDANCE if Path(model).resolve() == DEFAULT_MODEL else 7.5
+    return SHIPPED_GUIDANCE if find_path(model).resolve() == DEFAULT_MODEL.resolve() else 7.5
 
 
 def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | None:

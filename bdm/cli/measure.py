@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..extras import require_packages
 from .quiet import quiet
 
 
@@ -51,6 +52,7 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    require_packages("bdm evaluate")
     from ..config import EvaluateConfig, read_config
 
     config = read_config(options.config, options.overrides, EvaluateConfig)
@@ -70,6 +72,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    require_packages("bdm bench")
     from ..config import BENCHES, read_config
 
     config = read_config(options.config, options.overrides, BENCHES[options.kind])

@@ -6,7 +6,7 @@ Single files in the original layout and diffusers folders, read into parts witho
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from .choice import FileChoice
 from .configs import ONE_TRANSFORMER, check_counts, part_config
 from .identify import identify_source, require
 from .names import (
@@ -27,7 +28,15 @@ from .names import (
     vae_to_diffusers,
     vae_to_original,
 )
-from .weights import WeightFile, json_object, read_json, read_weights, read_weights_folder, refuse_not_finite
+from .weights import (
+    ANY_FILES,
+    WeightFile,
+    json_object,
+    read_json,
+    read_weights,
+    read_weights_folder,
+    refuse_not_finite,
+)
 
 #: Prefixes of the parts in an original-layout file.
 PREFIXES = {
@@ -53,7 +62,12 @@ class Parts:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def read_parts(source: Path, header_only: bool = False) -> Parts:
+def read_parts(
+    source: Path,
+    header_only: bool = False,
+    names: Collection[str] = tuple(PREFIXES),
+    files: FileChoice = ANY_FILES,
+) -> Parts:
     """Read a checkpoint: a single file in the original layout, or a diffusers folder.
 
     EMA weights are used where a file holds nothing else.
@@ -61,6 +75,8 @@ def read_parts(source: Path, header_only: bool = False) -> Parts:
     Args:
         source: file or folder.
         header_only: of a file read names and shapes, but no values (see ``read_weights``).
+        names: the parts that are wanted.
+        files: which of a folder's files.
 
     Raises:
         UserError: not an SD1.5 checkpoint, damaged, or NaN.
@@ -68,21 +84,21 @@ def read_parts(source: Path, header_only: bool = False) -> Parts:
     require(identify_source(source), ("checkpoint",), source)
     if source.is_dir():
         parts = {
-            name: read_weights_folder(source / name)
-            for name in PREFIXES
+            name: read_weights_folder(source / name, files)
+            for name in names
             if (source / name / "config.json").is_file()
         }
         configs = {name: read_json(source / name / "config.json") for name in parts}
     else:
         file = read_weights(source, header_only)
-        parts = {name: _part(file.tensors, prefix) for name, prefix in PREFIXES.items()}
-        if not parts["unet"]:
+        parts = {name: _part(file.tensors, PREFIXES[name]) for name in names}
+        if "unet" in names and not parts["unet"]:
             parts["unet"] = _averaged_unet(file)
         configs = _kept_configs(file)
     convert = {"unet": unet_to_diffusers, "vae": vae_to_diffusers, "text_encoder": text_to_plain}
     weights = {name: convert[name](tensors) for name, tensors in parts.items() if tensors}
     configs = {name: config for name, config in configs.items() if name in weights}
-    if "unet" not in weights:
+    if "unet" in names and "unet" not in weights:
         raise UserError(f"{source} holds no unet; it is no complete checkpoint: get it again")
     for name, tensors in weights.items():
         if not header_only:
@@ -243,7 +259,7 @@ def _kept_configs(file: WeightFile) -> dict[str, dict[str, Any]]:
     return kept
 
 
-def load_controlnet(source: Path, dtype: torch.dtype | None = None) -> Any:
+def load_controlnet(source: Path, dtype: torch.dtype | None = None, files: FileChoice = ANY_FILES) -> Any:
     """A ``ControlNetModel`` from a diffusers folder or a single file in either layout.
 
     Raises:
@@ -253,7 +269,7 @@ def load_controlnet(source: Path, dtype: torch.dtype | None = None) -> Any:
 
     require(identify_source(source), ("controlnet",), source)
     if source.is_dir():
-        weights, config = read_weights_folder(source), read_json(source / "config.json")
+        weights, config = read_weights_folder(source, files), read_json(source / "config.json")
     else:
         file = read_weights(source)
         weights = controlnet_to_diffusers(_part(file.tensors, "control_model.") or file.tensors)
@@ -270,22 +286,26 @@ def load_controlnet(source: Path, dtype: torch.dtype | None = None) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def read_vae(source: Path) -> Parts:
+def read_vae(source: Path, files: FileChoice = ANY_FILES) -> Parts:
     """A VAE alone, from a file of its own in either layout, a diffusers folder, or a checkpoint.
+
+    Args:
+        source: file or folder.
+        files: which of a folder's files.
 
     Raises:
         UserError: it holds no VAE, is damaged, or NaN.
     """
     found = identify_source(source)
     if found.kind == "checkpoint":
-        parts = read_parts(source)
+        parts = read_parts(source, names=("vae",), files=files)
         if "vae" not in parts.weights:
             raise UserError(f"{source} is a checkpoint without a VAE; give another file")
         weights, config = parts.weights["vae"], parts.configs.get("vae")
     else:
         require(found, ("vae",), source)
         if source.is_dir():
-            tensors, config = read_weights_folder(source), read_json(source / "config.json")
+            tensors, config = read_weights_folder(source, files), read_json(source / "config.json")
         else:
             file = read_weights(source)
             tensors, config = file.tensors, _kept_configs(file).get("vae")

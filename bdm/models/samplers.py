@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 
 from ..errors import UserError
+from ..extras import require_packages
 from .noise_schedule import SD15_SCHEDULE
 
 #: Sampler names of A1111 -> (diffusers class, its arguments, the k-diffusion spelling).
@@ -54,7 +55,8 @@ def make_scheduler(name: str, prediction: str = "epsilon") -> Any:
     else:
         known = ", ".join(SAMPLERS)
         raise UserError(f"unknown sampler {name!r}; known are {known}, each also with Karras or Exponential")
-    kind = getattr(diffusers, class_name)
+    kind = scheduler_class(class_name)
+    assert kind is not None
     arguments = {"prediction_type": prediction, **SAMPLERS[title][1]}
     accepted = kind._get_init_keys(kind)
     if schedule:
@@ -64,3 +66,14 @@ def make_scheduler(name: str, prediction: str = "epsilon") -> Any:
     if title.startswith("DPM++ 2M"):
         arguments |= {"timestep_spacing": "linspace", "final_sigmas_type": "sigma_min"}
     return kind(**{key: value for key, value in SD15_SCHEDULE.items() if key in accepted} | arguments)
+
+
+def scheduler_class(name: str) -> Any:
+    """A scheduler of diffusers by its class name; None if there is none.
+
+    Raises:
+        UserError: it needs a package that is not installed.
+    """
+    if name == "LMSDiscreteScheduler":
+        require_packages("the sampler LMS")
+    return getattr(diffusers, name, None)

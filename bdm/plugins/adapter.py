@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class AdapterKind(PluginKind):
         file = read_weights(path)
         refuse_not_finite(file.tensors, path)
         own = {part: self.to.weights.base(part) for part in _PARTS if self.to.has(part)}
-        live = {part: _modules(weights) for part, weights in own.items()}
+        live = {part: _modules([*weights, *self.to.weights.foreign(part)]) for part, weights in own.items()}
         delta = WeightDelta(strength=self.strengths(name, strength, text_strength))
         for part, changes in split_adapter(file, live).items():
             for module, change in changes.items():
@@ -64,7 +64,7 @@ class AdapterKind(PluginKind):
         self.to.weights.put(name, replace(delta, strength=dict(strengths)))
 
 
-def _modules(weights: Mapping[str, Tensor]) -> dict[str, str]:
+def _modules(weights: Iterable[str]) -> dict[str, str]:
     """The modules of a part by the names that adapters give them.
 
     Those are without the prefix that older transformers put before the text encoder's.

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from diffusers.hooks import HookRegistry, ModelHook
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from ..errors import UserError
 from ..formats.checkpoint import load_controlnet
 from ..method.clock import StepClock, Steps, check_window, in_window
+from ..method.condition import Part
+from ..method.hooks import hang_before
+from ..method.parts import PartReader
 from ..method.residuals import add_residuals, check_fit
+from ..method.step import named_arguments
 from .control_images import annotate as annotate
 from .control_images import canny_edges as canny_edges
 from .control_images import control_tensor as control_tensor
 from .control_images import open_picture as open_picture
 from .kind import PipelineCall, PluginKind, Strengths, finite
-
-_HOOK = "bdm.plugins.controlnet."
 
 
 @dataclass(frozen=True)
@@ -30,20 +32,42 @@ class ControlCondition:
 
     Attributes:
         pictures: (k, 3, H, W) in [0, 1]; one for all prompts, or one for each.
-        steps: gives the number of steps T, or the timesteps, once the pipeline knows it.
+        steps: gives the number of denoising steps T, or the pipeline's timesteps, once the pipeline knows it.
         images_per_prompt: consecutive samples that share a prompt.
+        samples: of one guidance part, prompts x images_per_prompt; None where nobody has told.
+        parts: gives the parts of the UNet's batch, as in ``bdm.NativeCondition``.
     """
 
     pictures: Tensor
     steps: Steps
     images_per_prompt: int = 1
+    samples: int | None = None
+    parts: Callable[[], Sequence[Part]] | None = None
+
+    def count_parts(self, batch: int) -> int:
+        """How many guidance parts a batch of the UNet has.
+
+        Raises:
+            UserError: nobody has told how many samples one has, or they are not whole.
+        """
+        if self.samples is None:
+            raise UserError(
+                "a ControlNet that pools its residuals acts on the positive part of a batch alone; give"
+                " during_call samples=, the number of prompts x images per prompt"
+            )
+        parts, rest = divmod(batch, self.samples)
+        if rest or not parts:
+            raise UserError(f"the UNet got {batch} samples, no multiple of the {self.samples} that were told")
+        return parts
 
 
-class ControlNetHook(ModelHook):
+class ControlNetHook:
     """Runs a ControlNet before every forward pass of the UNet and adds its residuals, as diffusers' pipelines
     do.
 
-    It reads the UNet's own (English) text features. Without a condition it does nothing.
+    It reads the UNet's own (English) text features. Without a condition it does nothing. It is one of
+    PyTorch's own hooks, which others that exchange ``forward`` (accelerate, peft) leave alone and which
+    leaves them alone.
 
     Args:
         controlnet: a ``ControlNetModel`` of the backbone's size.
@@ -53,21 +77,19 @@ class ControlNetHook(ModelHook):
     """
 
     def __init__(self, controlnet: Any, scale: float = 1.0, start: float = 0.0, end: float = 1.0) -> None:
-        super().__init__()
         self.controlnet = controlnet
         self.scale, self.start, self.end = scale, start, end
-        self._condition: ControlCondition | None = None
-        self._clock = StepClock(None)
+        self._session: _Session | None = None
 
-    def attach(self, unet: Any, name: str) -> None:
-        """Put the hook on a UNet.
+    def attach(self, stack: ExitStack, unet: Any) -> None:
+        """Hang on a UNet until ``stack`` closes.
 
         Raises:
             UserError: the ControlNet's blocks or text width are not the UNet's.
         """
         keys = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
         check_fit(self.controlnet, unet, keys, "ControlNet")
-        HookRegistry.check_if_exists_or_initialize(unet).register_hook(self, name)
+        hang_before(stack, unet, self._before)
 
     def check_size(self, pictures: Tensor, height: int, width: int) -> None:
         """Refuse control pictures of another size than what is drawn.
@@ -90,36 +112,39 @@ class ControlNetHook(ModelHook):
     @contextmanager
     def condition(self, condition: ControlCondition) -> Iterator[None]:
         """Everything the UNet computes inside the ``with`` block is controlled by ``condition``."""
-        self._condition, self._clock = condition, StepClock(condition.steps)
+        outer = self._session  # of a call in whose callback this one is made
         try:
+            self._session = _Session(condition, StepClock(condition.steps), PartReader(cast(Any, condition)))
             yield
         finally:
-            self._condition = None
+            self._session = outer
 
-    def pre_forward(
-        self, module: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _before(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the ControlNet's residuals to the arguments of the UNet's forward pass."""
-        condition = self._condition
-        if condition is None:
-            return args, kwargs
-        names = ("sample", "timestep", "encoder_hidden_states")
-        sample, timestep, text = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(names))
-        if self.scale == 0.0 or not self._is_on(timestep):
-            return args, kwargs
+        session = self._session
+        if session is None:
+            return None
+        values = named_arguments(unet, args, kwargs)
+        if not session.in_window(values["timestep"], self.start, self.end) or self.scale == 0.0:
+            return None
+        down, middle = self._residuals(session, values, unet)
+        given = list(values)[: len(args)]
+        add_residuals(values, down, middle, values["sample"].dtype)
+        return tuple(values.pop(name) for name in given), values
+
+    def _residuals(self, session: _Session, values: dict[str, Any], unet: Any) -> tuple[Any, Any]:
+        sample, text = values["sample"], values["encoder_hidden_states"]
         if (self.controlnet.device, self.controlnet.dtype) != (sample.device, sample.dtype):
             self.controlnet.to(sample.device, sample.dtype)  # the pipeline was moved after attaching
+        pictures = self._pictures(session.condition, sample)
+        rows = slice(None)
+        if self.controlnet.config["global_pool_conditions"]:
+            rows = session.positive_rows(sample, text, unet)
         down, middle = self.controlnet(
-            sample, timestep, encoder_hidden_states=text, controlnet_cond=self._pictures(condition, sample),
-            conditioning_scale=self.scale, return_dict=False,
+            sample[rows], _rows_of(values["timestep"], rows), encoder_hidden_states=text[rows],
+            controlnet_cond=pictures[rows], conditioning_scale=self.scale, return_dict=False,
         )  # fmt: skip
-        add_residuals(kwargs, down, middle, sample.dtype)
-        return args, kwargs
-
-    def _is_on(self, timestep: Any) -> bool:
-        clock = self._clock
-        restricted = self.start > 0.0 or self.end < 1.0
-        return not restricted or in_window(clock.tick(timestep), clock.total, self.start, self.end)
+        return [_spread(one, rows, len(sample)) for one in down], _spread(middle, rows, len(sample))
 
     def _pictures(self, condition: ControlCondition, sample: Tensor) -> Tensor:
         """The condition pictures, one for each sample of the UNet's batch (guidance parts are stacked)."""
@@ -128,12 +153,45 @@ class ControlNetHook(ModelHook):
         if len(pictures) == 1:
             return pictures.expand(len(sample), -1, -1, -1)
         pictures = pictures.repeat_interleave(condition.images_per_prompt, dim=0)
-        if len(sample) % len(pictures):
+        if len(sample) % len(pictures) or condition.samples not in (None, len(pictures)):
             raise UserError(
                 f"{len(condition.pictures)} control pictures for another number of prompts; give one, or one"
                 " for each"
             )
         return pictures.repeat(len(sample) // len(pictures), 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A condition in force, and what tells the steps and parts of its call."""
+
+    condition: ControlCondition
+    clock: StepClock
+    reader: PartReader
+
+    def in_window(self, timestep: Any, start: float, end: float) -> bool:
+        if start <= 0.0 and end >= 1.0:
+            return True
+        return in_window(self.clock.tick(timestep), self.clock.total, start, end)
+
+    def positive_rows(self, sample: Tensor, text: Tensor, unet: Any) -> Tensor:
+        """Indices of a batch's samples that are drawn for positive prompts."""
+        parts = self.reader.parts(len(sample), text, unet)
+        each = len(sample) // len(parts)
+        positive = torch.tensor([part == "positive" for part in parts]).repeat_interleave(each)
+        return positive.nonzero().flatten().to(sample.device)
+
+
+def _rows_of(timestep: Any, rows: slice | Tensor) -> Any:
+    """A timestep for some samples: one for all stays what it is."""
+    return timestep[rows] if isinstance(timestep, Tensor) and timestep.numel() > 1 else timestep
+
+
+def _spread(residual: Tensor, rows: slice | Tensor, count: int) -> Tensor:
+    """A residual of some samples as one of all; the others get zeros."""
+    if isinstance(rows, slice):
+        return residual
+    return residual.new_zeros(count, *residual.shape[1:]).index_copy(0, rows, residual)
 
 
 class ControlNetKind(PluginKind):
@@ -160,16 +218,12 @@ class ControlNetKind(PluginKind):
             raise UserError("the UNet is offloaded; attach ControlNets before sequential offload is enabled")
         network = load_controlnet(path, unet.dtype).to(unet.device)
         hook = ControlNetHook(network, finite(strength), start, end)
-        if (registry := self._registry()).get_hook(_HOOK + name) is not None:  # of a pipeline that is gone
-            registry.remove_hook(_HOOK + name, recurse=False)
-        hook.attach(unet, _HOOK + name)
-        self.to.controlnets[name] = hook
+        self.to.hang(name, hook)
         return {"scale": strength, "start": start, "end": end}
 
     def detach(self, name: str) -> None:
         """Take a ControlNet off the UNet."""
-        self._registry().remove_hook(_HOOK + name, recurse=False)
-        del self.to.controlnets[name]
+        self.to.take_off(name)
 
     def strengths(self, name: str, strength: float, text_strength: float | None) -> Strengths:
         """Any finite number, the factor of the residuals."""
@@ -193,12 +247,11 @@ class ControlNetKind(PluginKind):
             for name, hook in self.to.controlnets.items():
                 if call.latents is not None:
                     hook.check_size(pictures[name], *call.latents)
-                condition = ControlCondition(pictures[name], call.steps, call.images_per_prompt)
+                condition = ControlCondition(
+                    pictures[name], call.steps, call.images_per_prompt, call.samples, call.parts
+                )
                 stack.enter_context(hook.condition(condition))
             yield
-
-    def _registry(self) -> Any:
-        return HookRegistry.check_if_exists_or_initialize(self.to.part("unet"))
 
     def _pictures(self, given: Any) -> dict[str, Tensor]:
         names = list(self.to.controlnets)

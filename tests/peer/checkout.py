@@ -1,0 +1,59 @@
+"""The test classes of a checkout of diffusers, which its wheel does not hold.
+
+``BDM_DIFFUSERS`` names the checkout's folder. Its tests are read from there and run against the diffusers
+that is installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+#: Not "tests", which is what pytest calls ours.
+_PACKAGE = "diffusers_tests"
+
+
+def folder() -> Path | None:
+    """The checkout's tests; None where no checkout is named."""
+    named = os.environ.get("BDM_DIFFUSERS")
+    return Path(named, "tests") if named else None
+
+
+def module(name: str) -> Any:
+    """A module of the checkout's tests, such as "pipelines.testing_utils"."""
+    tests = folder()
+    assert tests is not None, "BDM_DIFFUSERS names no checkout of diffusers"
+    if _PACKAGE not in sys.modules:
+        package = ModuleType(_PACKAGE)
+        package.__path__ = [str(tests)]
+        sys.modules[_PACKAGE] = package
+        _spare_parameterized()
+    loaded = importlib.import_module(f"{_PACKAGE}.{name}")
+    torch.use_deterministic_algorithms(False)  # some modules set it for whatever runs after them
+    return loaded
+
+
+def _spare_parameterized() -> None:
+    """The package decorates tests of models, which are not run, beside helpers of those of pipelines."""
+    try:
+        importlib.import_module("parameterized")
+    except ModuleNotFoundError:
+        spare: Any = ModuleType("parameterized")
+        spare.parameterized = spare.parameterized_class = _Leave()
+        sys.modules["parameterized"] = spare
+
+
+class _Leave:
+    """Decorators that leave what they decorate."""
+
+    def expand(self, *_: Any, **__: Any) -> Any:
+        return lambda test: test
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return lambda test: test
