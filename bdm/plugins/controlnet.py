@@ -212,14 +212,16 @@ class ControlNetKind(PluginKind):
             start: share of the steps before which it is off.
             end: share of the steps after which it is off.
         """
+        start, end = finite(start, "start"), finite(end, "end")
         check_window(start, end, "ControlNet")
+        scale = finite(strength)
         unet: Any = self.to.part("unet")
         if unet.device.type == "meta":
             raise UserError("the UNet is offloaded; attach ControlNets before sequential offload is enabled")
         network = load_controlnet(path, unet.dtype).to(unet.device)
-        hook = ControlNetHook(network, finite(strength), start, end)
+        hook = ControlNetHook(network, scale, start, end)
         self.to.hang(name, hook)
-        return {"scale": strength, "start": start, "end": end}
+        return {"scale": scale, "start": start, "end": end}
 
     def detach(self, name: str) -> None:
         """Take a ControlNet off the UNet."""

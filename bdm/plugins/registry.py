@@ -124,6 +124,8 @@ class Plugins:
             path = resolve_folder(source)
         # A hub name's folder is called by a commit, and a folder's name may hold a dot.
         name = name or (path.stem if path.is_file() else Path(source).name)
+        if not isinstance(name, str):
+            raise UserError(f"a plug-in cannot be called {name!r}; give a text")
         if name in self._plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)
