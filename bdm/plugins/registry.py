@@ -22,7 +22,8 @@ from ..method.condition import Part
 from .adapter import AdapterKind
 from .attachments import Attachments
 from .checkpoint import CheckpointKind
-from .controlnet import ControlNetHook, ControlNetKind
+from .controlnet import ControlNetKind
+from .controlnet_hook import ControlNetHook
 from .embedding import EmbeddingKind
 from .kind import PipelineCall, PluginKind
 from .vae import VaeKind
@@ -106,7 +107,8 @@ class Plugins:
             kind: what it must be ("checkpoint", "vae", "adapter", "controlnet", "embedding"). As "vae" a
                 checkpoint gives its VAE alone.
             settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder;
-                ControlNets: ``strength``, ``start``, ``end`` (share of the steps).
+                ControlNets: ``strength``, ``start``, ``end`` (share of the steps), ``pooled`` (True or False,
+                for shuffle ControlNets).
 
         Returns:
             What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its
