@@ -324,7 +324,7 @@ def _pipeline(options: argparse.Namespace) -> Any:
     from accelerate import PartialState
 
     from ..formats.weights import DTYPES
-    from ..models.samplers import make_scheduler
+    from ..models.samplers import other_sampler
     from ..parallel.processes import cpu_only
     from ..pipeline import BridgePipeline
 
@@ -340,7 +340,7 @@ def _pipeline(options: argparse.Namespace) -> Any:
         options.model, torch_dtype=DTYPES[name], english=_needs_english(options)
     ).to(device)
     if options.sampler:
-        pipe.scheduler = make_scheduler(options.sampler, pipe.scheduler.config["prediction_type"])
+        pipe.scheduler = other_sampler(options.sampler, pipe.scheduler)
     return pipe
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
-from ..formats.adapter import Change, split_adapter
+from ..formats.adapter import split_adapter
+from ..formats.change import Change
 from ..formats.embedding import BUNDLED, bundled_embeddings
 from ..formats.weights import WeightFile, read_weights, refuse_not_finite
 from .kind import PluginKind, Strengths, finite

@@ -112,8 +112,8 @@ class Plugins:
 
         Returns:
             What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its
-                file must not be written
-            over in place while it is attached (see ``bdm.formats.weights.WeightFile``).
+            file must not be written over in place while it is attached (see
+            ``bdm.formats.weights.WeightFile``).
 
         Raises:
             UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed
