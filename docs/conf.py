@@ -22,13 +22,6 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True  # the fields of a dataclass are documented where its docstring lists them, once
 
-# The docstrings are read without torch and its like: the site is built in seconds, also where they are not
-# installed.
-autodoc_mock_imports = [
-    "accelerate", "cn_clip", "cv2", "diffusers", "fsspec", "matplotlib", "numpy", "open_clip", "peft", "PIL",
-    "pyarrow", "ray", "safetensors", "scipy", "torch", "torchvision", "tqdm", "transformers", "webdataset",
-]  # fmt: skip
-
 html_theme = "furo"
 html_title = "bdm"
 html_show_copyright = False

@@ -328,7 +328,7 @@ def _pipeline(options: argparse.Namespace) -> Any:
     from accelerate import PartialState
 
     from ..formats.weights import DTYPES
-    from ..models.samplers import make_scheduler
+    from ..models.samplers import other_sampler
     from ..parallel.processes import cpu_only
     from ..pipeline import BridgePipeline
 
@@ -344,7 +344,7 @@ def _pipeline(options: argparse.Namespace) -> Any:
         options.model, torch_dtype=DTYPES[name], english=_needs_english(options)
     ).to(device)
     if options.sampler:
-        pipe.scheduler = make_scheduler(options.sampler, pipe.scheduler.config["prediction_type"])
+        pipe.scheduler = other_sampler(options.sampler, pipe.scheduler)
     return pipe
 
 
@@ -385,7 +385,7 @@ def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | 
         settings = dict(zip(("strength", "start", "end"), numbers, strict=False))
         name = _free_name(pipe, f"controlnet-{i}")
         pictures[pipe.plugins.attach(source, name, kind="controlnet", **settings).name] = picture
-    triggers = [plugin.name for plugin in pipe.plugins if plugin.kind == "embedding"]
+    triggers = [word for plugin in pipe.plugins for word in plugin.words]
     if triggers and not (options.prompt_en or options.negative_en):
         logging.warning(
             "embeddings act through the English prompt; --prompt-en or --negative-en must name %s",

@@ -41,6 +41,7 @@ class Plugin:
         hash: what A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's.
             Taken when it was attached, because the file may be replaced or deleted later.
         strength: what ``set_strength`` set; None where strength has no meaning.
+        words: trigger words that it brings, for the English prompt.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Plugin:
     source: Path
     hash: str
     strength: dict[str, float] | None = None
+    words: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         strength = (
@@ -55,7 +57,8 @@ class Plugin:
             if self.strength is None
             else " " + ", ".join(f"{part} {value:g}" for part, value in self.strength.items())
         )
-        return f"{self.name}: {self.kind}{strength} [{self.hash}] from {self.source}"
+        words = f" bringing {', '.join(map(repr, self.words))}" if self.words else ""
+        return f"{self.name}: {self.kind}{strength}{words} [{self.hash}] from {self.source}"
 
 
 class Plugins:
@@ -107,8 +110,8 @@ class Plugins:
 
         Returns:
             What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its
-                file must not be written
-            over in place while it is attached (see ``bdm.formats.weights.WeightFile``).
+            file must not be written over in place while it is attached (see
+            ``bdm.formats.weights.WeightFile``).
 
         Raises:
             UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed
@@ -130,7 +133,8 @@ class Plugins:
         shown = shown_hash(path, kind)
         with self._undone_unless_done(kind, name), torch.inference_mode(False):
             strength = self._kinds[kind].attach(path, name, **settings)
-            self._plugins[name] = Plugin(name, kind, path, shown, strength)
+            words = tuple(self._host.words.of(name))
+            self._plugins[name] = Plugin(name, kind, path, shown, strength, words)
         return self._plugins[name]
 
     @contextmanager

@@ -1,5 +1,6 @@
 """The site builds without a warning, and its API pages hold the public names."""
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -41,9 +42,15 @@ def test_every_room_has_an_api_page(site):
 @needs_generator
 def test_calls_and_settings_are_documented(site):
     pipeline = (site / "api" / "pipeline.html").read_text(encoding="utf-8")
-    assert "bdm.pipeline.BridgeMixin.__call__" in pipeline
+    assert "bdm.pipeline.pipelines.BridgeMixin.__call__" in pipeline
     assert "negative_prompt_en" in pipeline
     assert "bdm.config.run.OptimizerConfig" in (site / "api" / "config.html").read_text(encoding="utf-8")
+
+
+@needs_generator
+def test_public_names_lead_to_their_documentation(site):
+    links = re.findall(r'href="(api/[^"]+#bdm[^"]+)"', (site / "api.html").read_text(encoding="utf-8"))
+    assert len(set(links)) == len(bdm.__all__)
 
 
 def test_the_api_page_lists_the_public_names():

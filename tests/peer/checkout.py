@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,13 @@ def folder() -> Path | None:
     return Path(named, "tests") if named else None
 
 
+def markers() -> set[str]:
+    """The names of pytest's markers that the checkout's tests have."""
+    tests = folder()
+    text = (tests / "testing_utils.py").read_text(encoding="utf-8") if tests else ""
+    return set(re.findall(r"pytest\.mark\.(\w+)", text))
+
+
 def module(name: str) -> Any:
     """A module of the checkout's tests, such as "pipelines.testing_utils"."""
     tests = folder()
@@ -40,7 +48,7 @@ def module(name: str) -> Any:
 
 
 def _spare_parameterized() -> None:
-    """The package decorates tests of models, which are not run, beside helpers of those of pipelines."""
+    """The package decorates tests of models; of their modules only helpers are used."""
     try:
         importlib.import_module("parameterized")
     except ModuleNotFoundError:
