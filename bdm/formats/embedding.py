@@ -6,7 +6,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from .identify import identify, require
+from .kinds import MOST_VECTORS, is_vectors
 from .weights import WeightFile, refuse_not_finite
+
+#: What A1111 keeps beside the vectors: the token that stood for them, counters.
+_BESIDE = ("string_to_token.", "step", "epoch")
 
 
 def embedding_vectors(file: WeightFile, width: int) -> Tensor:
@@ -21,14 +25,21 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
         UserError: not an embedding, made for another base, or NaN.
     """
     require(identify(file.tensors), ("embedding",), file.path)
-    tensors = [t for t in file.tensors.values() if t.is_floating_point() and t.ndim in (1, 2) and t.numel()]
-    if len(tensors) != 1:
-        raise UserError(f"{file.path} holds {len(tensors)} embeddings; give a file with one")
-    vectors = tensors[0].reshape(-1, tensors[0].shape[-1])
-    if vectors.shape[1] != width or not 1 <= len(vectors) <= 75:
+    found = {key: t for key, t in file.tensors.items() if is_vectors(t)}
+    if len(found) != 1:
+        raise UserError(f"{file.path} holds {len(found)} embeddings; give a file with one")
+    left = [key for key in file.tensors if key not in found and not key.startswith(_BESIDE)]
+    if left:
         raise UserError(
-            f"{file.path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to 75"
-            f" of width {width}: use an embedding made for this base"
+            f"{file.path} holds {left[0][:120]!r} beside its embedding, and what that means is not known"
+            " here; give a file without it"
+        )
+    (tensor,) = found.values()
+    vectors = tensor.reshape(-1, tensor.shape[-1])
+    if vectors.shape[1] != width or not 1 <= len(vectors) <= MOST_VECTORS:
+        raise UserError(
+            f"{file.path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to"
+            f" {MOST_VECTORS} of width {width}: use an embedding made for this base"
         )
     refuse_not_finite({"the embedding": vectors}, file.path)
     return vectors
