@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import UserError
     from .method.branch import BranchModel, BranchOutput
-    from .method.bridge import Bridge, NativeCondition
+    from .method.condition import NativeCondition
     from .models.samplers import make_scheduler
     from .pipeline import (
         BridgeControlNetPipeline,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from .plugins import Plugin, Plugins
     from .speed.approximate import Approximation
+    from .speed.bridge import Bridge
     from .text.native import NativeTextEncoder, NativeTextSettings
 
 __version__ = "0.1.0"
@@ -29,8 +30,8 @@ _HOMES = {
     "Approximation": "speed.approximate",
     "BranchModel": "method.branch",
     "BranchOutput": "method.branch",
-    "Bridge": "method.bridge",
-    "NativeCondition": "method.bridge",
+    "Bridge": "speed.bridge",
+    "NativeCondition": "method.condition",
     "UserError": "errors",
     "BridgePipeline": "pipeline",
     "BridgeImg2ImgPipeline": "pipeline",

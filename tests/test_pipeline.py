@@ -1,5 +1,6 @@
 import pytest
 import torch
+from agreement import outputs_agree
 from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
@@ -14,9 +15,10 @@ from diffusers import (
 from PIL import Image
 from tiny import NATIVE_DIM, make_branch, make_native_model, make_unet, make_vae
 
+from bdm import Bridge, NativeCondition
 from bdm.errors import UserError
+from bdm.extras import is_installed
 from bdm.method.branch import BranchModel
-from bdm.method.bridge import Bridge, NativeCondition
 from bdm.models.samplers import SAMPLERS, make_scheduler
 from bdm.pipeline import (
     BridgeControlNetPipeline,
@@ -79,7 +81,7 @@ def test_equals_the_official_loop_written_out(pipe, sampler):
         branch_start=0.2,
         branch_end=0.85,
     )
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    outputs_agree(ours, expected)
 
 
 def test_picture_i_of_a_batch_can_be_made_again_alone(pipe):
@@ -106,7 +108,7 @@ def test_four_embeddings_replace_the_four_texts_and_both_encoders(pipe):
         bare, prompt_embeds=native[:1], negative_prompt_embeds=native[1:], prompt_en_embeds=english[:1],
         negative_prompt_en_embeds=english[1:], seed=3,
     )  # fmt: skip
-    assert torch.equal(ours, expected)
+    outputs_agree(ours, expected)
     with pytest.raises(UserError, match="no native text encoder"):
         bare("红灯笼")
     with pytest.raises(UserError, match="no English text encoder"):
@@ -124,7 +126,7 @@ def test_saves_and_loads_a_standard_folder(pipe, tmp_path):
         "scheduler",
         "branch",
     }
-    assert torch.equal(latents_of(BridgePipeline.from_pretrained(tmp_path), "红灯笼", seed=3), expected)
+    outputs_agree(latents_of(BridgePipeline.from_pretrained(tmp_path), "红灯笼", seed=3), expected)
     stock = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
     assert type(stock.unet).__name__ == "UNet2DConditionModel"
     (tmp_path / "branch" / "diffusion_pytorch_model.safetensors").unlink()
@@ -285,6 +287,8 @@ def test_parts_that_do_not_fit_are_refused(pipe, native):
 
 def test_samplers_by_every_spelling():
     for title, (name, _, short) in SAMPLERS.items():
+        if title == "LMS" and not is_installed("scipy"):  # its absence is tested with the other extras
+            continue
         assert type(make_scheduler(title)).__name__ == name
         assert type(make_scheduler(short.upper())).__name__ == name
     karras = [make_scheduler(n) for n in ("DPM++ 2M Karras", "dpmpp_2m_karras", "dpm++ 2m KARRAS")]
@@ -330,8 +334,8 @@ def test_without_english_text_encoder_the_empty_prompt_is_the_same(
     real = backbone.build_part
     monkeypatch.setattr(backbone, "build_part", lambda name, *rest: built.append(name) or real(name, *rest))
     spared, second = drawn(english=False)
-    assert torch.equal(first, whole)
-    assert torch.equal(second, whole)
+    outputs_agree(first, whole)
+    outputs_agree(second, whole)
     assert "text_encoder" not in built
     assert spared.text_encoder is None
     (kept,) = set(own_cache.iterdir()) - before
@@ -341,9 +345,9 @@ def test_without_english_text_encoder_the_empty_prompt_is_the_same(
         spared("龙", clip_skip=2, num_inference_steps=1)
     # Another text encoder in the folder is another cache; a damaged cache is worked out again.
     kept.write_bytes(b"damaged")
-    assert torch.equal(drawn(english=False)[1], whole)
+    outputs_agree(drawn(english=False)[1], whole)
     with torch.no_grad():
         pipe.text_encoder.final_layer_norm.weight.mul_(2)
     pipe.text_encoder.save_pretrained(tmp_path / "model/text_encoder")
-    assert torch.equal(drawn(english=False)[1], drawn()[1])
-    assert not torch.equal(drawn()[1], whole)
+    outputs_agree(drawn(english=False)[1], drawn()[1])
+    assert (drawn()[1] - whole).abs().max() > 0.01

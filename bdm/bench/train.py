@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from ..config import BenchTrainConfig
-from ..method.bridge import Bridge, NativeCondition
+from ..method.bridge import Bridge
+from ..method.condition import NativeCondition
 from ..method.loss import DenoisingLoss
 from ..models.backbone import encode_moments, sample_latents
 from ..models.noise_schedule import SD15_SCHEDULE, NoiseSchedule
-from ..speed.lean_backward import frugal_backward
+from ..speed.lean_backward import lean_backward
 from .compare import OURS, Bench, Side, count_flops, stopwatch
 from .networks import Networks, build_networks, freeze, peer_controlnet
 
@@ -170,7 +171,7 @@ class TrainBench(Bench):
         return posterior, eps, t
 
     def _our_loss(self, networks: Networks, inputs: Inputs) -> Callable[[], Tensor]:
-        bridge = Bridge(networks.branch, share=False)
+        bridge = Bridge(networks.branch)
         denoising = DenoisingLoss(NoiseSchedule()).to(inputs.moments.device)
         english = inputs.english_features.expand(len(inputs.moments), -1, -1)
 
@@ -186,7 +187,7 @@ class TrainBench(Bench):
             try:
                 with (
                     bridge.condition(NativeCondition(inputs.native_features)),
-                    frugal_backward(networks.unet),
+                    lean_backward(networks.unet),
                 ):
                     return denoising(denoise, x_0, t, Drawn(eps)).mean()
             finally:

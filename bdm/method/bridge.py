@@ -2,164 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from diffusers.hooks import HookRegistry, ModelHook
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from ..models.backbone import check_backbone
-from ..speed.approximate import EXACT, Approximation, ReusedWork
-from ..speed.folding import prepared_layers
-from ..speed.sharing import SharedWork, each_tensor
 from .branch import BranchModel
+from .clock import StepClock
+from .condition import NativeCondition, Part
+from .hooks import Hook, hang_after, hang_before, hooks_of
+from .parts import PartReader
+from .residuals import add_residuals, check_fit
+from .step import StepHelper, UNetCall, named_arguments
 
-HOOK_NAME = "bdm.method.bridge"
-
-
-def in_window(step: int, start: float, end: float, steps: Callable[[], int] | None) -> bool:
-    """Whether a side network is on in step ``step`` of T.
-
-    Off where i/T < start or (i+1)/T > end, as in the official inference.
-
-    ``steps`` gives T and is only asked if the window restricts.
-    """
-    if start <= 0.0 and end >= 1.0:
-        return True
-    if steps is None:
-        raise UserError("a window needs the number of steps; give steps= with the condition")
-    total = steps()
-    return not (step / total < start or (step + 1) / total > end)
+#: Held while a bridge is attached, so that two threads do not find the same UNet free.
+_ATTACHING = threading.Lock()
 
 
-def check_window(start: float, end: float, what: str) -> None:
-    """Refuse a window that is not 0 <= start <= end <= 1.
-
-    Raises:
-        UserError: names ``what`` it is the window of.
-    """
-    if not 0.0 <= start <= end <= 1.0:
-        raise UserError(f"{what} window {start} to {end}: both must lie in [0, 1], start before end")
-
-
-def check_fit(side: Any, unet: Any, keys: Sequence[str], what: str) -> None:
-    """Refuse a side network that is not built as its UNet's encoder is.
-
-    Args:
-        side: the branch or a ControlNet.
-        unet: the backbone's.
-        keys: settings that must be equal; one number stands for as many as there are blocks.
-        what: what the side network is called in the message.
-
-    Raises:
-        UserError: names the first setting that differs.
-    """
-    blocks = len(unet.config["block_out_channels"])
-    for key in keys:
-        ours, theirs = side.config[key], unet.config[key]
-        each = [(value,) * blocks if isinstance(value, int) else tuple(value) for value in (ours, theirs)]
-        if each[0] != each[1]:
-            raise UserError(
-                f"the {what}'s {key} {ours} does not fit the backbone's {theirs}; use a {what} made for this"
-                " backbone"
-            )
-
-
-def add_residuals(kwargs: dict[str, Any], down: Sequence[Tensor], middle: Tensor, dtype: torch.dtype) -> None:
-    """Put a side network's residuals among the arguments of a UNet's forward pass, added to those of others.
-
-    Args:
-        kwargs: the arguments.
-        down: one tensor for each skip connection, of its shape.
-        middle: of the middle block's shape.
-        dtype: what the UNet computes in.
-    """
-    given_down, given_middle = (
-        kwargs.get("down_block_additional_residuals"),
-        kwargs.get("mid_block_additional_residual"),
-    )
-    if given_down is not None and given_middle is not None:
-        down = [ours + theirs for ours, theirs in zip(down, given_down, strict=True)]
-        middle = middle + given_middle
-    kwargs["down_block_additional_residuals"] = tuple(residual.to(dtype) for residual in down)
-    kwargs["mid_block_additional_residual"] = middle.to(dtype)
-
-
-@dataclass(frozen=True)
-class NativeCondition:
-    """What the branch is told during one call of a pipeline.
+@dataclass
+class _Session:
+    """A condition in force, and what is known of the call it was set for.
 
     Attributes:
-        positive: (P, L, D) features of the native prompts.
-        negative: (P or 1, L, D) features of the native negative prompts; needed where the pipeline uses
-            guidance.
-        scale: factor of the residuals.
-        start: share of the steps before which the branch is off.
-        end: share of the steps after which it is off.
-        steps: gives the number of steps T once the pipeline knows it; only asked if start or end restrict.
-        images_per_prompt: consecutive samples that share a prompt.
-        approximation: work that is left out although the picture changes.
+        condition: what the branch is told.
+        reader: tells the parts of the UNet's batches.
+        clock: tells the denoising steps.
+        thread: whose calls of the UNet it is for.
+        features: the branch's text by parts; one tensor for all steps.
     """
 
-    positive: Tensor
-    negative: Tensor | None = None
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    steps: Callable[[], int] | None = None
-    images_per_prompt: int = 1
-    approximation: Approximation = EXACT
-
-    @property
-    def samples(self) -> int:
-        """Samples of one guidance part."""
-        return len(self.positive) * self.images_per_prompt
-
-    def features(self, batch: int) -> Tensor:
-        """Features for a UNet batch of ``batch`` samples.
-
-        Pipelines stack guidance parts of P x images_per_prompt samples each: [positive] without guidance,
-            [negative, positive]
-        with it, [negative, positive, positive] with perturbed attention (PAG).
-
-        Raises:
-            UserError: the batch is not one of these.
-        """
-        positive = self.positive.repeat_interleave(self.images_per_prompt, dim=0)
-        parts, rest = divmod(batch, positive.shape[0])
-        if rest or parts not in (1, 2, 3):
-            raise UserError(
-                f"the UNet got {batch} samples for {len(self.positive)} native prompts x"
-                f" {self.images_per_prompt} images; allowed are 1, 2 or 3 times as many: give one native"
-                " prompt for each English one"
-            )
-        if parts == 1:
-            return positive
-        if self.negative is None:
-            raise UserError(
-                "the pipeline uses guidance and the native condition has no negative features; give them"
-            )
-        negative = self.negative.expand(self.positive.shape[0], -1, -1).repeat_interleave(
-            self.images_per_prompt, dim=0
-        )
-        return torch.cat([negative] + [positive] * (parts - 1))
+    condition: NativeCondition
+    reader: PartReader
+    clock: StepClock
+    thread: int = field(default_factory=threading.get_ident)
+    features: dict[tuple[Part, ...], Tensor] = field(default_factory=dict)
 
 
-class Bridge(ModelHook):
+class Bridge:
     """Runs the branch before every forward pass of the UNet it is attached to and adds its residuals.
 
-    Residuals that the caller passes (ControlNets) are kept and added to. Without a condition the hook does
-    nothing.
+    Residuals that the caller passes (ControlNets) are kept and added to. Without a condition nothing is done.
+    A bridge without helpers is the paper's method and nothing else (arXiv 2309.00952, section 3).
 
     Args:
-        branch: the branch.
-        share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with
-            enlargements folded (see ``bdm.speed.folding``) and weights packed (see ``bdm.speed.packing``);
-            the picture is the same.
+        branch: the branch; bridges of several UNets may share one.
+        helpers: what saves or leaves out work (see ``bdm.speed``).
 
     Example:
         >>> bridge = Bridge(branch).attach(pipe.unet)
@@ -168,29 +60,35 @@ class Bridge(ModelHook):
         >>> bridge.detach()
     """
 
-    def __init__(self, branch: BranchModel, share: bool = True) -> None:
-        super().__init__()
+    def __init__(self, branch: BranchModel, helpers: Sequence[StepHelper] = ()) -> None:
         self.branch = branch
-        self.share = share
-        self._work = SharedWork()
-        self._reuse = ReusedWork(EXACT)
-        self.unet: nn.Module | None = None
-        self._condition: NativeCondition | None = None
-        self._calls = 0
-        self._features: dict[int, Tensor] = {}
+        self.helpers = tuple(helpers)
+        self.unet: Any = None
+        self._hung = ExitStack()
+        self._session: _Session | None = None
 
     def attach(self, unet: Any) -> Bridge:
         """Put the hook on a UNet (``UNet2DConditionModel`` or AnimateDiff's ``UNetMotionModel``).
 
         Raises:
-            UserError: a bridge is attached already, or branch and UNet do not fit.
+            UserError: this or another bridge is attached already, or branch and UNet do not fit.
         """
         self.check(unet)
-        registry = HookRegistry.check_if_exists_or_initialize(unet)
-        if registry.get_hook(HOOK_NAME) is not None:
-            raise UserError("this UNet has a bridge already; detach it first")
-        registry.register_hook(self, HOOK_NAME)
-        self.unet = unet
+        with _ATTACHING:
+            if self.unet is not None:
+                raise UserError("this bridge is attached already; detach it first, or make another one")
+            if any(_is_bridge(hook) for hook in hooks_of(unet)):
+                raise UserError(
+                    "this UNet has a bridge already (of a pipeline that is drawing with it, perhaps);"
+                    " detach it first"
+                )
+            try:
+                hang_before(self._hung, unet, self._before)
+                hang_after(self._hung, unet, self._after)
+                self.unet = unet
+            except BaseException:
+                self._hung.close()
+                raise
         return self
 
     def check(self, unet: Any) -> None:
@@ -204,117 +102,85 @@ class Bridge(ModelHook):
 
     def detach(self) -> None:
         """Take the hook off; the UNet's outputs are bit for bit what they were before."""
-        if self.unet is not None:
-            HookRegistry.check_if_exists_or_initialize(self.unet).remove_hook(HOOK_NAME, recurse=False)
-            self.unet = None
+        self._hung.close()
+        self.unet = None
 
     @contextmanager
     def condition(self, condition: NativeCondition) -> Iterator[None]:
-        """Everything the UNet computes inside the ``with`` block is conditioned on ``condition``."""
+        """Everything the UNet computes inside the ``with`` block is conditioned on ``condition``.
+
+        Raises:
+            UserError: features that the branch does not read, or a condition of another thread is in force.
+        """
+        self._check_features(condition)
+        outer = self._session
+        session = _Session(condition, PartReader(condition), StepClock(condition.steps))
+        if outer is not None and outer.thread != session.thread:
+            raise UserError(
+                "this bridge is drawing in another thread; give each thread a pipeline of its own"
+            )
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_session", outer)
+            self._session = session
+            # An inner condition works with what the outer one has hung.
+            if outer is None and self.unet is not None:
+                for helper in self.helpers:
+                    helper.hang(stack, self.unet, self.branch)
+            yield
+
+    def _check_features(self, condition: NativeCondition) -> None:
+        width = self.branch.config["cross_attention_dim"]
         for features in (condition.positive, condition.negative):
-            width = self.branch.config["cross_attention_dim"]
             if features is not None and (features.ndim != 3 or features.shape[-1] != width):
                 raise UserError(
                     f"native text features have shape {tuple(features.shape)} and the branch reads (prompts,"
                     f" length, {width}); use the text encoder that the branch was trained with"
                 )
-        outer, self._condition, self._calls, self._features = self._condition, condition, 0, {}
-        unet = self.unet if outer is None else None
-        with ExitStack() as stack:
-            stack.callback(self._restore, outer)
-            # For the time of the condition only: what is kept is right as long as nobody changes weights.
-            if unet is not None and self.share:
-                self._work.attach(unet, self.branch)
-                stack.callback(self._work.detach)
-                stack.enter_context(prepared_layers(unet, self.branch))
-            if unet is not None:
-                self._reuse = ReusedWork(condition.approximation)
-                self._reuse.attach(unet, self.branch)
-                stack.callback(self._reuse.detach)
-            yield
 
-    def _restore(self, condition: NativeCondition | None) -> None:
-        """What was the condition before, with nothing kept."""
-        self._condition, self._features = condition, {}
+    def _before(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add the branch's residuals to the arguments of the UNet's forward pass."""
+        session = self._session
+        if session is None:
+            return None
+        if session.thread != threading.get_ident():
+            raise UserError(
+                "the UNet was called in another thread than the one that draws with it; give each thread a"
+                " UNet of its own"
+            )
+        call = self._read(session, unet, args, kwargs)
+        for helper in self.helpers:
+            helper.before(call)
+        condition = session.condition
+        if condition.scale != 0.0 and call.in_window(condition.start, condition.end):
+            down, middle = self._residuals(session, call)
+            add_residuals(call.values, down, middle, call.sample.dtype)
+        return call.arguments()
 
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """Both halves get the result where one was computed; forget which rows were equal."""
-        half = self._reuse.half
-        output = output if half.rows is None else each_tensor(half.spread, output)
-        self._forget_rows()
+    def _after(self, unet: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if self._session is not None:
+            for helper in reversed(self.helpers):
+                output = helper.after(output)
         return output
 
-    def _forget_rows(self) -> None:
-        for plan in (self._work.encoder, self._work.prefix, self._reuse.half):
-            plan.clear()
+    def _read(self, session: _Session, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UNetCall:
+        values = named_arguments(unet, args, kwargs)
+        parts = session.reader.parts(len(values["sample"]), values.get("encoder_hidden_states"), unet)
+        return UNetCall(values, len(args), session.condition, parts, session.clock, unet)
 
-    def _leave_out_guidance(self, condition: NativeCondition, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Only the positive half of a guided step's inputs."""
-        sample, _, text = _inputs(args, kwargs)
-        if _is_guided(condition, kwargs, sample, text):
-            self._reuse.half.positive_half(sample, text)
-        return each_tensor(self._reuse.half.select, (args, kwargs))
-
-    def _plan(self, condition: NativeCondition, args: Any, kwargs: Any) -> None:
-        """Find the work that both halves of a guided step share."""
-        sample, _, text = _inputs(args, kwargs)
-        if _is_guided(condition, kwargs, sample, text):
-            self._work.encoder.find(sample, text)
-            self._work.prefix.find(sample)
-
-    def pre_forward(
-        self, module: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Add the branch's residuals to the arguments of the UNet's forward pass."""
-        condition = self._condition
-        if condition is None:
-            return args, kwargs
-        self._forget_rows()  # a pass that failed has not come to post_forward
-        step, self._calls = self._calls, self._calls + 1
-        on = condition.scale != 0.0 and in_window(step, condition.start, condition.end, condition.steps)
-        limits = condition.approximation
-        if not in_window(step, limits.guidance_start, limits.guidance_end, condition.steps):
-            args, kwargs = self._leave_out_guidance(condition, args, kwargs)
-        elif self.share:
-            self._plan(condition, args, kwargs)
-        sample, timestep, _ = _inputs(args, kwargs)
-        self._reuse.begin(len(sample), on, id(condition))
-        if not on:
-            return args, kwargs
-        batch = sample.shape[0]
-        if batch not in self._features:  # one tensor for all steps, so that its projections can be kept
-            self._features[batch] = condition.features(batch)
-        features = self._features[batch]
+    def _residuals(self, session: _Session, call: UNetCall) -> tuple[tuple[Tensor, ...], Tensor]:
+        sample, timestep, dtype = call.sample, call.values["timestep"], self.branch.dtype
+        if call.parts not in session.features:
+            features = session.condition.features(call.parts)
+            session.features[call.parts] = features.to(sample.device, dtype)
+        features = session.features[call.parts]
         if sample.ndim == 5:  # AnimateDiff: (B, C, F, h, w); the UNet sees frames as samples
-            features = features.repeat_interleave(sample.shape[2], dim=0)
-            timestep = (
-                timestep.repeat_interleave(sample.shape[2])
-                if torch.is_tensor(timestep) and timestep.ndim
-                else timestep
-            )
+            frames = sample.shape[2]
+            features = features.repeat_interleave(frames, dim=0)
+            if isinstance(timestep, Tensor) and timestep.ndim:
+                timestep = timestep.expand(len(sample)).repeat_interleave(frames)
             sample = sample.movedim(2, 1).flatten(0, 1)
-        dtype = self.branch.dtype
-        down, middle = self.branch(
-            sample.to(dtype), timestep, features.to(sample.device, dtype), condition.scale, return_dict=False
-        )
-        add_residuals(kwargs, down, middle, sample.dtype)
-        return args, kwargs
+        return self.branch(sample.to(dtype), timestep, features, session.condition.scale, return_dict=False)
 
 
-def _inputs(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """A UNet's sample, timestep and text, however they are passed."""
-    names = ("sample", "timestep", "encoder_hidden_states")
-    return tuple(args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(names))
-
-
-def _is_guided(condition: NativeCondition, kwargs: dict[str, Any], sample: Tensor, text: Any) -> bool:
-    """Whether a pass is a guided step's [negative, positive].
-
-    Perturbed attention, frames, adapters and training are not.
-    """
-    other = any(
-        kwargs.get(name) is not None
-        for name in ("down_intrablock_additional_residuals", "encoder_attention_mask")
-    )
-    halves = sample.ndim == 4 and len(sample) == 2 * condition.samples
-    return halves and not other and isinstance(text, Tensor) and not torch.is_grad_enabled()
+def _is_bridge(hook: Any) -> bool:
+    return isinstance(hook, Hook) and isinstance(getattr(hook.function, "__self__", None), Bridge)

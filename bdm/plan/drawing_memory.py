@@ -15,7 +15,8 @@ from torch import nn
 
 from ..errors import UserError
 from ..method.branch import BranchModel
-from ..method.bridge import Bridge, NativeCondition
+from ..method.bridge import Bridge
+from ..method.condition import NativeCondition
 from ..text.english import encode_english
 from .fake_device import FakeDevice
 from .meta_models import make_meta_backbone, make_meta_native_text_encoder
@@ -153,7 +154,7 @@ def draw_stages(
         features = fake.blank(count, native.layout.joined_length(1), native.text_dim, dtype=dtype)
         english = fake.blank(2 * count, 77, stock.unet.config["cross_attention_dim"], dtype=dtype)
         sample = fake.blank(2 * count, 4, height, width, dtype=dtype)
-        bridge = Bridge(branch, share=False).attach(stock.unet)
+        bridge = Bridge(branch).attach(stock.unet)
         with bridge.condition(NativeCondition(features, features)):
             stock.unet(sample, torch.tensor(500), english)
         bridge.detach()

@@ -5,19 +5,30 @@ Names are unique, and whatever is detached leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from ..errors import UserError
 from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from ..formats.weights import WEIGHT_SUFFIXES, resolve_folder
-from .controlnet import ControlCondition, ControlNetHook, control_tensor
-from .kinds import PluginHost, finite, holders
+from ..method.clock import Steps
+from ..method.condition import Part
+from .adapter import AdapterKind
+from .attachments import Attachments
+from .checkpoint import CheckpointKind
+from .controlnet import ControlNetKind
+from .controlnet_hook import ControlNetHook
+from .embedding import EmbeddingKind
+from .kind import PipelineCall, PluginKind
+from .vae import VaeKind
+
+_KINDS = (CheckpointKind, VaeKind, AdapterKind, ControlNetKind, EmbeddingKind)
 
 
 @dataclass
@@ -31,6 +42,7 @@ class Plugin:
         hash: what A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's.
             Taken when it was attached, because the file may be replaced or deleted later.
         strength: what ``set_strength`` set; None where strength has no meaning.
+        words: trigger words that it brings, for the English prompt.
     """
 
     name: str
@@ -38,6 +50,7 @@ class Plugin:
     source: Path
     hash: str
     strength: dict[str, float] | None = None
+    words: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         strength = (
@@ -45,7 +58,8 @@ class Plugin:
             if self.strength is None
             else " " + ", ".join(f"{part} {value:g}" for part, value in self.strength.items())
         )
-        return f"{self.name}: {self.kind}{strength} [{self.hash}] from {self.source}"
+        words = f" bringing {', '.join(map(repr, self.words))}" if self.words else ""
+        return f"{self.name}: {self.kind}{strength}{words} [{self.hash}] from {self.source}"
 
 
 class Plugins:
@@ -57,8 +71,9 @@ class Plugins:
         >>> pipe.plugins.detach("ink")
     """
 
-    def __init__(self, host: Any) -> None:
-        self._host = PluginHost(host)
+    def __init__(self, pipe: Any) -> None:
+        self._host = Attachments(pipe)
+        self._kinds: dict[Kind, PluginKind] = {kind.kind: kind(self._host) for kind in _KINDS}
         self._plugins: dict[str, Plugin] = {}
 
     def __iter__(self) -> Iterator[Plugin]:
@@ -92,12 +107,13 @@ class Plugins:
             kind: what it must be ("checkpoint", "vae", "adapter", "controlnet", "embedding"). As "vae" a
                 checkpoint gives its VAE alone.
             settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder;
-                ControlNets: ``strength``, ``start``, ``end`` (share of the steps).
+                ControlNets: ``strength``, ``start``, ``end`` (share of the steps), ``pooled`` (True or False,
+                for shuffle ControlNets).
 
         Returns:
             What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its
-                file must not be written
-            over in place while it is attached (see ``bdm.formats.weights.WeightFile``).
+            file must not be written over in place while it is attached (see
+            ``bdm.formats.weights.WeightFile``).
 
         Raises:
             UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed
@@ -110,21 +126,44 @@ class Plugins:
             path = resolve_folder(source)
         # A hub name's folder is called by a commit, and a folder's name may hold a dot.
         name = name or (path.stem if path.is_file() else Path(source).name)
+        if not isinstance(name, str):
+            raise UserError(f"a plug-in cannot be called {name!r}; give a text")
         if name in self._plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)
-        attach = self._host.kinds
-        require(found, holders(kind, tuple(attach)), path)
+        require(found, self._sources(kind), path)
         kind = kind or found.kind
+        self._check_settings(kind, settings, path)
         shown = shown_hash(path, kind)
-        try:
-            strength = attach[kind](path, name, **settings)
-        except TypeError as error:
-            if "unexpected keyword" not in str(error):
-                raise
-            raise UserError(f"{path}: a {kind} takes no setting {str(error).rpartition(' ')[2]}") from None
-        self._plugins[name] = Plugin(name, kind, path, shown, strength)
+        with self._undone_unless_done(kind, name), torch.inference_mode(False):
+            strength = self._kinds[kind].attach(path, name, **settings)
+            words = tuple(self._host.words.of(name))
+            self._plugins[name] = Plugin(name, kind, path, shown, strength, words)
         return self._plugins[name]
+
+    @contextmanager
+    def _undone_unless_done(self, kind: Kind, name: str) -> Iterator[None]:
+        """Whatever ends an attachment, an interrupt by the user too, leaves nothing of it behind."""
+        try:
+            yield
+        except BaseException:
+            self._plugins.pop(name, None)
+            self._kinds[kind].detach(name)
+            raise
+
+    def _sources(self, kind: Kind | None) -> tuple[Kind, ...]:
+        """The kinds of file that a plug-in of a kind can come from; None stands for any kind."""
+        if kind is None:
+            return tuple(self._kinds)
+        if kind not in self._kinds:
+            raise UserError(f"there are no plug-ins of kind {kind!r}; allowed: {', '.join(self._kinds)}")
+        return self._kinds[kind].sources
+
+    def _check_settings(self, kind: Kind, settings: Mapping[str, Any], path: Path) -> None:
+        known = list(inspect.signature(self._kinds[kind].attach).parameters)[2:]  # without path and name
+        unknown = [setting for setting in settings if setting not in known]
+        if unknown:
+            raise UserError(f"{path}: a {kind} takes no setting {unknown[0]!r}")
 
     def set_strength(self, name: str, strength: float, text_strength: float | None = None) -> None:
         """Change the strength of an adapter or a ControlNet; nothing is read again.
@@ -139,17 +178,13 @@ class Plugins:
             UserError: no such plug-in, one whose strength has no meaning, a strength that is no finite number
                 or makes a weight overflow; nothing has changed then.
         """
+        strengths = self._kinds[self[name].kind].strengths(name, strength, text_strength)
+        self._put_strengths(name, strengths)
+
+    def _put_strengths(self, name: str, strengths: Mapping[str, float]) -> None:
         plugin = self[name]
-        if plugin.kind == "adapter":
-            plugin.strength = self._host.set_adapter_strength(name, strength, text_strength)
-        elif plugin.kind == "controlnet" and text_strength is None:
-            self._controlnets[name].scale = finite(strength)
-            plugin.strength = {**(plugin.strength or {}), "scale": strength}
-        else:
-            raise UserError(
-                f"{name} is a {plugin.kind}; {'text_' if plugin.kind == 'controlnet' else ''}strength has no"
-                " meaning for it"
-            )
+        self._kinds[plugin.kind].set_strengths(name, strengths)
+        plugin.strength = {**(plugin.strength or {}), **strengths}
 
     def detach(self, name: str) -> None:
         """Take a plug-in off; without any, every output is bit for bit what it was at first.
@@ -157,7 +192,7 @@ class Plugins:
         Raises:
             UserError: no such plug-in; its module was exchanged or is offloaded, so that it stays.
         """
-        self._host.detach(self[name].kind, name)
+        self._kinds[self[name].kind].detach(name)
         del self._plugins[name]
 
     def clear(self) -> None:
@@ -170,71 +205,53 @@ class Plugins:
         self,
         control_images: Any = None,
         strength: Mapping[str, float | tuple[float, float]] | None = None,
-        steps: Callable[[], int] = lambda: 1,
+        steps: Steps = lambda: 1,
         images_per_prompt: int = 1,
         latents: tuple[int, int] | None = None,
+        samples: int | None = None,
+        parts: Callable[[], Sequence[Part]] | None = None,
     ) -> Iterator[None]:
         """Hand the condition pictures to the ControlNets and set strengths for one call of the pipeline.
 
         Args:
             control_images: pictures by ControlNet name, or the only one's.
             strength: by plug-in name; a pair gives UNet and text encoder apart.
-            steps: gives the pipeline's number of steps.
+            steps: gives the pipeline's number of denoising steps, or its timesteps.
             images_per_prompt: pictures for each prompt.
             latents: their height and width where they are known; else the first step finds pictures of
                 another size.
+            samples: prompts x images_per_prompt; ControlNets that pool their residuals need it.
+            parts: gives the parts of the UNet's batches where their texts do not tell them apart.
 
         Raises:
             UserError: a ControlNet without a picture, a picture without a ControlNet or of another size, a
-                strength that is none.
+                strength that is none, a part that was exchanged while plug-ins were on it.
         """
-        pictures = self._pictures(control_images)
-        for name, hook in self._controlnets.items():
-            if latents is not None:
-                hook.check_size(pictures[name], *latents)
+        self._host.check()
+        call = PipelineCall(control_images, steps, images_per_prompt, latents, samples, parts)
         with ExitStack() as stack:
+            for kind in self._kinds.values():
+                stack.enter_context(kind.during(call))
             for name, value in (strength or {}).items():
-                before = self[name].strength or {}
-                pair = tuple(value) if isinstance(value, tuple | list) else (value, None)
-                if len(pair) != 2:
-                    raise UserError(
-                        f"strength of {name}: {value!r}; give a number, or a pair for UNet and text encoder"
-                    )
-                own, text = pair
-                # Restored through the same call, so that a strength of an adapter's two parts comes back as
-                # it was.
-                restore = (before.get("unet", before.get("scale", 1.0)), before.get("text_encoder"))
-                self.set_strength(name, own, text)
-                stack.callback(self.set_strength, name, *restore)
-            for name, hook in self._controlnets.items():
-                stack.enter_context(
-                    hook.condition(ControlCondition(pictures[name], steps, images_per_prompt))
-                )
+                stack.callback(self._restore_strengths, name, self[name].strength)
+                self.set_strength(name, *_pair(name, value))
             yield
+
+    def _restore_strengths(self, name: str, strengths: dict[str, float] | None) -> None:
+        if name in self and strengths is not None and self[name].strength != strengths:
+            self._put_strengths(name, strengths)
 
     @property
     def _controlnets(self) -> dict[str, ControlNetHook]:
         return self._host.controlnets
 
-    def _pictures(self, given: Any) -> dict[str, Tensor]:
-        names = list(self._controlnets)
-        if given is not None and not isinstance(given, Mapping):
-            if len(names) != 1:
-                raise UserError(
-                    f"one control picture is given for {len(names)} ControlNets; give control_images={{name:"
-                    " picture}"
-                )
-            given = {names[0]: given}
-        given = dict(given or {})
-        missing, extra = [n for n in names if n not in given], [n for n in given if n not in names]
-        if missing or extra:
-            what = (
-                f"no control picture for {missing[0]!r}"
-                if missing
-                else f"a control picture for {extra[0]!r}, which is not attached"
-            )
-            raise UserError(f"{what}; attached ControlNets: {', '.join(names) or 'none'}")
-        return {name: control_tensor(pictures) for name, pictures in given.items()}
+
+def _pair(name: str, value: Any) -> tuple[float, float | None]:
+    """A strength for one call as one for the UNet and one for the text encoder."""
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, None)
+    if len(pair) != 2:
+        raise UserError(f"strength of {name}: {value!r}; give a number, or a pair for UNet and text encoder")
+    return pair
 
 
 def shown_hash(source: Path, kind: Kind) -> str:

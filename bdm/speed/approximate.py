@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..errors import UserError
-from .sharing import RowPlan
-
-HOOK_NAME = "bdm.reuse"
+from ..method.condition import GUIDED
+from ..method.step import StepHelper, UNetCall
+from .recognise import call_is_known, is_known
+from .rows import Rows
+from .stand_in import stand_in
 
 
 @dataclass(frozen=True)
@@ -49,74 +54,115 @@ class Approximation:
 EXACT = Approximation()
 
 
-class ReusedOutput(ModelHook):
-    """Gives a module's last output again until the schedule asks for a new one."""
+class GuidanceInterval:
+    """Computes only the positive half of a guided step outside of an interval of the steps.
 
-    def __init__(self, schedule: Schedule) -> None:
-        super().__init__()
-        self.schedule = schedule
-        self._kept: Any = None
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The module's output, or the kept one."""
-        if self.schedule.due:
-            compute: Any = self.fn_ref.original_forward
-            self._kept = compute(*args, **kwargs)
-        return self._kept
-
-
-class Schedule:
-    """When a group of modules is computed anew: in every n-th step, and whenever the kind of work changes.
-
-    Attributes:
-        due: whether the modules are computed in the current step.
+    Args:
+        start: see ``Approximation.guidance_start``.
+        end: see ``Approximation.guidance_end``.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.due = True
-        self._work: Any = None
-        self._age = 0
+    def __init__(self, start: float, end: float) -> None:
+        self._start, self._end = start, end
+        self._rows: Rows | None = None
+        self._text: tuple[Tensor, Tensor] | None = None
 
-    def next(self, work: Any) -> None:
-        """Begin a step.
+    def hang(self, stack: ExitStack, unet: Any, branch: Any) -> None:
+        """Nothing: it changes what the UNet is given."""
 
-        Args:
-            work: what must be equal for features to be used again, such as the number of samples.
-        """
-        self._age = 0 if work != self._work else (self._age + 1) % self.every
-        self._work, self.due = work, self._age == 0
+    def before(self, call: UNetCall) -> None:
+        """Leave the negative half out."""
+        self._rows = None
+        if call.parts != GUIDED or not call_is_known(call) or call.in_window(self._start, self._end):
+            return
+        self._rows = rows = Rows.half(len(call.sample), second=True, device=call.sample.device)
+        text = call.text
+        if self._text is None or self._text[0] is not text:
+            self._text = (text, rows.select(text))  # one tensor for all steps
+        call.values = {
+            name: self._text[1] if value is text else pytree.tree_map_only(Tensor, rows.select, value)
+            for name, value in call.values.items()
+        }
+        call.parts = GUIDED[1:]
+
+    def after(self, output: Any) -> Any:
+        """The positive half's result for both, as if the guidance scale were 1."""
+        rows, self._rows = self._rows, None
+        return output if rows is None else pytree.tree_map_only(Tensor, rows.spread, output)
 
 
-class ReusedWork:
-    """Puts the hooks of an approximation on a backbone and its branch, and takes them off."""
+class ReusedOutputs:
+    """Computes modules in every n-th step, and uses their outputs again in those between.
 
-    def __init__(self, approximation: Approximation) -> None:
-        self.approximation = approximation
-        self.half = RowPlan()
-        self._branch, self._deep = Schedule(approximation.branch_every), Schedule(approximation.deep_every)
-        self._hooked: list[nn.Module] = []
+    Calls of one step (the views of a panorama) each have outputs of their own. Outputs are used again only
+    for the same kind of work: a call with as many samples, for the same parts, with the branch on or off as
+    then. Modules that something else is on are computed in every step.
 
-    def attach(self, unet: Any, branch: Any) -> None:
-        """Hook the modules whose outputs are used again."""
-        if self.approximation.deep_every > 1:
-            below = [network.down_blocks[1:] for network in (unet, branch)]
-            for module in (*below[0], *below[1], unet.mid_block, branch.mid_block, *unet.up_blocks[:-1]):
-                self._hook(module, self._deep)
-        if self.approximation.branch_every > 1:
-            self._hook(branch, self._branch)
+    Args:
+        every: n.
+        modules: gives the modules of a backbone and its branch.
+    """
 
-    def _hook(self, module: nn.Module, schedule: Schedule) -> None:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(ReusedOutput(schedule), HOOK_NAME)
-        self._hooked.append(module)
+    def __init__(self, every: int, modules: Callable[[Any, Any], list[nn.Module]]) -> None:
+        self._every, self._modules = every, modules
+        self._kept: dict[Any, tuple[int, dict[tuple[int, int], Any]]] = {}
+        self._step, self._calls = -1, 0
+        self._current: dict[tuple[int, int], Any] = {}
+        self._due = True
+        self._thread = 0
 
-    def detach(self) -> None:
-        """Take all hooks off, with what they keep."""
-        for module in self._hooked:
-            HookRegistry.check_if_exists_or_initialize(module).remove_hook(HOOK_NAME, recurse=False)
-        self._hooked.clear()
+    def hang(self, stack: ExitStack, unet: Any, branch: Any) -> None:
+        """Let the modules' outputs be kept until ``stack`` closes."""
+        self._kept, self._step, self._calls = {}, -1, 0
+        stack.callback(self._kept.clear)
+        for module in self._modules(unet, branch):
+            if is_known(module):
+                stand_in(stack, module, self._compute)
 
-    def begin(self, *work: Any) -> None:
-        """Begin a step; features are used again as long as all of ``work`` is equal."""
-        self._branch.next(work)
-        self._deep.next(work)
+    def before(self, call: UNetCall) -> None:
+        """Decide whether this call computes anew."""
+        self._thread = threading.get_ident()
+        condition = call.condition
+        self._calls = self._calls + 1 if call.step == self._step else 0
+        self._step = call.step
+        on = condition.scale != 0.0 and call.in_window(condition.start, condition.end)
+        work = (len(call.sample), call.parts, on, id(condition), self._calls)
+        kept = self._kept.get(work)
+        self._due = kept is None or not 0 < call.step - kept[0] < self._every
+        if self._due:
+            self._kept[work] = (call.step, {})
+        self._current = self._kept[work][1]
+
+    def after(self, output: Any) -> Any:
+        """The output as it is."""
+        return output
+
+    def _compute(self, module: Any, plain: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._thread != threading.get_ident():  # another pipeline is at work with the same branch
+            return plain(module, *args, **kwargs)
+        # Sharing may have made fewer rows of the batch.
+        place = (id(module), _rows_of([*args, *kwargs.values()]))
+        if self._due or place not in self._current:
+            self._current[place] = plain(module, *args, **kwargs)
+        return self._current[place]
+
+
+def helpers_of(approximation: Approximation) -> list[StepHelper]:
+    """What leaves out the work; nothing for ``EXACT``."""
+    helpers: list[StepHelper] = []
+    if (approximation.guidance_start, approximation.guidance_end) != (0.0, 1.0):
+        helpers.append(GuidanceInterval(approximation.guidance_start, approximation.guidance_end))
+    if approximation.deep_every > 1:
+        helpers.append(ReusedOutputs(approximation.deep_every, _below_the_outermost))
+    if approximation.branch_every > 1:
+        helpers.append(ReusedOutputs(approximation.branch_every, lambda unet, branch: [branch]))
+    return helpers
+
+
+def _rows_of(values: list[Any]) -> int:
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 0)
+
+
+def _below_the_outermost(unet: Any, branch: Any) -> list[nn.Module]:
+    below = [*unet.down_blocks[1:], *branch.down_blocks[1:]]
+    return [*below, unet.mid_block, branch.mid_block, *unet.up_blocks[:-1]]

@@ -15,18 +15,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from diffusers.hooks import ModelHook
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from .folding import FoldedUpsampling, enlarge_and_convolve, layout_of
-from .packing import hang_hook
+from .folding import FoldedUpsampling, enlarge_and_convolve, fold_layers, layout_of
+from .recognise import is_known
+from .stand_in import stand_in
 
-HOOK_NAME = "bdm.speed.lean_backward"
 #: Of inputs with fewer values, less is saved than a call takes: small networks would train more slowly.
 LEAST_VALUES = 600_000
 
@@ -68,18 +66,12 @@ class _InputGradient(torch.autograd.Function):
         return found.to(dtype), None, None, None
 
 
-class FrozenConvolution(ModelHook):
-    """Runs a convolution so that nothing of its input is kept, while its parameters are frozen."""
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The convolution's result."""
-        layer: Any = module
-        x = args[0] if args else kwargs["input"]
-        if not _keeps_too_much(x) or any(p.requires_grad for p in layer.parameters()):  # such as an adapter's
-            plain: Any = self.fn_ref.original_forward
-            return plain(x)
-        settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return _InputGradient.apply(x, layer.weight, layer.bias, settings)
+def _convolve_frozen(layer: Any, plain: Any, x: Tensor) -> Tensor:
+    """A convolution of which nothing of the input is kept, while its parameters are frozen."""
+    if not _keeps_too_much(x) or any(p.requires_grad for p in layer.parameters()):  # such as an adapter's
+        return plain(layer, x)
+    settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return _InputGradient.apply(x, layer.weight, layer.bias, settings)
 
 
 class _FoldedInputGradient(torch.autograd.Function):
@@ -116,57 +108,35 @@ class FrozenUpsampling(FoldedUpsampling):
         return _FoldedInputGradient.apply(x, bias, *kernels)
 
 
-class _Activated:
-    """The last result of a normalization that has its activation in it already."""
+class _ActivatedNorms:
+    """The normalisations of a residual block, each with its SiLU as one, keeping the input alone."""
 
-    value: Tensor | None = None
+    def __init__(self) -> None:
+        self._done: Tensor | None = None
 
+    def normalise(self, layer: Any, plain: Any, x: Tensor) -> Tensor:
+        """The activated result, which the activation itself then lets pass."""
+        if not _keeps_too_much(x):
+            return plain(layer, x)
+        done = self._done = _recomputed(lambda value: functional.silu(plain(layer, value)), x)
+        return done
 
-class RecomputedNorm(ModelHook):
-    """Runs a normalization and the SiLU behind it as one, keeping its input alone."""
-
-    def __init__(self, activated: _Activated) -> None:
-        super().__init__()
-        self._activated = activated
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The activated result, which the activation's own hook then lets pass."""
-        plain: Any = self.fn_ref.original_forward
-        if not _keeps_too_much(args[0]):
-            return plain(*args, **kwargs)
-        self._activated.value = _recomputed(lambda x: functional.silu(plain(x)), args[0])
-        return self._activated.value
+    def activate(self, layer: Any, plain: Any, x: Tensor) -> Tensor:
+        """The tensor itself where it has been activated already."""
+        done, self._done = self._done, None
+        return done if done is not None and x is done else plain(layer, x)
 
 
-class PassActivated(ModelHook):
-    """Lets a tensor pass that has been activated already."""
+def _gate_frugally(layer: Any, plain: Any, x: Tensor, *rest: Any, **others: Any) -> Tensor:
+    """A GEGLU of which only the projection is kept."""
+    if rest or others or not _keeps_too_much(x):
+        return plain(layer, x, *rest, **others)
 
-    def __init__(self, activated: _Activated) -> None:
-        super().__init__()
-        self._activated = activated
+    def gated(projected: Tensor) -> Tensor:
+        values, gate = projected.chunk(2, dim=-1)
+        return values * layer.gelu(gate)
 
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The tensor itself, or its activation."""
-        done, self._activated.value = self._activated.value, None
-        plain: Any = self.fn_ref.original_forward
-        return done if done is not None and args[0] is done else plain(*args, **kwargs)
-
-
-class RecomputedGate(ModelHook):
-    """Runs a GEGLU so that only its projection is kept."""
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The gated values."""
-        layer: Any = module
-        plain: Any = self.fn_ref.original_forward
-        if not _keeps_too_much(args[0]):
-            return plain(*args, **kwargs)
-
-        def gated(projected: Tensor) -> Tensor:
-            values, gate = projected.chunk(2, dim=-1)
-            return values * layer.gelu(gate)
-
-        return _recomputed(gated, layer.proj(args[0]))
+    return _recomputed(gated, layer.proj(x))
 
 
 def _keeps_too_much(x: Tensor) -> bool:
@@ -184,30 +154,39 @@ def _recomputed(function: Any, x: Tensor) -> Any:
 
 
 @contextmanager
-def frugal_backward(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` block, a UNet's frozen layers keep no more for the backward pass than their inputs'
-    gradients need.
+def lean_backward(model: nn.Module) -> Iterator[None]:
+    """Inside the ``with`` block, a UNet's frozen layers keep no more for the backward pass than needed.
+
+    What is needed are the gradients of their inputs. Layers that something else is on are left alone.
     """
     with ExitStack() as stack:
-        for module in model.modules():
+        for module in list(model.modules()):
+            if not is_known(module):
+                continue
             if (
                 type(module) is nn.Conv2d
                 and module.padding_mode == "zeros"
-                and not isinstance(module.padding, str)
+                and module.padding not in _BY_NAME
             ):
-                hang_hook(stack, module, FrozenConvolution(), HOOK_NAME)
-            elif isinstance(module, Upsample2D):
-                hang_hook(stack, module, FrozenUpsampling(), HOOK_NAME)
-            elif isinstance(module, GEGLU):
-                hang_hook(stack, module, RecomputedGate(), HOOK_NAME)
-            elif isinstance(module, ResnetBlock2D) and _activates_norms(module):
-                activated = _Activated()
-                for norm in (module.norm1, module.norm2):
-                    hang_hook(stack, norm, RecomputedNorm(activated), HOOK_NAME)
-                hang_hook(stack, module.nonlinearity, PassActivated(activated), HOOK_NAME)
+                stand_in(stack, module, _convolve_frozen)
+            elif type(module) is GEGLU:
+                stand_in(stack, module, _gate_frugally)
+            elif type(module) is ResnetBlock2D and _activates_norms(module):
+                norms = _ActivatedNorms()
+                stand_in(stack, module.norm1, norms.normalise)
+                stand_in(stack, module.norm2, norms.normalise)
+                stand_in(stack, module.nonlinearity, norms.activate)
+        fold_layers(stack, model, kind=FrozenUpsampling)
         yield
 
 
+#: Paddings that PyTorch works out itself.
+_BY_NAME = ("same", "valid")
+
+
 def _activates_norms(block: ResnetBlock2D) -> bool:
-    """Whether each normalization is followed by a SiLU at once."""
-    return isinstance(block.nonlinearity, nn.SiLU) and block.time_embedding_norm == "default"
+    """Whether each normalisation is followed by a SiLU of the block's own at once."""
+    layers = (block.norm1, block.norm2, block.nonlinearity)
+    kinds = tuple(map(type, layers))
+    stock = kinds == (nn.GroupNorm, nn.GroupNorm, nn.SiLU) and all(map(is_known, layers))
+    return stock and block.time_embedding_norm == "default"

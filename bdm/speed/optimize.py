@@ -12,16 +12,18 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from ..method.bridge import Bridge, NativeCondition
+from ..method.bridge import Bridge
+from ..method.condition import NativeCondition
 from ..models.backbone import decode_latents
-from .folding import prepared_layers
-from .packing import packable
+from .folding import fold_layers
+from .kernels import packed_kernels_work
+from .packing import PackedLayer, pack_layers
 
 #: Features of a prompt are about this long (Chinese CLIP's 52); preparation does not depend on it.
 _LENGTH = 52
 
 
-class Execution:
+class Optimized:
     """What was done to a pipeline's networks; printed, it says so.
 
     Attributes:
@@ -32,16 +34,26 @@ class Execution:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.seconds = 0.0
+        self._packed: list[PackedLayer] = []
         self._stack = ExitStack()
         # Not later than the process ends, while its modules are still there.
         weakref.finalize(self, self._stack.close)
 
     def __str__(self) -> str:
-        return "\n".join([*self.lines, f"ready after {self.seconds:.1f} s"])
+        lines = [*self.lines, f"ready after {self.seconds:.1f} s"]
+        if plain := len(self._packed) - self.packed:
+            lines.append(f"{plain} of the layers were asked for their weights; optimize() packs them again")
+        return "\n".join(lines)
+
+    @property
+    def packed(self) -> int:
+        """Layers whose weights are packed now; whoever asks for a weight makes them fewer."""
+        return sum(layer.is_packed for layer in self._packed)
 
     def undo(self) -> None:
         """Everything is as it was before, bit for bit."""
         self._stack.close()
+        self._packed = []
         self.lines = ["undone"]
 
     def prepare(self, pipe: Any, size: tuple[int, int], count: int) -> None:
@@ -54,26 +66,31 @@ class Execution:
         try:
             if pipe.unet.device.type == "cuda":
                 self._prepare_cuda(pipe)
+                _run_through(pipe, size, count)
             else:
                 self._prepare_cpu(pipe)
-            _run_through(pipe, size, count)
+                _run_through(pipe, size, count)
+                self._say_what_is_packed()
         except BaseException:
             self.undo()
             raise
         self.seconds = time.perf_counter() - start
 
     def _prepare_cpu(self, pipe: Any) -> None:
-        networks = (pipe.unet, pipe.branch, pipe.vae)
-        layers = [layer for network in networks for layer in packable(network)]
-        size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)  # pyright: ignore
-        self._stack.enter_context(prepared_layers(*networks))
-        if layers:
-            self.lines.append(
-                f"{len(layers)} layers ({size / 2**30:.2f} GiB) compute in the CPU's own layout"
-            )
-            self.lines.append("folded enlargements and their convolutions")
+        for network in (pipe.unet, pipe.branch, pipe.vae):
+            self._packed += pack_layers(self._stack, network)
+            fold_layers(self._stack, network, pack=True)
+
+    def _say_what_is_packed(self) -> None:
+        packed = [layer for layer in self._packed if layer.is_packed]
+        self._packed = packed
+        if packed:
+            size = sum(layer.bytes for layer in packed) / 2**30
+            self.lines.append(f"{len(packed)} layers ({size:.2f} GiB) compute in the CPU's own layout")
+        elif packed_kernels_work():
+            self.lines.append("nothing to do: oneDNN packs single precision that nothing else is on")
         else:
-            self.lines.append("nothing to do: oneDNN packs single precision that is not offloaded")
+            self.lines.append("nothing to do: this torch has not the kernels for packed weights")
 
     def _prepare_cuda(self, pipe: Any) -> None:
         for network in (pipe.unet, pipe.branch, pipe.vae):

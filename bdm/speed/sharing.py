@@ -10,199 +10,172 @@ are kept from step to step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
-HOOK_NAME = "bdm.speed.sharing"
-#: Ends of the names of layers that read nothing but the text.
-TEXT_PROJECTIONS = (".attn2.to_k", ".attn2.to_v")
+from ..method.condition import GUIDED
+from ..method.step import UNetCall
+from .recognise import all_known, call_is_known, computes_plainly, hooks_are_ours, is_known
+from .rows import DistinctRows, Rows
+from .stand_in import stand_in
 
 
-class RowPlan:
-    """Which rows of the current batch are distinct.
+@dataclass(frozen=True)
+class Vouched:
+    """What a pipeline vouches for, by construction.
+
+    Of a pipeline that is not known, nobody vouches for anything.
 
     Attributes:
-        batch: rows of the whole batch.
-        rows: indices of the distinct rows, or None where all are distinct.
-        back: for every row, the position of its equal among the distinct ones.
+        same_latents: both halves of a guided step are given the same latents.
+        same_texts: nobody writes into the text features between the steps.
+        undisturbed: nobody's code runs between the steps, no callback and no hook, so that what was known or
+            kept in one holds in the next.
     """
 
-    def __init__(self) -> None:
-        self.batch = 0
-        self.rows: Tensor | None = None
-        self.back: Tensor | None = None
-        self._text: tuple[Tensor, list[int], Tensor] | None = None
+    same_latents: bool = False
+    same_texts: bool = False
+    undisturbed: bool = False
 
-    def clear(self) -> None:
-        """All rows are distinct."""
-        self.batch, self.rows, self.back = 0, None, None
 
-    def positive_half(self, latents: Tensor, text: Tensor) -> None:
-        """Only the second half of a guided batch is computed, and stands for both.
+#: A pipeline of which nothing is known.
+UNKNOWN = Vouched()
 
-        Args:
-            latents: (2N, C, h, w).
-            text: (2N, L, D).
-        """
-        half = len(latents) // 2
-        self._choose(2 * half, [*range(half, 2 * half)], [*range(half)] * 2, text)
 
-    def find(self, latents: Tensor, text: Tensor | None = None) -> None:
-        """Compare the halves of a guided batch row by row.
+class SharedRows:
+    """Runs encoder, middle block and the branch's beginning once for equal halves of a guided step.
 
-        Args:
-            latents: (2N, C, h, w).
-            text: (2N, L, D), if the modules read it.
-        """
-        self.clear()
-        half = latents.shape[0] // 2
-        equal = torch.ones(half, dtype=torch.bool, device=latents.device)
-        for value in (latents, text):
-            if value is not None:
-                equal &= (value[:half] == value[half:]).flatten(1).all(1)
-        own = [i for i, same in enumerate(equal.tolist()) if not same]
-        if len(own) == half:
+    What nobody vouches for is looked at in each step where that costs nothing, on the CPU; on other devices
+    it would wait for all work before, so the plain way is taken there.
+
+    Args:
+        vouched: what the pipeline vouches for.
+    """
+
+    def __init__(self, vouched: Vouched = UNKNOWN) -> None:
+        self._vouched = vouched
+        self._encoder, self._prefix = DistinctRows(), DistinctRows()
+        self._networks: tuple[Any, Any] | None = None
+        self._known: bool | None = None
+        self._text: tuple[Tensor, Rows | None, Tensor | None] | None = None
+
+    def hang(self, stack: ExitStack, unet: Any, branch: Any) -> None:
+        """Hook the backbone's encoder and the branch's text-free beginning."""
+        self._networks, self._known, self._text = (unet, branch), None, None
+        stack.callback(setattr, self, "_networks", None)
+        self._encoder.hang(stack, _encoder_of(unet))
+        self._prefix.hang(stack, _prefix_of(branch))
+
+    def before(self, call: UNetCall) -> None:
+        """Choose the rows of a call: all of them, unless it is known completely and halves are equal."""
+        self._encoder.set(None)
+        self._prefix.set(None)
+        if call.parts != GUIDED or not self._halves_are_equal(call.sample) or not self._knows(call):
             return
-        place = {i: half + n for n, i in enumerate(own)}
-        rows = [*range(half), *(half + i for i in own)]
-        self._choose(
-            2 * half, rows, [*range(half), *(place.get(i, i) for i in range(half))], text, latents.device
-        )
+        self._prefix.set(Rows.half(len(call.sample), second=False, device=call.sample.device))
+        rows, chosen = self._rows_of(call.text)
+        if rows is not None and chosen is not None:
+            self._encoder.set(rows, (call.text, chosen))
 
-    def _choose(
-        self, batch: int, rows: list[int], back: list[int], text: Tensor | None, device: Any = None
-    ) -> None:
-        device = text.device if text is not None else device
-        self.batch, self.rows, self.back = (
-            batch,
-            torch.tensor(rows, device=device),
-            torch.tensor(back, device=device),
-        )
-        if text is not None and (self._text is None or self._text[0] is not text or self._text[1] != rows):
-            # One selected tensor for all steps, so that what is kept for it stays valid.
-            self._text = (text, rows, text.index_select(0, self.rows))
+    def after(self, output: Any) -> Any:
+        """All rows are distinct again."""
+        self._encoder.set(None)
+        self._prefix.set(None)
+        return output
 
-    def select(self, value: Tensor) -> Tensor:
-        """The distinct rows of something that has the batch first; anything else as it is."""
-        if self.rows is None or not value.ndim or value.shape[0] != self.batch:
-            return value
-        if self._text is not None and value is self._text[0]:
-            return self._text[2]
-        return value.index_select(0, self.rows)
+    def _knows(self, call: UNetCall) -> bool:
+        if self._networks is None or self._networks[0] is not call.unet:
+            return False
+        unet, branch = self._networks
+        if not call_is_known(call) or not computes_plainly(call.sample, unet, branch):
+            return False
+        if self._known is None or not self._vouched.undisturbed:
+            self._known = hooks_are_ours(unet) and all_known((*_encoder_of(unet), *_prefix_of(branch)))
+        return self._known
 
-    def spread(self, value: Tensor) -> Tensor:
-        """Every row's result, from the distinct rows' ones."""
-        if self.rows is None or self.back is None or not value.ndim or value.shape[0] != len(self.rows):
-            return value
-        return value.index_select(0, self.back)
+    def _halves_are_equal(self, latents: Tensor) -> bool:
+        if self._vouched.same_latents:
+            return True
+        if latents.device.type != "cpu":
+            return False
+        half = len(latents) // 2
+        return torch.equal(latents[:half], latents[half:])
 
-
-class DistinctRows(ModelHook):
-    """Runs a module on the distinct rows of its inputs and repeats its outputs."""
-
-    def __init__(self, plan: RowPlan) -> None:
-        super().__init__()
-        self.plan = plan
-
-    def pre_forward(
-        self, module: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Keep the distinct rows of everything that has the batch first."""
-        return (args, kwargs) if self.plan.rows is None else each_tensor(self.plan.select, (args, kwargs))
-
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """Give every row its result."""
-        return output if self.plan.rows is None else each_tensor(self.plan.spread, output)
+    def _rows_of(self, text: Tensor) -> tuple[Rows | None, Tensor | None]:
+        """The distinct rows of text features and their selection; once for a tensor that stays as it is."""
+        kept = self._text
+        if not self._vouched.same_texts and text.device.type != "cpu":
+            return None, None
+        if kept is None or kept[0] is not text or not self._vouched.same_texts:
+            rows = _distinct(text)
+            kept = self._text = (text, rows, None if rows is None else rows.select(text))
+        return kept[1], kept[2]
 
 
-class Snapshot:
-    """Tells whether tensors still have the memory they had, with nothing written to it since.
+class KeptProjections:
+    """Keeps keys and values of the text for all steps that are given the very same text features.
 
-    Not every change of a weight counts up its version: plug-ins give it other memory. So the memory is held
-        here, and no other
-    weight can come to lie at its address.
+    Only for pipelines between whose steps nobody's code runs: then features and weights cannot change.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._memory = [t.untyped_storage() for t in tensors]
-        self._state = self._read(tensors)
-
-    def holds(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the tensors, unchanged."""
-        return self._read(tensors) == self._state
-
-    @staticmethod
-    def _read(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-        return [(t.data_ptr(), t._version, t.shape, t.stride()) for t in tensors]
-
-
-class KeptProjection(ModelHook):
-    """Keeps a key or value projection for as long as it is given the very same text features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._given: Tensor | None = None
-        self._snapshot: Snapshot | None = None
-        self._kept: Tensor | None = None
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The kept result if features and weights are those of the last call and nobody has changed them in
-        place.
-        """
-        features = args[0]
-        project: Any = self.fn_ref.original_forward
-        tensors = (features, *module.parameters())
-        if any(
-            t.is_inference() for t in tensors
-        ):  # these have no version that would tell of a change in place
-            return project(*args, **kwargs)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return project(*args, **kwargs)
-        if self._given is not features or self._snapshot is None or not self._snapshot.holds(tensors):
-            self._given, self._snapshot = features, Snapshot(tensors)
-            self._kept = project(*args, **kwargs)
-        return self._kept
-
-
-def each_tensor(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``change`` to the tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple | list):
-        return type(value)(each_tensor(change, item) for item in value)
-    if isinstance(value, dict):
-        return type(value)(**{key: each_tensor(change, item) for key, item in value.items()})
-    return value
-
-
-class SharedWork:
-    """Puts the hooks on a backbone and its branch, and takes them off."""
-
-    def __init__(self) -> None:
-        self.encoder, self.prefix = RowPlan(), RowPlan()
-        self._hooked: list[nn.Module] = []
-
-    def attach(self, unet: Any, branch: Any) -> None:
-        """Hook the backbone's encoder, the branch's text-free beginning, and the text projections of both."""
-        for module in (unet.conv_in, *unet.down_blocks, unet.mid_block):
-            self._hook(module, DistinctRows(self.encoder))
-        for module in (branch.conv_in, branch.down_blocks[0].resnets[0]):
-            self._hook(module, DistinctRows(self.prefix))
+    def hang(self, stack: ExitStack, unet: Any, branch: Any) -> None:
+        """Let the text projections of both networks keep their results."""
         for network in (unet, branch):
-            for name, module in network.named_modules():
-                if name.endswith(TEXT_PROJECTIONS):
-                    self._hook(module, KeptProjection())
+            for name, attention in network.named_modules():
+                # Another processor might write into what it is given.
+                for layer in _text_projections(name, attention) if is_known(attention) else ():
+                    stand_in(stack, layer, _KeptProjection())
 
-    def detach(self) -> None:
-        """Take all hooks off."""
-        for module in self._hooked:
-            HookRegistry.check_if_exists_or_initialize(module).remove_hook(HOOK_NAME, recurse=False)
-        self._hooked.clear()
+    def before(self, call: UNetCall) -> None:
+        """Nothing: the projections see by themselves what they are given."""
 
-    def _hook(self, module: nn.Module, hook: ModelHook) -> None:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
-        self._hooked.append(module)
+    def after(self, output: Any) -> Any:
+        """The output as it is."""
+        return output
+
+
+class _KeptProjection:
+    """The last result of a projection, while the same features come."""
+
+    def __init__(self) -> None:
+        # As one value, so that two threads do not meet halves of it.
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, layer: Any, plain: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) != 1 or kwargs or not computes_plainly(args[0]):
+            return plain(layer, *args, **kwargs)
+        kept = self._kept
+        if kept is None or kept[0] is not args[0]:
+            kept = self._kept = (args[0], plain(layer, args[0]))
+        return kept[1]
+
+
+def _text_projections(name: str, attention: Any) -> list[nn.Module]:
+    if not name.endswith(".attn2"):
+        return []
+    return [
+        layer for layer in (attention.to_k, attention.to_v) if type(layer) is nn.Linear and is_known(layer)
+    ]
+
+
+def _encoder_of(unet: Any) -> list[nn.Module]:
+    return [unet.conv_in, *unet.down_blocks, unet.mid_block]
+
+
+def _prefix_of(branch: Any) -> list[nn.Module]:
+    return [branch.conv_in, branch.down_blocks[0].resnets[0]]
+
+
+def _distinct(text: Tensor) -> Rows | None:
+    """Rows of guided features (2N, L, D) whose halves differ, each once; None where all do."""
+    half = len(text) // 2
+    own = [i for i, same in enumerate((text[:half] == text[half:]).flatten(1).all(1).tolist()) if not same]
+    if len(own) == half:
+        return None
+    place = {i: half + n for n, i in enumerate(own)}
+    chosen = [*range(half), *(half + i for i in own)]
+    return Rows.of(chosen, [*range(half), *(place.get(i, i) for i in range(half))], text.device)

@@ -20,8 +20,8 @@ class ChunkLayout:
     """How a tokenizer's chunks are laid out: ``prefix + content + suffix + padding``, always of one length.
 
     Attributes:
-        prefix: marker ids in front ([CLS], <|startoftext|>; none for T5).
-        suffix: marker ids behind ([SEP], <|endoftext|>, </s>).
+        prefix: marker ids in front ([CLS], ``<|startoftext|>``; none for T5).
+        suffix: marker ids behind ([SEP], ``<|endoftext|>``, ``</s>``).
         pad: id that fills the rest.
         content: tokens of text in a chunk (Chinese CLIP 50, CLIP 75).
         limit: chunks at most; what is beyond is cut off with a warning.
@@ -110,17 +110,30 @@ def content_ids(
     prompt: str, tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
 ) -> tuple[list[int], list[float]]:
     """Token ids of a prompt without markers and padding, cut to what fits, and the emphasis of each."""
+    ids, weights = _all_ids(prompt, tokenizer, normalize)
+    room = layout.content * layout.limit
+    if len(ids) > room:
+        kept = tokenizer.decode(ids[max(0, room - 6) : room])
+        logger.warning("prompt cut to %d of its %d tokens, after %r", room, len(ids), kept)
+    return ids[:room], weights[:room]
+
+
+def count_chunks(
+    prompt: str, tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
+) -> int:
+    """How many chunks a prompt takes."""
+    ids, _ = _all_ids(prompt, tokenizer, normalize)
+    return min(len(layout.split(ids)), layout.limit)
+
+
+def _all_ids(prompt: str, tokenizer: Any, normalize: Callable[[str], str]) -> tuple[list[int], list[float]]:
     ids: list[int] = []
     weights: list[float] = []
     for text, weight in parse_emphasis(prompt):
         piece = tokenizer(normalize(text), add_special_tokens=False, verbose=False).input_ids
         ids += piece
         weights += [weight] * len(piece)
-    room = layout.content * layout.limit
-    if len(ids) > room:
-        kept = tokenizer.decode(ids[max(0, room - 6) : room])
-        logger.warning("prompt cut to %d of its %d tokens, after %r", room, len(ids), kept)
-    return ids[:room], weights[:room]
+    return ids, weights
 
 
 def lay_out(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from community_files import make_controlnet, write_original
@@ -151,7 +152,7 @@ def test_dry_run_goes_through_everything_and_keeps_nothing(capsys, caplog, tmp_p
 
 
 def test_help_needs_no_heavy_import():
-    code = "import sys, bdm.cli; bdm.cli._parser().format_help(); sys.exit('torch' in sys.modules)"
+    code = "import sys, bdm.cli; bdm.cli.build_parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -164,7 +165,8 @@ def test_infer_draws_with_the_shipped_weights(tmp_path, capsys):
     assert picture.size == (32, 32)
     assert json.loads(picture.text["bdm"])["prompt"] == "红灯笼，蓝色背景"
     assert main([*arguments, "--count", "2"]) == 0
-    assert Image.open(tmp_path / "lantern-0.png").tobytes() == picture.tobytes(), "picture i uses seed + i"
+    again = np.asarray(Image.open(tmp_path / "lantern-0.png")).astype(int)
+    assert abs(again - np.asarray(picture)).max() <= 1, "picture i uses seed + i"
     assert main(["infer", "龙", "--height", "30", "--out", str(out)]) == 2
     assert "height 30" in capsys.readouterr().err
     assert main([*arguments, "--stages"]) == 0
@@ -274,19 +276,19 @@ def test_checkpoint_and_vae_from_the_command_line(model, monkeypatch):
         out = ["--model", "model", "--steps", "2", "--out", "a.png", "--prompt-en", "ink"]
         assert main(["infer", "龙", *out, *arguments]) == 0
         picture = Image.open("a.png")
-        return picture.tobytes(), {
-            p["kind"]: p["name"] for p in json.loads(picture.text["bdm"]).get("plugins", [])
-        }
+        plugins = json.loads(picture.text["bdm"]).get("plugins", [])
+        return np.asarray(picture).astype(int), {p["kind"]: p["name"] for p in plugins}
 
     plain, _ = drawn()
     whole, attached = drawn("--checkpoint", "style.safetensors")
     assert attached == {"checkpoint": "style"}
     vae, attached = drawn("--vae", "style.safetensors")
     assert attached == {"vae": "style"}
-    assert len({plain, whole, vae}) == 3
+    pairs = ((plain, whole), (plain, vae), (whole, vae))
+    assert all(abs(one - other).max() > 1 for one, other in pairs)
     both, attached = drawn("--vae", "style.safetensors", "--checkpoint", "style.safetensors")
     assert attached == {"checkpoint": "style", "vae": "style-2"}
-    assert both == whole
+    assert abs(both - whole).max() <= 1
     # The LoRA gives way: an embedding's name is the word it is called by.
     _, attached = drawn("--lora", "ink.safetensors", "--embedding", "ink.pt")
     assert attached == {"embedding": "ink", "adapter": "ink-2"}

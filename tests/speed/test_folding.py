@@ -1,12 +1,21 @@
 """Folded enlargements: the same numbers from 16 of 36 products, and never from old weights."""
 
+from contextlib import ExitStack, contextmanager
+
 import pytest
 import torch
 from diffusers.models.upsampling import Upsample2D
 
 from bdm.bench.compare import count_flops
 from bdm.speed import folding
-from bdm.speed.folding import enlarge_and_convolve, fold_weight, folded_upsampling
+from bdm.speed.folding import enlarge_and_convolve, fold_layers, fold_weight
+
+
+@contextmanager
+def folded_upsampling(model, pack=True):
+    with ExitStack() as stack:
+        fold_layers(stack, model, pack)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,9 @@
 Pictures stay the same, weights are found by whatever asks for them, and undone it has left nothing.
 """
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -34,17 +37,14 @@ def weights(pipe):
 
 def test_same_pictures_and_nothing_left_behind(pipe):
     before, plain = weights(pipe), draw(pipe, share=False)
-    count = sum(len(packing.packable(part)) for part in (pipe.unet, pipe.branch, pipe.vae))
     done = pipe.optimize()
-    assert f"{count} layers" in str(done)
+    assert done.packed > 100, "packed before the first picture"
+    assert f"{done.packed} layers" in str(done)
     assert done.seconds > 0
-    empty = [name for name, value in weights(pipe).items() if not value.numel()]
-    assert len(empty) > 100, "packed before the first picture"
+    count = done.packed
     for size in (dict(), dict(height=32, width=96)):
         torch.testing.assert_close(draw(pipe, **size), draw(pipe, share=False, **size), rtol=0, atol=3e-5)
-    assert [name for name, value in weights(pipe).items() if not value.numel()] == empty, (
-        "still packed after it"
-    )
+    assert done.packed == count, "still packed after it"
     done.undo()
     after = weights(pipe)
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -53,9 +53,38 @@ def test_same_pictures_and_nothing_left_behind(pipe):
 
 def test_nothing_is_packed_again(pipe, monkeypatch):
     pipe.optimize()
-    monkeypatch.setattr(packing.PackedLayer, "_pack", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(packing.PackedLayer, "_hold", lambda *_: pytest.fail("packed again"))
     draw(pipe)
     draw(pipe, guidance_scale=1.0)
+
+
+def test_who_reads_weights_is_told_of(pipe):
+    done = pipe.optimize()
+    count, plain = done.packed, draw(pipe)
+    pipe.unet.state_dict()
+    assert done.packed < count
+    assert "optimize() packs them again" in str(done)
+    torch.testing.assert_close(draw(pipe), plain, rtol=0, atol=3e-5)
+    assert pipe.optimize().packed == count
+
+
+def test_only_what_a_plugin_changes_is_unpacked(pipe, files):
+    done = pipe.optimize()
+    count = done.packed
+    pipe.plugins.attach(files["shift"])
+    assert count - 3 < done.packed <= count
+
+
+def test_copies_are_not_optimized(pipe):
+    pipe.optimize()
+    plain = draw(pipe)
+    unet = copy.deepcopy(pipe.unet)
+    assert all(type(module).__module__ != "bdm.speed.stand_in" for module in unet.modules())
+    assert all(type(weight) is torch.nn.Parameter for weight in unet.parameters())
+    pickle.dumps(pipe.branch)
+    assert all(value.numel() for value in pipe.vae.decoder.state_dict().values())
+    pipe.unet = unet
+    torch.testing.assert_close(draw(pipe, share=False), plain, rtol=0, atol=3e-5)
 
 
 def test_plugins_come_and_go(pipe, files):

@@ -1,13 +1,18 @@
 """Shared work: the same picture from fewer operations."""
 
+import threading
+from contextlib import ExitStack
+
 import pytest
 import torch
 from community_files import make_controlnet
-from diffusers.hooks import HookRegistry
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bdm.method.bridge import Bridge, NativeCondition
-from bdm.speed.sharing import KeptProjection, RowPlan
+from bdm import Bridge, NativeCondition
+from bdm.speed.rows import DistinctRows, Rows
+from bdm.speed.sharing import KeptProjections, SharedRows, Vouched, _distinct
 
 CALLS = {
     "empty English": {},
@@ -52,50 +57,63 @@ def test_with_plugins(pipe, tmp_path):
     assert flops < 0.9 * all_flops
 
 
-@torch.no_grad()
-def test_kept_projections_follow_weights_and_features():
-    """Of memory that is used again, of features changed in place, of features that are others."""
-    layer, features = torch.nn.Linear(64, 64, bias=False), torch.randn(1, 2, 64)
-    registry = HookRegistry.check_if_exists_or_initialize(layer)
-    registry.register_hook(KeptProjection(), "kept")
+def rows_seen(monkeypatch):
+    """Batch sizes that the second encoder block's first residual block computes.
 
-    def check():
-        torch.testing.assert_close(layer(features), torch.nn.functional.linear(features, layer.weight))
+    Not by a hook: then the plain way would be taken.
+    """
+    seen, compute = [], ResnetBlock2D.forward
 
-    for swaps in (1, 2, 3) * 7:
-        for _ in range(swaps):
-            layer.weight.data = torch.empty(0)
-            layer.weight.data = torch.randn(64, 64)
-        check()
-    assert layer(features) is layer(features)
-    features.mul_(2)
-    check()
-    features = features[:, :1]
-    check()
-    layer.weight.data = layer.weight.data.repeat(2, 1)
-    check()
-    layer.weight.data = layer.weight.data[::2]
-    check()
-    for _ in range(20):
-        del features
-        features = torch.randn(1, 2, 64)
-        check()
+    def counted(module, x, *rest, **others):
+        seen.append((id(module), len(x)))
+        return compute(module, x, *rest, **others)
+
+    monkeypatch.setattr(ResnetBlock2D, "forward", counted)
+    return lambda module: [rows for one, rows in seen if one == id(module)]
 
 
-def test_encoder_sees_distinct_rows_only(pipe):
-    seen = []
+def test_encoder_sees_distinct_rows_only(pipe, monkeypatch):
+    seen = rows_seen(monkeypatch)
     block = pipe.unet.down_blocks[1].resnets[0]
-    handle = block.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     draw(pipe, True, prompt=["龙", "月饼"])
-    assert set(seen) == {2}
-    seen.clear()
+    assert set(seen(block)) == {2}
     draw(pipe, True, prompt=["龙", "月饼"], prompt_en=["", "a cat"])
-    assert set(seen) == {3}
+    assert set(seen(block)[3:]) == {3}
+    handle = block.register_forward_hook(lambda *_: None)
+    draw(pipe, True, prompt=["龙", "月饼"])
+    assert set(seen(block)[6:]) == {4}, "somebody else's hook sees the whole batch"
     handle.remove()
 
 
+def test_keys_and_values_are_computed_once_a_call(pipe, monkeypatch):
+    layer = pipe.unet.up_blocks[1].attentions[0].transformer_blocks[0].attn2.to_k
+    calls, compute = [], nn.functional.linear
+
+    def counted(x, weight, bias=None):
+        calls.extend([1] * (weight is layer.weight))
+        return compute(x, weight, bias)
+
+    monkeypatch.setattr(nn.functional, "linear", counted)
+    draw(pipe, True)
+    assert len(calls) == 1
+    draw(pipe, False)
+    assert len(calls) == 4
+    draw(pipe, True, callback_on_step_end=lambda pipe, i, t, tensors: tensors)
+    assert len(calls) == 7, "a callback may change the weights"
+
+
+def test_stock_pipelines_keep_nothing_between_steps(pipe):
+    """Nobody tells what runs between their steps; halves are still shared within each."""
+    bridge = Bridge(pipe.branch)
+    assert [type(helper) for helper in bridge.helpers] == [SharedRows]
+    assert any(
+        isinstance(helper, KeptProjections)
+        for helper in Bridge(pipe.branch, vouched=Vouched(undisturbed=True)).helpers
+    )
+    assert Bridge(pipe.branch, share=False).helpers == ()
+
+
 def test_weights_changed_between_calls_count(pipe):
-    """Kept projections are those of one call: a bridge that stays attached sees what an adapter changes."""
     bridge = Bridge(pipe.branch).attach(pipe.unet)
     condition = NativeCondition(torch.randn(1, 52, 48), torch.randn(1, 52, 48))
     x, text = torch.randn(1, 4, 8, 8).repeat(2, 1, 1, 1), torch.randn(1, 77, 32).repeat(2, 1, 1)
@@ -113,20 +131,37 @@ def test_weights_changed_between_calls_count(pipe):
     bridge.detach()
 
 
-def test_plan_selects_and_spreads():
-    plan = RowPlan()
-    latents = torch.randn(3, 4, 2, 2).repeat(2, 1, 1, 1)
-    text = torch.randn(6, 5, 8)
-    text[4] = text[1]
-    plan.find(latents, text)
-    assert plan.rows.tolist() == [0, 1, 2, 3, 5]
-    assert plan.back.tolist() == [0, 1, 2, 3, 1, 4]
+def test_rows_select_and_spread():
+    text = torch.randn(3, 5, 8).repeat(2, 1, 1)
+    text[3], text[5] = torch.randn(2, 5, 8)
+    rows = _distinct(text)
+    assert rows.chosen.tolist() == [0, 1, 2, 3, 5]
+    assert rows.back.tolist() == [0, 1, 2, 3, 1, 4]
     values = torch.randn(6, 7)
     values[4] = values[1]
-    assert torch.equal(plan.spread(plan.select(values)), values)
-    assert plan.select(text) is plan.select(text), "one tensor, so that projections of it are kept"
-    plan.find(latents, torch.randn(6, 5, 8))
-    assert plan.rows is None
+    assert torch.equal(rows.spread(rows.select(values)), values)
+    assert _distinct(torch.randn(6, 5, 8)) is None
+    half = Rows.half(4, second=True, device="cpu")
+    assert torch.equal(half.spread(half.select(values[:4])), values[[2, 3, 2, 3]])
+
+
+def test_rows_are_those_of_one_thread():
+    """A branch may be at work for another pipeline meanwhile."""
+    branch_part = nn.Linear(3, 3)
+    with ExitStack() as stack:
+        distinct = DistinctRows()
+        distinct.hang(stack, [branch_part])
+        distinct.set(Rows.half(4, second=False, device="cpu"))
+        x = torch.randn(4, 3)
+        shared = branch_part(x)
+        assert torch.equal(shared[:2], shared[2:])
+        elsewhere = []
+        thread = threading.Thread(target=lambda: elsewhere.append(branch_part(x)))
+        thread.start()
+        thread.join()
+        assert not torch.equal(elsewhere[0][:2], elsewhere[0][2:])
+    assert not branch_part._forward_hooks
+    assert not branch_part._forward_pre_hooks
 
 
 def test_training_shares_nothing(pipe):

@@ -16,9 +16,10 @@ from ...data.batch import Batch
 from ...data.source import Source
 from ...formats.weights import DTYPES
 from ...method.branch import BranchModel
-from ...method.bridge import Bridge, NativeCondition
+from ...method.bridge import Bridge
+from ...method.condition import NativeCondition
 from ...models.backbone import Backbone, decode_latents
-from ...speed.lean_backward import frugal_backward
+from ...speed.lean_backward import lean_backward
 from ...text.english import encode_english
 from ...text.native import NativeTextEncoder
 from .community import load_stock
@@ -116,13 +117,13 @@ class BranchDenoiser(Denoiser):
         captions: NativeCaptions,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        bridge = Bridge(branch, share=False).attach(stock.unet)
+        bridge = Bridge(branch).attach(stock.unet)
         super().__init__(stock.unet, captions, BridgePreview(stock, native_text_encoder, bridge))
         self.branch, self.native_text_encoder, self.bridge = branch, native_text_encoder, bridge
-        frugal = ExitStack()
-        frugal.enter_context(frugal_backward(stock.unet))
+        lean = ExitStack()
+        lean.enter_context(lean_backward(stock.unet))
         # Ends with the denoiser, or with the process while its modules are still there.
-        weakref.finalize(self, frugal.close)
+        weakref.finalize(self, lean.close)
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
         empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)
         self.register_buffer("empty_english", empty, persistent=False)

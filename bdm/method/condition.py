@@ -1,0 +1,90 @@
+"""What the branch is told while a pipeline draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .clock import Steps
+
+#: What a guidance part of a batch is drawn for.
+Part = Literal["negative", "positive"]
+
+#: A guided step's batch.
+GUIDED: tuple[Part, ...] = ("negative", "positive")
+
+
+@dataclass(frozen=True)
+class NativeCondition:
+    """What the branch is told during one call of a pipeline.
+
+    Attributes:
+        positive: (P, L, D) features of the native prompts.
+        negative: (P or 1, L, D) features of the native negative prompts; needed where the pipeline uses
+            guidance.
+        scale: factor of the residuals.
+        start: share of the steps before which the branch is off.
+        end: share of the steps after which it is off.
+        steps: gives the number of denoising steps T, or the pipeline's timesteps, once the pipeline knows it;
+            only asked if start or end restrict.
+        images_per_prompt: consecutive samples that share a prompt.
+        parts: gives the parts of the UNet's batch where the pipeline's batches cannot be told apart by their
+            English texts: ``("negative", "positive")`` and so on, each of P x images_per_prompt samples.
+    """
+
+    positive: Tensor
+    negative: Tensor | None = None
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    steps: Steps | None = None
+    images_per_prompt: int = 1
+    parts: Callable[[], Sequence[Part]] | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples of one guidance part."""
+        return len(self.positive) * self.images_per_prompt
+
+    def count_parts(self, batch: int) -> int:
+        """How many parts a batch of the UNet has.
+
+        Raises:
+            UserError: the batch is not made of whole parts.
+        """
+        parts, rest = divmod(batch, self.samples)
+        if rest or not parts:
+            raise UserError(
+                f"the UNet got {batch} samples for {len(self.positive)} native prompts x"
+                f" {self.images_per_prompt} images, which is no multiple: give one native prompt for each"
+                " English one"
+            )
+        return parts
+
+    def features(self, parts: Sequence[Part]) -> Tensor:
+        """Features for a UNet's batch.
+
+        Args:
+            parts: what each part of the batch is drawn for.
+
+        Returns:
+            (parts x P x images_per_prompt, L, D).
+
+        Raises:
+            UserError: a part is negative and the condition has no negative features.
+        """
+        if "negative" in parts and self.negative is None:
+            raise UserError(
+                "the pipeline uses guidance and the native condition has no negative features; give them"
+            )
+        count = len(self.positive)
+        rows = {"positive": self.positive}
+        if self.negative is not None:
+            rows["negative"] = self.negative.expand(count, -1, -1)
+        repeated = {part: value.repeat_interleave(self.images_per_prompt, 0) for part, value in rows.items()}
+        return repeated[parts[0]] if len(parts) == 1 else torch.cat([repeated[part] for part in parts])

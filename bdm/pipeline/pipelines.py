@@ -1,0 +1,319 @@
+"""Bilingual pipelines.
+
+Stock diffusers pipelines with the bridge on their UNet and four independent text inputs.
+"""
+
+# A mixin calls the methods of the stock pipeline it is mixed into, which the type checker cannot see.
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, SupportsIndex
+
+import torch
+from diffusers import (
+    ControlNetModel,
+    MultiControlNetModel,
+    SchedulerMixin,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from ..errors import UserError
+from ..method.branch import BranchModel
+from ..method.clock import check_window
+from ..method.condition import GUIDED, NativeCondition, Part
+from ..plugins import Plugins
+from ..speed.approximate import EXACT, Approximation
+from ..speed.bridge import Bridge
+from ..speed.folding import fold_layers
+from ..speed.optimize import Optimized
+from ..speed.recognise import hooks_are_ours
+from ..speed.sharing import Vouched
+from ..text.native import NativeTextEncoder
+from ..text.pairs import TextPairs, groups_of_one_length
+from .auto import register
+from .exclusive import exclusively
+from .groups import as_seed, draw_in_groups
+from .parts import PartsMixin, Vae, check_parts
+from .texts import Texts, TextsMixin
+
+
+class BridgeMixin(TextsMixin, PartsMixin):
+    """What turns a stock Stable Diffusion pipeline into a bilingual one.
+
+    Everything else is the stock pipeline's.
+    """
+
+    _optimized: Optimized | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Texts | None = None,
+        negative_prompt: Texts | None = "",
+        *,
+        prompt_en: Texts | None = "",
+        negative_prompt_en: Texts | None = "",
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        prompt_en_embeds: Tensor | None = None,
+        negative_prompt_en_embeds: Tensor | None = None,
+        branch_scale: float = 1.0,
+        branch_start: float = 0.0,
+        branch_end: float = 1.0,
+        num_images_per_prompt: int = 1,
+        seed: SupportsIndex | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        clip_skip: int | None = 1,
+        control_images: Any = None,
+        plugin_strength: Mapping[str, float | tuple[float, float]] | None = None,
+        share: bool = True,
+        approximation: Approximation = EXACT,
+        **stock: Any,
+    ) -> Any:
+        """Draw pictures for native-language prompts.
+
+        Args:
+            prompt: P native prompts (a text is a list of one); read by the branch.
+            negative_prompt: one native negative prompt, or P.
+            prompt_en: English prompt of the backbone, or P of them. "" is what the branch was trained with;
+                LoRA trigger words, embeddings and quality tags go here.
+            negative_prompt_en: English negative prompt, or P.
+            prompt_embeds: (P, L, D) native features instead of ``prompt``.
+            negative_prompt_embeds: (P, L, D) native features instead of ``negative_prompt``.
+            prompt_en_embeds: (P, M, E) English features instead of ``prompt_en``.
+            negative_prompt_en_embeds: (P, M, E) English features instead of ``negative_prompt_en``.
+            branch_scale: factor of the branch's residuals; 0 is the bare backbone.
+            branch_start: the branch is off in step i of T where i/T < branch_start.
+            branch_end: ... and where (i+1)/T > branch_end.
+            num_images_per_prompt: pictures for each prompt, P x n in all.
+            seed: picture i uses seed + i, drawn on the CPU, so that it can be made again alone.
+            generator: instead of ``seed``, as in diffusers.
+            height: of the pictures in pixels, a multiple of 8; the model's own by default.
+            width: likewise.
+            clip_skip: layer of the English text encoder whose states are used, counted from the end as A1111
+                does: 1 is the last.
+            control_images: condition pictures of the attached ControlNets, by name; of a single one without
+                its name.
+            plugin_strength: strengths for this call only, by plug-in name; a pair gives UNet and text encoder
+                apart.
+            share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with
+                enlargements folded (see ``bdm.speed.folding``); False only compares.
+            approximation: work to leave out although the picture changes (see ``bdm.Approximation``).
+            stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``,
+                ``latents``, ``output_type``, ``callback_on_step_end``, ``image``, ``strength``,
+                ``mask_image`` ...
+
+        Returns:
+            The stock pipeline's output (``.images``).
+
+        Raises:
+            UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing.
+        """
+        native = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        english = self._english_pairs(
+            prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, len(native)
+        )
+        self._check_sides(height, width)
+        check_window(branch_start, branch_end, "branch")
+        if seed is not None:
+            if generator is not None:
+                raise UserError("both seed and generator are given; give one of them")
+            first, samples = as_seed(seed), len(native) * num_images_per_prompt
+            generator = [torch.Generator().manual_seed(first + i) for i in range(samples)]
+        size, latents = self._sizes(height, width, stock)
+        inputs = stock | size | {"generator": generator, "num_images_per_prompt": num_images_per_prompt}
+        condition = {"scale": branch_scale, "start": branch_start, "end": branch_end}
+
+        def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
+            plugged = self.plugins.during_call(
+                pictures, plugin_strength, self._timesteps, num_images_per_prompt, latents,
+                len(chosen) * num_images_per_prompt, self._parts,
+            )  # fmt: skip
+            with plugged:
+                return self._draw(
+                    native.take(chosen), english.take(chosen), clip_skip or 1, condition, inputs, share,
+                    approximation,
+                )  # fmt: skip
+
+        groups = groups_of_one_length(self._native_lengths(native), self._english_lengths(english))
+        return draw_in_groups(draw, groups, inputs, control_images)
+
+    def _draw(
+        self,
+        native: TextPairs,
+        english: TextPairs,
+        clip_skip: int,
+        settings: Mapping[str, float],
+        inputs: dict[str, Any],
+        share: bool,
+        approximation: Approximation,
+    ) -> Any:
+        """Pictures for prompts whose texts are equally long, as the stock pipeline draws them."""
+        positive, negative = self._native_features(native)
+        # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
+        ours, theirs = self._english_features(english, clip_skip)
+        condition = NativeCondition(
+            positive, negative, **settings, steps=self._timesteps, parts=self._parts,
+            images_per_prompt=inputs["num_images_per_prompt"],
+        )  # fmt: skip
+        bridge = Bridge(self.branch, share, approximation, self._vouch(inputs))
+        with ExitStack() as stack:
+            stack.enter_context(exclusively(self.scheduler))
+            stack.callback(bridge.detach)
+            bridge.attach(self.unet)
+            stack.enter_context(bridge.condition(condition))
+            if share and self.vae is not None:
+                fold_layers(stack, self.vae)
+            return super().__call__(prompt_embeds=ours, negative_prompt_embeds=theirs, **inputs)
+
+    def _timesteps(self) -> Tensor:
+        """The timesteps of the call at hand, which may begin inside the scheduler's (image to image)."""
+        return self.scheduler.timesteps[-self._num_timesteps :]
+
+    def _parts(self) -> tuple[Part, ...]:
+        return GUIDED if self.do_classifier_free_guidance else GUIDED[1:]
+
+    def _vouch(self, inputs: Mapping[str, Any]) -> Vouched:
+        """What is known of this call by construction (see ``bdm.speed.sharing.Vouched``)."""
+        stock = type(self.scheduler).__module__.startswith("diffusers.schedulers.")
+        callbacks = [name for name, value in inputs.items() if "callback" in name and callable(value)]
+        reached = inputs.get("callback_on_step_end_tensor_inputs") or ["latents"]
+        networks = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
+        hooked = any(not hooks_are_ours(module) for network in networks for module in network.modules())
+        return Vouched(
+            same_latents=stock,
+            same_texts=stock and not hooked and not (callbacks and any("embeds" in name for name in reached)),
+            undisturbed=stock and not hooked and not callbacks,
+        )
+
+    def _check_sides(self, height: int | None, width: int | None) -> None:
+        for name, side in (("height", height), ("width", width)):
+            factor = max(8, self.vae_scale_factor)
+            if side is not None and (side <= 0 or side % factor):
+                raise UserError(
+                    f"{name} {side} is not a positive multiple of {factor}; use"
+                    f" {max(factor, round(side / factor) * factor)}"
+                )
+
+    def _sizes(
+        self, height: int | None, width: int | None, stock: Mapping[str, Any]
+    ) -> tuple[dict[str, int], tuple[int, int] | None]:
+        """What the stock pipeline is told of the pictures' size, and height and width of the latents where
+        that tells them.
+        """
+        given, latents = height is not None or width is not None, stock.get("latents")
+        if not given and (latents is not None or "image" in stock):  # they have a size of their own
+            return {}, None
+        sides = self.unet.config["sample_size"]
+        rows, columns = (sides, sides) if isinstance(sides, int) else sides
+        # diffusers takes its default for both where only one is given.
+        size = {
+            "height": height or rows * self.vae_scale_factor,
+            "width": width or columns * self.vae_scale_factor,
+        }
+        known = (size["height"] // self.vae_scale_factor, size["width"] // self.vae_scale_factor)
+        return size if given else {}, known if latents is None else None
+
+    def optimize(self, *, height: int | None = None, width: int | None = None, count: int = 1) -> Optimized:
+        """Prepare the networks, once for all calls to come, for the machine they are on.
+
+        The pictures stay the same.
+
+        On the CPU, weights are kept packed between calls, where a call otherwise packs them at its first step
+        and unpacks them at its end (``bdm.speed.packing``); a parameter is empty meanwhile, and plug-ins,
+        saving, loading and moving unpack it first. On a GPU, channels are put last and the repeated blocks
+        are compiled. Called again, it starts afresh.
+
+        Args:
+            height: of the pictures to come in pixels, the model's own by default; other sizes work too.
+            width: likewise.
+            count: pictures at once.
+
+        Returns:
+            What was done and how long it took; ``.undo()`` takes it back.
+
+        Raises:
+            UserError: a size that is not a multiple of 8.
+        """
+        self._check_sides(height, width)
+        _, latents = self._sizes(height, width, {})
+        assert latents is not None
+        if self._optimized is not None:
+            self._optimized.undo()
+        self._optimized = Optimized()
+        self._optimized.prepare(self, latents, count)
+        return self._optimized
+
+    @property
+    def plugins(self) -> Plugins:
+        """The plug-ins attached to the backbone: checkpoint, VAE, adapters, ControlNets, embeddings."""
+        if "_plugins" not in self.__dict__:
+            self._plugins = Plugins(self)
+        return self._plugins
+
+
+class BridgePipeline(BridgeMixin, StableDiffusionPipeline):
+    """Text to picture, in two languages."""
+
+
+class BridgeImg2ImgPipeline(BridgeMixin, StableDiffusionImg2ImgPipeline):
+    """Picture to picture: ``image=`` and ``strength=`` as in diffusers."""
+
+
+class BridgeInpaintPipeline(BridgeMixin, StableDiffusionInpaintPipeline):
+    """Inpainting on an ordinary 4-channel backbone: ``image=`` and ``mask_image=`` as in diffusers."""
+
+
+class BridgeControlNetPipeline(BridgeMixin, StableDiffusionControlNetPipeline):
+    """A ControlNet on the backbone beside the branch.
+
+    ``controlnet`` as a component, ``image=`` the condition.
+    """
+
+    # diffusers reads a pipeline's parts off its constructor, so it is written out here.
+    def __init__(
+        self,
+        vae: Vae,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
+        unet: UNet2DConditionModel,
+        controlnet: ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel,
+        scheduler: SchedulerMixin,
+        branch: BranchModel,
+        native_text_encoder: NativeTextEncoder | None = None,
+        safety_checker: StableDiffusionSafetyChecker | None = None,
+        feature_extractor: CLIPImageProcessor | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        requires_safety_checker: bool = False,
+    ) -> None:
+        check_parts(unet, branch, native_text_encoder)
+        stock: Any = super(PartsMixin, self)
+        stock.__init__(
+            vae, text_encoder, tokenizer, unet, controlnet, scheduler, safety_checker, feature_extractor,
+            image_encoder, requires_safety_checker,
+        )  # fmt: skip
+        self.register_modules(branch=branch, native_text_encoder=native_text_encoder)
+
+
+register(
+    {
+        "AUTO_TEXT2IMAGE_PIPELINES_MAPPING": {
+            "bridge": BridgePipeline,
+            "bridge-controlnet": BridgeControlNetPipeline,
+        },
+        "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING": {"bridge": BridgeImg2ImgPipeline},
+        "AUTO_INPAINT_PIPELINES_MAPPING": {"bridge": BridgeInpaintPipeline},
+    }
+)

@@ -1,0 +1,109 @@
+"""Adapters (the LoRA family): changes of single weights, at a strength for UNet and text encoder each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..formats.adapter import split_adapter
+from ..formats.change import Change
+from ..formats.embedding import BUNDLED, bundled_embeddings
+from ..formats.weights import WeightFile, read_weights, refuse_not_finite
+from .kind import PluginKind, Strengths, finite
+from .stack import Place, WeightDelta
+
+_PARTS = ("unet", "text_encoder")
+#: How keys for the text encoder begin.
+_TEXT_KEYS = ("lora_te_", "lora_te1_", "lycoris_te_", "text_encoder.", BUNDLED)
+
+
+class AdapterKind(PluginKind):
+    """An adapter's changes are added to the weights."""
+
+    kind = "adapter"
+    sources = ("adapter",)
+
+    def attach(
+        self, path: Path, name: str, strength: float = 1.0, text_strength: float | None = None
+    ) -> Strengths:
+        """Add an adapter's changes to the weights (see ``PluginKind.attach``).
+
+        Embeddings that lie in its file become trigger words, as if they had been attached under these.
+
+        Args:
+            path: the file.
+            name: of the plug-in.
+            strength: factor of the UNet's changes.
+            text_strength: of the text encoder's; the same if it is left out.
+        """
+        file = read_weights(path)
+        refuse_not_finite(file.tensors, path)
+        own = {part: self.to.weights.base(part) for part in _PARTS if self.to.has(part)}
+        live = {part: _modules([*weights, *self.to.weights.foreign(part)]) for part, weights in own.items()}
+        self._refuse_missing_text(file.tensors, path)
+        delta = self._bundled(file, path)
+        delta.strength = self.strengths(name, strength, text_strength)
+        for part, changes in split_adapter(file, live).items():
+            for module, change in changes.items():
+                for kind in _reached(change, live[part][module], own[part], path):
+                    place: Place = (part, f"{live[part][module]}.{kind}")
+                    delta.changes[place] = change.weight if kind == "weight" else change.bias
+        self.to.words.put(name, delta)
+        return delta.strength
+
+    def _bundled(self, file: WeightFile, path: Path) -> WeightDelta:
+        """The delta of the embeddings in an adapter's file; an empty one where there are none."""
+        if not any(key.startswith(BUNDLED) for key in file.tensors):
+            return WeightDelta()
+        return self.to.words.rows(bundled_embeddings(file, self.to.words.width()), path)
+
+    def _refuse_missing_text(self, keys: Iterable[str], path: Path) -> None:
+        """Refuse changes of a text encoder that the pipeline lacks, as one loaded with ``english=False``."""
+        text = next((key for key in keys if key.startswith(_TEXT_KEYS)), None)
+        if text is not None and not self.to.has("text_encoder"):
+            raise UserError(
+                f"{path} changes the text encoder ({text}), and the pipeline has none; load it with its"
+                " English text encoder"
+            )
+
+    def detach(self, name: str) -> None:
+        """Take an adapter's changes off the weights, and what it bundles from the tokenizer."""
+        self.to.words.remove(name)
+
+    def strengths(self, name: str, strength: float, text_strength: float | None) -> Strengths:
+        """Any finite number; 0 is without effect, 1 what the file was made for."""
+        return {
+            "unet": finite(strength),
+            "text_encoder": finite(strength if text_strength is None else text_strength),
+        }
+
+    def set_strengths(self, name: str, strengths: Mapping[str, float]) -> None:
+        """Add the changes at other strengths."""
+        delta = self.to.weights.deltas[name]
+        self.to.weights.put(name, replace(delta, strength=dict(strengths)))
+
+
+def _modules(weights: Iterable[str]) -> dict[str, str]:
+    """The modules of a part by the names that adapters give them.
+
+    Those are without the prefix that older transformers put before the text encoder's.
+    """
+    modules = dict.fromkeys(key.rpartition(".")[0] for key in weights)
+    return {module.removeprefix("text_model."): module for module in modules}
+
+
+def _reached(change: Change, module: str, own: Mapping[str, Tensor], path: Path) -> Iterator[str]:
+    """Which of a module's parameters, "weight" and "bias", a change reaches."""
+    if change.factors.keys() - {"bias"}:
+        yield "weight"
+    has_bias = f"{module}.bias" in own
+    if "bias" in change.factors and not has_bias:
+        raise UserError(
+            f"{path} changes a bias of {module}, which has none; the file is made for another base"
+        )
+    if change.reaches_bias and has_bias:
+        yield "bias"
