@@ -88,8 +88,8 @@ class BridgePreview:
                 num_inference_steps=30,
                 guidance_scale=guidance,
                 output_type="latent",
-                # Packing moves weights, and these belong to the optimizer and to whoever splits them over
-                # processes.
+                # The plain way: what belongs to the optimizer, and to whoever splits it over processes, is
+                # neither moved nor put into another form.
                 share=False,
             ).images
         finally:

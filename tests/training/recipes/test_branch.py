@@ -3,13 +3,14 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny import NATIVE_DIM
+from tiny import NATIVE_DIM, make_unet
 from tiny_recipes import make_recipe
 
 from bdm.data.batch import fixed_batch
 from bdm.errors import UserError
 from bdm.models.backbone import load_backbone
 from bdm.models.noise_schedule import SD15_SCHEDULE
+from bdm.speed import packing
 from bdm.text.english import encode_english
 from bdm.training.recipes.latents import draw_latents
 
@@ -99,6 +100,27 @@ def test_grid_and_validation_leave_the_bridge_in_place(folders):
     assert recipe.grid().width > 64
     assert recipe.validate() == first
     assert recipe.denoiser.bridge.unet is recipe.denoiser.unet
+
+
+def test_a_grid_moves_nothing_that_the_optimizer_owns(folders):
+    """Layers that are large enough to be packed keep their weights in place while a grid is drawn."""
+    make_unet(block_out_channels=(32, 64, 64, 64)).save_pretrained(f"{folders[0]}/unet")
+    recipe = make(folders, grid_prompts=("红灯笼",))
+    recipe.train_parts()
+    recipe.eval()
+    watched = {"branch": recipe.denoiser.branch, "unet": recipe.denoiser.unet}
+    assert max(p.numel() for p in recipe.denoiser.branch.parameters()) > packing.LEAST_CONVOLUTION
+
+    def places(module):
+        return [(type(p), p.data_ptr(), p.untyped_storage().nbytes()) for p in module.parameters()]
+
+    before, seen = {name: places(module) for name, module in watched.items()}, []
+    for name, module in watched.items():
+        module.register_forward_hook(lambda module, *_, name=name: seen.append((name, places(module))))
+    recipe.grid()
+    assert {name for name, _ in seen} == set(watched)
+    assert all(found == before[name] for name, found in seen)
+    assert {name: places(module) for name, module in watched.items()} == before
 
 
 def test_states_name_their_weights_as_ever(folders):
