@@ -1,6 +1,7 @@
 # make demo            set up and draw a grid of Chinese prompts with the shipped weights
 # make test            set up, check style and types, run the tests
 # make test-slow       the tests that take minutes
+# make test-peer       diffusers' own tests of pipelines, out of a checkout (BDM_DIFFUSERS=FOLDER)
 # make test-versions   the tests with the oldest and with the newest packages that pyproject.toml allows
 # make docs            build the documentation into docs/_build
 # make lint            check style and types
@@ -11,7 +12,7 @@ UPGRADE ?=
 BIN := .venv/bin
 UV := .venv-tools/bin/uv
 
-.PHONY: help demo test test-slow test-versions test-oldest test-newest docs lint dist lock
+.PHONY: help demo test test-slow test-peer test-versions test-oldest test-newest docs lint dist lock
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -39,6 +40,10 @@ test: .venv/.ready lint
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
 
+test-peer: .venv/.ready
+	@test -d "$(BDM_DIFFUSERS)/tests/pipelines" || { echo "give a checkout: make test-peer BDM_DIFFUSERS=FOLDER"; exit 2; }
+	BDM_DIFFUSERS="$(BDM_DIFFUSERS)" $(BIN)/pytest -m peer tests/peer
+
 # Environments of their own, made anew. Old releases warn of each other, so warnings are no errors there.
 test-versions: test-oldest test-newest
 
@@ -46,7 +51,7 @@ test-oldest: RESOLUTION := lowest-direct
 test-newest: RESOLUTION := highest
 test-oldest test-newest: test-%: .venv-tools/.ready
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-$*
-	$(UV) pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable '.[dev]'
+	$(UV) pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable '.[dev,samplers]'
 	$(UV) pip list --quiet --python .venv-$*
 	.venv-$*/bin/pytest -W default
 

@@ -10,7 +10,7 @@ import torch
 from .files import atomic_write, refuse_occupied
 from .method.branch import BranchModel
 from .models.backbone import load_backbone
-from .models.samplers import make_scheduler
+from .models.samplers import other_sampler
 from .pipeline import BridgePipeline
 from .text.native import NativeTextEncoder
 
@@ -44,7 +44,7 @@ def assemble(
     stock = load_backbone(backbone, dtype)
     pipe = BridgePipeline(
         stock.vae, stock.text_encoder, stock.tokenizer, stock.unet,
-        make_scheduler("DPM++ 2M", stock.scheduler.config["prediction_type"]),
+        other_sampler("DPM++ 2M", stock.scheduler),
         BranchModel.from_pretrained(branch, torch_dtype=dtype),
         NativeTextEncoder.from_pretrained(native_text_encoder, torch_dtype=dtype),
     )  # fmt: skip

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from .errors import UserError, first_line
 from .files import atomic_write, refuse_occupied, write_json
-from .formats.adapter import KOHYA_ENDINGS, Change, split_adapter
+from .formats.adapter import KOHYA_ENDINGS, split_adapter
+from .formats.change import Change
 from .formats.checkpoint import (
     CONFIG_KEY,
+    NOISE_KEY,
     Parts,
     build_part,
     check_parts,
@@ -29,6 +31,7 @@ from .formats.configs import differs
 from .formats.embedding import embedding_vectors
 from .formats.identify import identify_source, require
 from .formats.names import controlnet_to_original, flat, vae_to_original
+from .formats.noise import Noise
 from .formats.weights import read_weights, refuse_not_finite
 from .method.branch import BranchModel
 from .models.backbone import load_backbone
@@ -125,7 +128,13 @@ def _save(
 def _checkpoint_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     parts = read_parts(source)
     check_parts(parts, source)
-    return write_checkpoint(parts.weights), _noted(parts)
+    return write_checkpoint(parts.weights, parts.noise), _noted(parts) | _noise_texts(parts.noise)
+
+
+def _noise_texts(noise: Noise) -> dict[str, str]:
+    """Header texts by which other programs, too, know a model that predicts velocity."""
+    velocity = noise.prediction_type == "v_prediction"
+    return {"modelspec.prediction_type": "v"} if velocity else {}
 
 
 def _noted(parts: Parts) -> dict[str, str]:
@@ -136,6 +145,8 @@ def _noted(parts: Parts) -> dict[str, str]:
     kept = {
         name: config for name, config in parts.configs.items() if differs(name, config, parts.weights[name])
     }
+    if parts.noise.told:
+        kept[NOISE_KEY] = parts.noise.settings
     return {CONFIG_KEY: json.dumps(kept)} if kept else {}
 
 

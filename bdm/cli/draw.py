@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import UserError, first_line
 from ..shipped import find_path, shipped
+from .heavy import importing
 from .quiet import quiet
 from .stages import Stages
 
@@ -173,8 +174,6 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    from ..drawing.requests import missing
-
     if min(options.steps, options.count, options.enlarge, options.batch) < 1:
         raise UserError(
             f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch"
@@ -182,6 +181,10 @@ def _infer(options: argparse.Namespace) -> None:
         )
     if options.stages and options.prompts is not None:
         raise UserError("--stages times one drawing; give prompts on the command line instead of --prompts")
+    with importing():
+        import_module("bdm.pipeline")
+        from ..drawing.requests import missing
+
     requests = _requests(options)
     _approximation(options)
     if options.sampler:
@@ -232,11 +235,12 @@ class Painter:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from ..drawing.requests import Settings
-
         self.stages = Stages()
+        with importing():
+            import_module("bdm.pipeline")
+            from ..drawing.requests import Settings
+
         quiet()
-        import_module("bdm.pipeline")
         self.stages.end("imports")
         self.pipe = _pipeline(options)
         control_images = _attach_plugins(self.pipe, options)
@@ -324,7 +328,7 @@ def _pipeline(options: argparse.Namespace) -> Any:
     from accelerate import PartialState
 
     from ..formats.weights import DTYPES
-    from ..models.samplers import make_scheduler
+    from ..models.samplers import other_sampler
     from ..parallel.processes import cpu_only
     from ..pipeline import BridgePipeline
 
@@ -340,7 +344,7 @@ def _pipeline(options: argparse.Namespace) -> Any:
         options.model, torch_dtype=DTYPES[name], english=_needs_english(options)
     ).to(device)
     if options.sampler:
-        pipe.scheduler = make_scheduler(options.sampler, pipe.scheduler.config["prediction_type"])
+        pipe.scheduler = other_sampler(options.sampler, pipe.scheduler)
     return pipe
 
 
@@ -381,7 +385,7 @@ def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | 
         settings = dict(zip(("strength", "start", "end"), numbers, strict=False))
         name = _free_name(pipe, f"controlnet-{i}")
         pictures[pipe.plugins.attach(source, name, kind="controlnet", **settings).name] = picture
-    triggers = [plugin.name for plugin in pipe.plugins if plugin.kind == "embedding"]
+    triggers = [word for plugin in pipe.plugins for word in plugin.words]
     if triggers and not (options.prompt_en or options.negative_en):
         logging.warning(
             "embeddings act through the English prompt; --prompt-en or --negative-en must name %s",
@@ -420,8 +424,9 @@ def split_numbers(text: str, option: str, counts: tuple[int, ...]) -> tuple[str,
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from ..drawing.grid import labelled_grid, save_picture
-    from ..pipeline import BridgePipeline
+    with importing():
+        from ..drawing.grid import labelled_grid, save_picture
+        from ..pipeline import BridgePipeline
 
     quiet()
     pipe = BridgePipeline.from_pretrained(options.model)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import EvaluateConfig, ModeConfig
 from ..data.source import to_pixels
 from ..drawing.grid import labelled_grid, save_picture
-from ..models.samplers import make_scheduler
+from ..models.samplers import other_sampler
 from ..speed.approximate import Approximation
 from .setup import open_evaluation, write_result
 from .trials import Trial, draw, make_trials, score
@@ -112,7 +112,7 @@ def in_mode(pipe: Any, mode: ModeConfig) -> Iterator[Callable[[Trial, int, int],
 
     try:
         if mode.sampler:
-            pipe.scheduler = make_scheduler(mode.sampler, scheduler.config["prediction_type"])
+            pipe.scheduler = other_sampler(mode.sampler, scheduler)
         if mode.lora:
             pipe.plugins.attach(mode.lora, PLUGIN, kind="adapter")
         yield drawn

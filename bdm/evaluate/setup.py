@@ -15,7 +15,7 @@ from ..emoji.judge import JudgeModel
 from ..emoji.world import COLOUR_NAMES, World
 from ..errors import UserError
 from ..files import check_writable, write_json
-from ..models.samplers import make_scheduler
+from ..models.samplers import make_scheduler, other_sampler
 from ..pipeline import BridgePipeline
 
 
@@ -52,7 +52,7 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
     pipe = BridgePipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
     if config.sampler:
-        pipe.scheduler = make_scheduler(config.sampler, pipe.scheduler.config["prediction_type"])
+        pipe.scheduler = other_sampler(config.sampler, pipe.scheduler)
     config.out.mkdir(parents=True, exist_ok=True)
     return Evaluation(world, judge, pipe)
 

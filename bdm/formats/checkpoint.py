@@ -6,7 +6,7 @@ Single files in the original layout and diffusers folders, read into parts witho
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,10 @@ from torch import Tensor
 from ..errors import UserError, first_line
 from .choice import FileChoice
 from .configs import ONE_TRANSFORMER, check_counts, part_config
+from .control_signs import ControlSigns, control_signs
+from .control_weights import config_beside, control_weights
 from .identify import identify_source, require
 from .names import (
-    controlnet_to_diffusers,
     text_to_plain,
     text_to_prefixed,
     unet_to_diffusers,
@@ -28,6 +29,9 @@ from .names import (
     vae_to_diffusers,
     vae_to_original,
 )
+from .noise import SD15_NOISE, Noise, folder_noise
+from .remains import refuse_unknown
+from .signs import MARKERS, file_noise
 from .weights import (
     ANY_FILES,
     WeightFile,
@@ -44,9 +48,13 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.",
 }
+#: Prefixes under which other programs save CLIP's text encoder.
+_OTHER_TEXT = ("text_encoders.clip_l.", "clip_l.")
 #: Key of the safetensors header under which the parts' configurations are kept; the original layout has no
 #: place for them.
 CONFIG_KEY = "bdm.config"
+#: Among them, what the denoiser expects of its noise where that is not SD1.5's.
+NOISE_KEY = "noise"
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,12 @@ class Parts:
     Attributes:
         weights: by part; a part that the file does not hold is missing.
         configs: the parts' configurations where the source keeps them.
+        noise: what the source says of its denoiser's noise.
     """
 
     weights: dict[str, dict[str, Tensor]]
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    noise: Noise = SD15_NOISE
 
 
 def read_parts(
@@ -79,10 +89,11 @@ def read_parts(
         files: which of a folder's files.
 
     Raises:
-        UserError: not an SD1.5 checkpoint, damaged, or NaN.
+        UserError: not an SD1.5 checkpoint, damaged, NaN, or with something in it whose meaning is not known.
     """
     require(identify_source(source), ("checkpoint",), source)
     if source.is_dir():
+        noise = folder_noise(source)
         parts = {
             name: read_weights_folder(source / name, files)
             for name in names
@@ -91,10 +102,16 @@ def read_parts(
         configs = {name: read_json(source / name / "config.json") for name in parts}
     else:
         file = read_weights(source, header_only)
+        refuse_unknown(file.tensors, [*PREFIXES.values(), *_OTHER_TEXT], source)
         parts = {name: _part(file.tensors, PREFIXES[name]) for name in names}
+        if "text_encoder" in names:
+            parts["text_encoder"] |= {
+                key: t for prefix in _OTHER_TEXT for key, t in _part(file.tensors, prefix).items()
+            }
         if "unet" in names and not parts["unet"]:
             parts["unet"] = _averaged_unet(file)
         configs = _kept_configs(file)
+        noise = file_noise(file, configs.pop(NOISE_KEY, None))
     convert = {"unet": unet_to_diffusers, "vae": vae_to_diffusers, "text_encoder": text_to_plain}
     weights = {name: convert[name](tensors) for name, tensors in parts.items() if tensors}
     configs = {name: config for name, config in configs.items() if name in weights}
@@ -103,11 +120,18 @@ def read_parts(
     for name, tensors in weights.items():
         if not header_only:
             refuse_not_finite(tensors, f"{source} ({name})")
-    return Parts(weights, configs)
+    return Parts(weights, configs, noise)
 
 
-def write_checkpoint(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The weights of an original-layout file for parts under diffusers' names."""
+def write_checkpoint(
+    weights: Mapping[str, Mapping[str, Tensor]], noise: Noise = SD15_NOISE
+) -> dict[str, Tensor]:
+    """The tensors of an original-layout file.
+
+    Args:
+        weights: by part, under diffusers' names.
+        noise: what the denoiser expects; other programs find it by tensors that are there to be found.
+    """
     convert = {"unet": unet_to_original, "vae": vae_to_original, "text_encoder": text_to_prefixed}
     tensors = {}
     for name, prefix in PREFIXES.items():
@@ -116,7 +140,10 @@ def write_checkpoint(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, T
             tensors |= {
                 f"{prefix}{inner}{key}": tensor for key, tensor in convert[name](weights[name]).items()
             }
-    return tensors
+    told = noise.told
+    return tensors | {
+        key: torch.empty(0) for key, (name, value) in MARKERS.items() if told.get(name) == value
+    }
 
 
 def build_part(name: str, parts: Parts, source: Path, dtype: torch.dtype | None) -> Any:
@@ -259,29 +286,43 @@ def _kept_configs(file: WeightFile) -> dict[str, dict[str, Any]]:
     return kept
 
 
-def load_controlnet(source: Path, dtype: torch.dtype | None = None, files: FileChoice = ANY_FILES) -> Any:
+def load_controlnet(
+    source: Path,
+    dtype: torch.dtype | None = None,
+    files: FileChoice = ANY_FILES,
+    backbone: Callable[[], Mapping[str, Tensor]] | None = None,
+) -> Any:
     """A ``ControlNetModel`` from a diffusers folder or a single file in either layout.
 
+    Its configuration says ``global_pool_conditions`` wherever something in or beside the source does, the
+    file's name too.
+
+    Args:
+        source: file or folder.
+        dtype: of the weights; None keeps the file's.
+        files: which of a folder's files.
+        backbone: gives the weights of a UNet under diffusers' names, which are added to those of a file of
+            differences.
+
     Raises:
-        UserError: not an SD1.5 ControlNet, damaged, or NaN.
+        UserError: not an SD1.5 ControlNet, damaged, NaN, with something in it whose meaning is not known, or
+            a file of differences without a backbone.
     """
     from diffusers import ControlNetModel
 
     require(identify_source(source), ("controlnet",), source)
     if source.is_dir():
-        weights, config = read_weights_folder(source, files), read_json(source / "config.json")
+        tensors, config = read_weights_folder(source, files), read_json(source / "config.json")
+        signs = ControlSigns(pooled="its configuration" if config.get("global_pool_conditions") else "")
     else:
         file = read_weights(source)
-        weights = controlnet_to_diffusers(_part(file.tensors, "control_model.") or file.tensors)
-        config = _kept_configs(file).get("controlnet")
-    if config and config.get("global_pool_conditions"):
-        raise UserError(
-            f"{source} pools its conditions (global_pool_conditions, a shuffle ControlNet); such are not"
-            " supported"
-        )
+        tensors, config = file.tensors, _kept_configs(file).get("controlnet") or config_beside(source)
+        signs = control_signs(file, config)
+    weights = control_weights(tensors, signs, backbone, source)
     refuse_not_finite(weights, source)
     with _building(f"{source} is no SD1.5 ControlNet"):
-        model: Any = ControlNetModel.from_config(part_config("controlnet", weights, config))
+        config = part_config("controlnet", weights, config)
+        model: Any = ControlNetModel.from_config(config | {"global_pool_conditions": bool(signs.pooled)})
     assign_weights(model, weights, source, dtype)
     return model.eval().requires_grad_(False)
 

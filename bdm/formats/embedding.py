@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from torch import Tensor
 
 from ..errors import UserError
 from .identify import identify, require
 from .weights import WeightFile, refuse_not_finite
+
+#: How the keys of embeddings begin that lie in an adapter's file.
+BUNDLED = "bundle_emb."
+_VECTORS = re.compile(r"bundle_emb\.(?P<word>.+)\.(?:string_to_param\.[^.]+|emb_params|clip_l)")
+#: What A1111 keeps beside an embedding's vectors.
+_BESIDE_VECTORS = re.compile(r"\.(?:string_to_token\.[^.]+|step|sd_checkpoint|sd_checkpoint_name|name)$")
 
 
 def embedding_vectors(file: WeightFile, width: int) -> Tensor:
@@ -24,11 +33,43 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
     tensors = [t for t in file.tensors.values() if t.is_floating_point() and t.ndim in (1, 2) and t.numel()]
     if len(tensors) != 1:
         raise UserError(f"{file.path} holds {len(tensors)} embeddings; give a file with one")
-    vectors = tensors[0].reshape(-1, tensors[0].shape[-1])
+    vectors = _as_rows(tensors[0], width, file.path)
+    refuse_not_finite({"the embedding": vectors}, file.path)
+    return vectors
+
+
+def bundled_embeddings(file: WeightFile, width: int) -> dict[str, Tensor]:
+    """The embeddings that a trainer has put in an adapter's file, (n, width) each, by their words.
+
+    Args:
+        file: the adapter's.
+        width: of the text encoder's token embeddings.
+
+    Raises:
+        UserError: a form that is not known, one made for another base, or two for one word.
+    """
+    found: dict[str, Tensor] = {}
+    for key, tensor in file.tensors.items():
+        if not key.startswith(BUNDLED) or _BESIDE_VECTORS.search(key):
+            continue
+        form = _VECTORS.fullmatch(key)
+        if form is None or not tensor.is_floating_point() or tensor.ndim not in (1, 2) or not tensor.numel():
+            raise UserError(
+                f"{file.path} bundles {key[:120]!r} of shape {tuple(tensor.shape)}, which is no embedding for"
+                " SD1.5; give a file without it"
+            )
+        word = re.sub(r"^<(.+)>$", r"\1", form["word"])  # words are kept with or without their brackets
+        if word in found:
+            raise UserError(f"{file.path} bundles two embeddings for the word {word!r}; give a file with one")
+        found[word] = _as_rows(tensor, width, file.path)
+    return found
+
+
+def _as_rows(tensor: Tensor, width: int, path: Path) -> Tensor:
+    vectors = tensor.reshape(-1, tensor.shape[-1])
     if vectors.shape[1] != width or not 1 <= len(vectors) <= 75:
         raise UserError(
-            f"{file.path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to 75"
+            f"{path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to 75"
             f" of width {width}: use an embedding made for this base"
         )
-    refuse_not_finite({"the embedding": vectors}, file.path)
     return vectors

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .adapter import adapter_metadata, split_key
-from .weights import WeightFile, read_json, read_weights, weight_files
+from .weights import WeightFile, looks_like_safetensors, read_json, read_weights, weight_files
 
 Kind = Literal[
     "checkpoint", "unet", "vae", "text encoder", "controlnet", "branch", "adapter", "embedding", "unknown"
@@ -227,19 +227,18 @@ def _base_of_width(width: int | None, kind: Kind) -> str:
 def file_hashes(path: Path) -> dict[str, str]:
     """SHA-256 of a file, and of its tensor data alone for safetensors (what A1111 shows for LoRA files)."""
     whole, data = hashlib.sha256(), hashlib.sha256()
+    has_header = looks_like_safetensors(path)
     with open(path, "rb") as file:
-        skip = 0
-        if path.suffix == ".safetensors":
+        if has_header:
             length = file.read(8)
             header = file.read(int.from_bytes(length, "little"))
             whole.update(length + header)
-            skip = 1
         while chunk := file.read(1 << 22):
             whole.update(chunk)
-            if skip:
+            if has_header:
                 data.update(chunk)
     hashes = {"sha256": whole.hexdigest(), "model hash": whole.hexdigest()[:10]}
-    return hashes | ({"data hash": data.hexdigest()[:12]} if skip else {})
+    return hashes | ({"data hash": data.hexdigest()[:12]} if has_header else {})
 
 
 def source_hash(source: Path) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import UserError
+from .remains import without_text_remains
 
 #: (original, diffusers) names inside one residual block of the UNet and of the VAE.
 _UNET_RESNET = (
@@ -265,21 +266,19 @@ def vae_to_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def text_to_plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's text encoder without ``text_model.`` before each name and without ``position_ids``, which is no
-    weight.
+    """CLIP's text encoder without ``text_model.`` before each name and without what is no weight of it.
 
     Files differ in the prefix, transformers changed it with version 5.6, and some files hold the position
-    numbers in half precision.
+    numbers, in half precision even.
+
+    Raises:
+        UserError: something that CLIP's text encoder has not.
     """
     plain = {
         key.removeprefix("transformer.").removeprefix("text_model."): tensor
         for key, tensor in tensors.items()
     }
-    return {
-        key: tensor
-        for key, tensor in plain.items()
-        if not key.endswith("position_ids") and key.startswith(_TEXT_PARTS)
-    }
+    return without_text_remains(plain, _TEXT_PARTS)
 
 
 _TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")

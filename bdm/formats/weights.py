@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..errors import UserError, first_line
 from ..shipped import find_path
 from .choice import FileChoice
+from .pickles import entries, is_pickle, unpickle
 
 #: Precisions by the names that configurations and options use.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,13 +26,6 @@ ANY_FILES = FileChoice()
 
 #: Endings of the files that hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-
-#: More entries, or a longer name, than any model's file holds: nested mappings that a pickle names many times
-#: over would otherwise be walked for ever.
-_MOST_ENTRIES, _LONGEST_NAME = 100_000, 500
-
-#: What torch itself writes before a pickle: a zip archive, or (before 1.6) a pickle at once.
-_ZIP = b"PK\x03\x04"
 
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -50,38 +43,6 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-class _Inert:
-    """Stands for a class that community pickles name beside their tensors; it only keeps what it is given."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _stand_in(name: str) -> tuple[Any, str]:
-    return type(name.rpartition(".")[2], (_Inert,), {}), name
-
-
-#: Harmless names in old Stable Diffusion checkpoints (the trainer's callbacks) and A1111 embeddings
-#: (parameter containers). None of the real objects is imported or built.
-_STAND_INS: list[Any] = [
-    _stand_in("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-    _stand_in("pytorch_lightning.utilities.types._Metadata"),
-    _stand_in("torch.nn.modules.container.ParameterDict"),
-    # Counters and losses that trainers of 2022 kept as numpy scalars.
-    *(
-        _stand_in(f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    ),
-    _stand_in("numpy.dtype"),
-    _stand_in("numpy.ndarray"),
-    _stand_in("numpy.dtypes.Float64DType"),
-]
-
-
 @dataclass(frozen=True)
 class WeightFile:
     """A file's tensors by name, and the texts beside them.
@@ -93,11 +54,15 @@ class WeightFile:
             must stay as it is while they are in use: written over in place it changes them, and cut short it
             ends the process. Replacing it by renaming another is safe.
         metadata: the safetensors header's texts, or the plain values in a pickle.
+        numbers: plain numbers in a pickle, as numbers.
+        others: kinds of what else a pickle holds, which is not read.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    numbers: dict[str, float] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
 
 
 def resolve_folder(
@@ -223,15 +188,29 @@ def read_weights(path: str | Path, header_only: bool = False) -> WeightFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file; check the path")
+    # Files are renamed in the wild, so their beginning tells what they are, not their ending.
+    start = _beginning(path)
+    if looks_like_safetensors(path) or (path.suffix.lower() == ".safetensors" and not is_pickle(start)):
+        return _read_safetensors(path, header_only)
+    return _read_pickle(path, header_only)
+
+
+def _beginning(path: Path) -> bytes:
     try:
-        with open(path, "rb") as raw:
-            start = raw.read(9)
+        with open(path, "rb") as file:
+            return file.read(9)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
-    # Files are renamed in the wild: a safetensors file is one that begins with a length and a JSON object.
-    if path.suffix.lower() == ".safetensors" or (start[8:9] == b"{" and start[:1] != b"\x80"):
-        return _read_safetensors(path, header_only)
-    return _read_pickle(path, header_only, archive=start.startswith(_ZIP))
+
+
+def looks_like_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a header within it, and with a JSON object.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    start = _beginning(path)
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
 
 
 def _read_safetensors(path: Path, header_only: bool) -> WeightFile:
@@ -259,86 +238,37 @@ def _read_safetensors(path: Path, header_only: bool) -> WeightFile:
     )
 
 
-def _read_pickle(path: Path, header_only: bool, archive: bool) -> WeightFile:
-    try:
-        if archive:
-            _check_archive(path)
-        with torch.serialization.safe_globals(_STAND_INS):
-            content: Any = torch.load(
-                path, map_location="meta" if header_only else "cpu", weights_only=True, mmap=archive
-            )
-    except UserError:
-        raise
-    except Exception as error:  # torch raises many kinds; its text names the refused global
-        reason = next(
-            (
-                line.strip()[:160]
-                for line in str(error).splitlines()
-                if "GLOBAL" in line or "Unsupported" in line
-            ),
-            "",
-        )
-        if "GLOBAL" in reason or "class" in reason:
-            raise UserError(
-                f"{path} is a pickle that holds more than tensors and was not loaded: {reason}"
-            ) from None
-        raise UserError(
-            f"{path} is damaged or not a torch file ({reason or type(error).__name__}); download or save it"
-            " again"
-        ) from None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+def _read_pickle(path: Path, header_only: bool) -> WeightFile:
+    content = unpickle(path, header_only)
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    if isinstance(content, Mapping):
-        for count, (name, value) in enumerate(_entries(content)):
-            if count >= _MOST_ENTRIES or len(name) > _LONGEST_NAME:
-                raise UserError(
-                    f"{path} holds more entries or longer names than a model has; it is damaged or made to"
-                    " harm"
-                )
-            if isinstance(value, Tensor):
-                tensors[name] = _plain(value, name, path, header_only)
-            elif isinstance(value, str | int | float | bool):
-                metadata[name] = str(value)
+    numbers: dict[str, float] = {}
+    others: dict[str, str] = {}
+    for name, value in entries(content, path) if isinstance(content, Mapping) else ():
+        if isinstance(value, Tensor):
+            tensors[name] = _plain(value, name, path, header_only)
+            continue
+        if isinstance(value, str | int | float):
+            metadata[name] = str(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
+            numbers[name] = float(value)
+        elif not isinstance(value, Mapping | str):
+            others[name] = type(value).__name__
     if not tensors:
         raise UserError(
             f"{path} holds {type(content).__name__} that is not a mapping of names to tensors; give a weight"
             " file"
         )
-    largest = 2 * path.stat().st_size
-    # A view with stride 0 may claim any size from a few bytes.
-    if sum(t.numel() * t.element_size() for t in tensors.values()) > largest:
+    _check_sizes(path, tensors)
+    return WeightFile(path, tensors, metadata, numbers, others)
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A view with stride 0 may claim any size from a few bytes."""
+    if sum(t.numel() * t.element_size() for t in tensors.values()) > 2 * path.stat().st_size:
         raise UserError(
             f"{path} claims tensors larger than the file; it is damaged or made to exhaust memory"
         )
-    return WeightFile(path, tensors, metadata)
-
-
-def _check_archive(path: Path) -> None:
-    """torch stores without compression, so an archive that grows on reading was not written by it."""
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise UserError(
-                f"{path} is a compressed archive, which torch never writes; unpack it or download it again"
-            )
-
-
-def _entries(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """All entries under their whole names, mappings before what they hold.
-
-    Keys that are no text name no weights.
-    """
-    for key, value in content.items():
-        if not isinstance(key, str):
-            continue
-        name = f"{prefix}{key}"
-        if isinstance(value, _Inert):
-            value = getattr(value, "state", None)
-            value = value.get("_parameters", value) if isinstance(value, Mapping) else value
-        yield name, value
-        if isinstance(value, Mapping) and depth < 3:
-            yield from _entries(value, f"{name}.", depth + 1)
 
 
 def _plain(tensor: Tensor, name: str, path: Path, header_only: bool) -> Tensor:

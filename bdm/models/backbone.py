@@ -24,6 +24,7 @@ from ..formats.checkpoint import PREFIXES, Parts, build_part, read_parts, read_v
 from ..formats.choice import FileChoice
 from ..formats.load_options import Dtype, FileKeywords, LoadOptions, read_options
 from ..formats.names import text_to_plain
+from ..formats.noise import Noise, read_scheduler
 from ..formats.weights import (
     ANY_FILES,
     read_json,
@@ -35,7 +36,7 @@ from ..formats.weights import (
 )
 from ..text.english import encode_english
 from ..text.vocabulary import clip_tokenizer
-from .samplers import make_scheduler, scheduler_class
+from .samplers import make_scheduler
 
 
 @dataclass
@@ -79,7 +80,7 @@ def load_backbone(
 
     Returns:
         The parts; CLIP's vocabulary comes from a pip package where the source has none, the scheduler is
-        DPM++ 2M there.
+        DPM++ 2M there, for what the source says of its noise (see ``bdm.formats.signs``).
 
     Raises:
         UserError: missing or damaged files, a model that is not SD1.5's, or an option that is not known or
@@ -138,15 +139,14 @@ def build_backbone(path: Path, given: Mapping[str, Any], loading: LoadOptions) -
         other = find_backbone(vae, loading.elsewhere())
         built["vae"] = _placed("vae", read_vae(other, loading.files), other, loading)
     wanted = [name for name in PREFIXES if name not in built]
-    if wanted:
-        parts = read_parts(path, names=wanted, files=loading.files)
-        built |= {name: _placed(name, parts, path, loading) for name in wanted}
+    parts = read_parts(path, header_only=not wanted, names=wanted, files=loading.files)
+    built |= {name: _placed(name, parts, path, loading) for name in wanted}
     if built["unet"] is not None:
         check_backbone(built["unet"])
     if "tokenizer" not in built:
         built["tokenizer"] = _tokenizer(path)
     if "scheduler" not in built:
-        built["scheduler"] = _scheduler(path)
+        built["scheduler"] = _scheduler(path, parts.noise)
     return Backbone(**built)
 
 
@@ -154,17 +154,8 @@ def _placed(name: str, parts: Parts, path: Path, loading: LoadOptions) -> Any:
     return build_part(name, parts, path, loading.dtype_of(name)).to(loading.device)
 
 
-def _scheduler(path: Path) -> Any:
-    config = path / "scheduler" / "scheduler_config.json"
-    if not config.is_file():
-        return make_scheduler("DPM++ 2M")
-    settings = read_json(config)
-    kind = scheduler_class(str(settings.get("_class_name")))
-    if kind is None:
-        raise UserError(
-            f"{config} names the unknown scheduler {settings.get('_class_name')!r}; get the folder again"
-        )
-    return kind.from_config(settings)
+def _scheduler(path: Path, noise: Noise) -> Any:
+    return read_scheduler(path) or make_scheduler("DPM++ 2M", noise=noise)
 
 
 def _tokenizer(path: Path) -> CLIPTokenizer:

@@ -8,21 +8,20 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from ..formats.noise import SD15_NOISE
+
 LossWeight = Literal["none", "min_snr", "velocity"]
 Timesteps = Literal["uniform", "high_noise"]
 Prediction = Literal["epsilon", "v_prediction"]
 
 #: The scheduler configuration of SD1.5 (its scheduler_config.json).
 SD15_SCHEDULE: dict[str, Any] = dict(
-    num_train_timesteps=1000,
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
+    **{name: getattr(SD15_NOISE, name) for name in
+       ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")},
     clip_sample=False,
     set_alpha_to_one=False,
     steps_offset=1,
-    prediction_type="epsilon",
-)
+)  # fmt: skip
 
 
 class NoiseSchedule(nn.Module):

@@ -9,12 +9,16 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
-from ..formats.adapter import Change, split_adapter
-from ..formats.weights import read_weights, refuse_not_finite
+from ..formats.adapter import split_adapter
+from ..formats.change import Change
+from ..formats.embedding import BUNDLED, bundled_embeddings
+from ..formats.weights import WeightFile, read_weights, refuse_not_finite
 from .kind import PluginKind, Strengths, finite
 from .stack import Place, WeightDelta
 
 _PARTS = ("unet", "text_encoder")
+#: How keys for the text encoder begin.
+_TEXT_KEYS = ("lora_te_", "lora_te1_", "lycoris_te_", "text_encoder.", BUNDLED)
 
 
 class AdapterKind(PluginKind):
@@ -28,6 +32,8 @@ class AdapterKind(PluginKind):
     ) -> Strengths:
         """Add an adapter's changes to the weights (see ``PluginKind.attach``).
 
+        Embeddings that lie in its file become trigger words, as if they had been attached under these.
+
         Args:
             path: the file.
             name: of the plug-in.
@@ -38,18 +44,35 @@ class AdapterKind(PluginKind):
         refuse_not_finite(file.tensors, path)
         own = {part: self.to.weights.base(part) for part in _PARTS if self.to.has(part)}
         live = {part: _modules([*weights, *self.to.weights.foreign(part)]) for part, weights in own.items()}
-        delta = WeightDelta(strength=self.strengths(name, strength, text_strength))
+        self._refuse_missing_text(file.tensors, path)
+        delta = self._bundled(file, path)
+        delta.strength = self.strengths(name, strength, text_strength)
         for part, changes in split_adapter(file, live).items():
             for module, change in changes.items():
                 for kind in _reached(change, live[part][module], own[part], path):
                     place: Place = (part, f"{live[part][module]}.{kind}")
                     delta.changes[place] = change.weight if kind == "weight" else change.bias
-        self.to.weights.put(name, delta)
+        self.to.words.put(name, delta)
         return delta.strength
 
+    def _bundled(self, file: WeightFile, path: Path) -> WeightDelta:
+        """The delta of the embeddings in an adapter's file; an empty one where there are none."""
+        if not any(key.startswith(BUNDLED) for key in file.tensors):
+            return WeightDelta()
+        return self.to.words.rows(bundled_embeddings(file, self.to.words.width()), path)
+
+    def _refuse_missing_text(self, keys: Iterable[str], path: Path) -> None:
+        """Refuse changes of a text encoder that the pipeline lacks, as one loaded with ``english=False``."""
+        text = next((key for key in keys if key.startswith(_TEXT_KEYS)), None)
+        if text is not None and not self.to.has("text_encoder"):
+            raise UserError(
+                f"{path} changes the text encoder ({text}), and the pipeline has none; load it with its"
+                " English text encoder"
+            )
+
     def detach(self, name: str) -> None:
-        """Take an adapter's changes off the weights."""
-        self.to.weights.remove(name)
+        """Take an adapter's changes off the weights, and what it bundles from the tokenizer."""
+        self.to.words.remove(name)
 
     def strengths(self, name: str, strength: float, text_strength: float | None) -> Strengths:
         """Any finite number; 0 is without effect, 1 what the file was made for."""

@@ -22,7 +22,8 @@ from ..method.condition import Part
 from .adapter import AdapterKind
 from .attachments import Attachments
 from .checkpoint import CheckpointKind
-from .controlnet import ControlNetHook, ControlNetKind
+from .controlnet import ControlNetKind
+from .controlnet_hook import ControlNetHook
 from .embedding import EmbeddingKind
 from .kind import PipelineCall, PluginKind
 from .vae import VaeKind
@@ -41,6 +42,7 @@ class Plugin:
         hash: what A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's.
             Taken when it was attached, because the file may be replaced or deleted later.
         strength: what ``set_strength`` set; None where strength has no meaning.
+        words: trigger words that it brings, for the English prompt.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Plugin:
     source: Path
     hash: str
     strength: dict[str, float] | None = None
+    words: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         strength = (
@@ -55,7 +58,8 @@ class Plugin:
             if self.strength is None
             else " " + ", ".join(f"{part} {value:g}" for part, value in self.strength.items())
         )
-        return f"{self.name}: {self.kind}{strength} [{self.hash}] from {self.source}"
+        words = f" bringing {', '.join(map(repr, self.words))}" if self.words else ""
+        return f"{self.name}: {self.kind}{strength}{words} [{self.hash}] from {self.source}"
 
 
 class Plugins:
@@ -103,7 +107,8 @@ class Plugins:
             kind: what it must be ("checkpoint", "vae", "adapter", "controlnet", "embedding"). As "vae" a
                 checkpoint gives its VAE alone.
             settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder;
-                ControlNets: ``strength``, ``start``, ``end`` (share of the steps).
+                ControlNets: ``strength``, ``start``, ``end`` (share of the steps), ``pooled`` (True or False,
+                for shuffle ControlNets).
 
         Returns:
             What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its
@@ -121,6 +126,8 @@ class Plugins:
             path = resolve_folder(source)
         # A hub name's folder is called by a commit, and a folder's name may hold a dot.
         name = name or (path.stem if path.is_file() else Path(source).name)
+        if not isinstance(name, str):
+            raise UserError(f"a plug-in cannot be called {name!r}; give a text")
         if name in self._plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)
@@ -130,7 +137,8 @@ class Plugins:
         shown = shown_hash(path, kind)
         with self._undone_unless_done(kind, name), torch.inference_mode(False):
             strength = self._kinds[kind].attach(path, name, **settings)
-            self._plugins[name] = Plugin(name, kind, path, shown, strength)
+            words = tuple(self._host.words.of(name))
+            self._plugins[name] = Plugin(name, kind, path, shown, strength, words)
         return self._plugins[name]
 
     @contextmanager

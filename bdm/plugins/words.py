@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,10 @@ class TriggerWords:
         self._built: tuple[Any, int] | None = None  # the one with them, and how many tokens it had
         self._counts: list[tuple[str, int]] = []  # which they are, and how many vectors each stands for
 
+    def of(self, name: str) -> list[str]:
+        """The words that a plug-in has brought."""
+        return list(self._to.weights.deltas.get(name, WeightDelta()).words)
+
     def width(self) -> int:
         """Of the vectors that the text encoder takes.
 
@@ -39,11 +44,12 @@ class TriggerWords:
         """
         return self._table()[1].shape[1]
 
-    def rows(self, vectors: Mapping[str, Tensor]) -> WeightDelta:
+    def rows(self, vectors: Mapping[str, Tensor], bundle: Path | None = None) -> WeightDelta:
         """The delta that appends vectors to the token table.
 
         Args:
             vectors: by word, each (n, width).
+            bundle: the adapter's file that names the words; None where the user has chosen the word.
 
         Raises:
             UserError: a word that cannot be, or is taken; the pipeline lacks what trigger words need.
@@ -52,7 +58,7 @@ class TriggerWords:
         self._check_tokenizer(len(table))
         taken: set[str] = set()
         for word, its in vectors.items():
-            taken |= self._check_word(word, len(its), taken)
+            taken |= self._check_word(word, len(its), taken, bundle)
         rows = torch.cat(list(vectors.values()))
         return WeightDelta(rows={place: rows}, words={word: len(its) for word, its in vectors.items()})
 
@@ -122,18 +128,21 @@ class TriggerWords:
                 " attached; undo that (such as by unload_textual_inversion(token)), then attach or detach"
             )
 
-    def _check_word(self, word: str, vectors: int, taken: set[str]) -> set[str]:
+    def _check_word(self, word: str, vectors: int, taken: set[str], bundle: Path | None) -> set[str]:
         """The tokens of a word, lower-cased; refused if one of them is another's."""
+        if bundle is None:
+            what, remedy = f"the trigger word {word!r}", "attach the embedding under another name"
+        else:
+            what = f"{bundle} bundles an embedding for the trigger word {word!r}, which"
+            remedy = "detach what has it, or give a file without it"
         if not word.strip() or re.search(r"[<>\ud800-\udfff]", word):
-            raise UserError(
-                f"{word!r} cannot be a trigger word; attach the embedding under a name without < and >"
-            )
+            raise UserError(f"{what} cannot be: it is empty or holds <, > or half a character; {remedy}")
         tokenizer = self._to.pipe.tokenizer
         tokens = {token.lower() for token in trigger_tokens(word, vectors)}
         known = {token.lower() for token in tokenizer.get_vocab()} | taken
         loaded = {other.lower() for other in loaded_tokens(tokenizer)}
         if known & tokens or word.lower() in loaded:
-            raise UserError(f"the trigger word {word!r} is taken; attach the embedding under another name")
+            raise UserError(f"{what} is taken; {remedy}")
         return tokens
 
     def _rebuild(self) -> None:

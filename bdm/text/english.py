@@ -126,13 +126,15 @@ def _spell_attached(text: str, tokenizer: CLIPTokenizer) -> str:
     spelled = {word.lower(): " ".join(_numbered(f"<{word}>", known)) for word in words}
     # All words in one pass, so that none is found inside what another was written as. Letters of scripts
     # without spaces bound a word; Latin letters and digits do not.
-    either = "|".join(map(re.escape, words))
-    pattern = rf"<({either})>(?!_\d)|(?<![A-Za-z0-9_<])(?:embedding:)?({either})(?![A-Za-z0-9_>])"
+    either, done = ("|".join(map(re.escape, each)) for each in (words, spelled.values()))
+    pattern = (
+        rf"(?:{done})(?!_\d)|<({either})>(?!_\d)|(?<![A-Za-z0-9_<])(?:embedding:)?({either})(?![A-Za-z0-9_>])"
+    )
     # Regular expressions also take letters such as the dotless i for another's other case, which is no
     # spelling of the word.
     return re.sub(
         pattern,
-        lambda found: spelled.get((found[1] or found[2]).lower(), found[0]),
+        lambda found: spelled.get((found[1] or found[2] or "").lower(), found[0]),
         text,
         flags=re.IGNORECASE,
     )
@@ -145,11 +147,8 @@ def _spell_loaded(text: str, tokenizer: CLIPTokenizer) -> str:
     if not any(token in text for token in several):
         return text
     # diffusers goes by what the tokenizer makes of the text, so letters in another case do not count.
-    seen = set(tokenizer.tokenize(text))
-    words = sorted(several.keys() & seen, key=len, reverse=True)
-    if not words:
-        return text
-    # Not within the tokens of attached embeddings, nor where a text is spelled out already.
-    keep = "|".join(map(re.escape, sorted(attached, key=len, reverse=True))) or "(?!)"
-    pattern = rf"({keep})|({'|'.join(map(re.escape, words))})(?!_\d)"
-    return re.sub(pattern, lambda found: several[found[2]] if found[2] else found[0], text)
+    seen = several.keys() & set(tokenizer.tokenize(text))
+    # The longest is taken, so that nothing is found within other tokens or where it is spelled out already.
+    known = sorted({*attached, *known, *several.values()}, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, known))
+    return re.sub(pattern, lambda found: several[found[0]] if found[0] in seen else found[0], text)

@@ -9,7 +9,8 @@ from tiny import TEXT_DIM, make_unet
 from torch import nn
 
 from bdm.errors import UserError
-from bdm.formats.adapter import Change, split_adapter, split_key
+from bdm.formats.adapter import split_adapter, split_key
+from bdm.formats.change import Change
 from bdm.formats.weights import read_weights
 
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -114,7 +114,7 @@ _BRIDGES: WeakKeyDictionary[torch.nn.Module, Bridge] = WeakKeyDictionary()
 
 
 def bridged(kind: Any) -> Any:
-    """A stock pipeline whose UNet has a bridge from the start, and whose calls have a native condition."""
+    """A stock pipeline whose UNet has a bridge from the beginning; its calls have a native condition."""
 
     class Bridged(kind):
         @functools.wraps(kind.__init__)
