@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .identify import identify, require
+from .kinds import MOST_VECTORS, is_vectors
 from .weights import WeightFile, refuse_not_finite
 
 #: How the keys of embeddings begin that lie in an adapter's file.
@@ -16,6 +17,8 @@ BUNDLED = "bundle_emb."
 _VECTORS = re.compile(r"bundle_emb\.(?P<word>.+)\.(?:string_to_param\.[^.]+|emb_params|clip_l)")
 #: What A1111 keeps beside an embedding's vectors.
 _BESIDE_VECTORS = re.compile(r"\.(?:string_to_token\.[^.]+|step|sd_checkpoint|sd_checkpoint_name|name)$")
+#: What A1111 keeps beside the vectors: the token that stood for them, counters.
+_BESIDE = ("string_to_token.", "step", "epoch")
 
 
 def embedding_vectors(file: WeightFile, width: int) -> Tensor:
@@ -30,10 +33,17 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
         UserError: not an embedding, made for another base, or NaN.
     """
     require(identify(file.tensors), ("embedding",), file.path)
-    tensors = [t for t in file.tensors.values() if t.is_floating_point() and t.ndim in (1, 2) and t.numel()]
-    if len(tensors) != 1:
-        raise UserError(f"{file.path} holds {len(tensors)} embeddings; give a file with one")
-    vectors = _as_rows(tensors[0], width, file.path)
+    found = {key: t for key, t in file.tensors.items() if is_vectors(t)}
+    if len(found) != 1:
+        raise UserError(f"{file.path} holds {len(found)} embeddings; give a file with one")
+    left = [key for key in file.tensors if key not in found and not key.startswith(_BESIDE)]
+    if left:
+        raise UserError(
+            f"{file.path} holds {left[0][:120]!r} beside its embedding, and what that means is not known"
+            " here; give a file without it"
+        )
+    (tensor,) = found.values()
+    vectors = _as_rows(tensor, width, file.path)
     refuse_not_finite({"the embedding": vectors}, file.path)
     return vectors
 
@@ -67,9 +77,9 @@ def bundled_embeddings(file: WeightFile, width: int) -> dict[str, Tensor]:
 
 def _as_rows(tensor: Tensor, width: int, path: Path) -> Tensor:
     vectors = tensor.reshape(-1, tensor.shape[-1])
-    if vectors.shape[1] != width or not 1 <= len(vectors) <= 75:
+    if vectors.shape[1] != width or not 1 <= len(vectors) <= MOST_VECTORS:
         raise UserError(
-            f"{path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to 75"
-            f" of width {width}: use an embedding made for this base"
+            f"{path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to"
+            f" {MOST_VECTORS} of width {width}: use an embedding made for this base"
         )
     return vectors
