@@ -14,8 +14,9 @@ language = "en"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+smartquotes = False  # "" is a prompt
+highlight_language = "none"  # blocks that name no language are no code
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
