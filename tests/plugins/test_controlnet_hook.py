@@ -154,13 +154,15 @@ def test_what_fails_while_drawing_leaves_no_condition(pipe, edges, error):
 
 
 class Interrupt:
-    """Interrupts at the n-th line that runs in the plug-ins' room, as Ctrl-C may."""
+    """Interrupts at the n-th line run in the plug-ins' room, or in one function there, as Ctrl-C may."""
 
-    def __init__(self, line):
-        self.left = line
+    def __init__(self, line, function=""):
+        self.left, self.function = line, function
 
     def __call__(self, frame, event, arg):
         if not frame.f_code.co_filename.startswith(bdm.plugins.__path__[0]):
+            return None
+        if self.function not in ("", frame.f_code.co_name):
             return None
         if event == "line":
             self.left -= 1
@@ -206,6 +208,21 @@ def test_an_interrupt_anywhere_leaves_all_or_nothing(pipe, files, name):
             pipe.plugins.clear()
             assert is_clean(), line
     assert interrupted > 20
+
+
+def test_an_interrupt_while_weights_are_exchanged_puts_all_back(pipe, files):
+    before = [p.data for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()]
+    counter = Interrupt(0, "_exchange")
+    counter.run(lambda: pipe.plugins.attach(files["style"]))
+    attached = [p.data for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()]
+    for line in range(-counter.left // 10, -counter.left, -counter.left // 10):
+        with pytest.raises(KeyboardInterrupt):
+            Interrupt(line, "_exchange").run(lambda: pipe.plugins.detach("style"))
+        now = [p.data for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(now, attached, strict=True))
+    pipe.plugins.detach("style")
+    now = [p.data for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
 
 
 def test_a_copy_of_the_unet_is_not_controlled(host, edges):

@@ -247,12 +247,23 @@ def test_treated_networks_are_named(pipe, files, treat, word, name):
     pipe.plugins.attach(files["colours"])  # the VAE was not treated
 
 
-@pytest.mark.parametrize("treat", [half_of_half, lambda unet: unet.fuse_qkv_projections()])
+@pytest.mark.parametrize(
+    "treat",
+    [
+        half_of_half,
+        lambda unet: unet.fuse_qkv_projections(),
+        lambda unet: cpu_offload(unet, torch.device("cpu")),
+    ],
+)
 def test_what_is_attached_cannot_come_off_after_a_treatment(pipe, files, treat):
-    pipe.plugins.attach(files["ink"])
+    for name in ("ink", "edges"):
+        pipe.plugins.attach(files[name])
     treat(pipe.unet)
     refused(lambda: pipe.plugins.detach("ink"), TO_K)
-    assert "ink" in pipe.plugins
+    refused(lambda: pipe.plugins.set_strength("ink", 0.5), TO_K)
+    assert pipe.plugins["ink"].strength == {"unet": 1.0, "text_encoder": 1.0}
+    pipe.plugins.detach("edges")  # which changes no weight
+    assert [plugin.name for plugin in pipe.plugins] == ["ink"]
 
 
 def test_compiled_networks_are_the_networks_within(pipe, files):
