@@ -51,7 +51,7 @@ test-oldest: RESOLUTION := lowest-direct
 test-newest: RESOLUTION := highest
 test-oldest test-newest: test-%: .venv-tools/.ready
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-$*
-	$(UV) pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable '.[dev]'
+	$(UV) pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable '.[dev,samplers]'
 	$(UV) pip list --quiet --python .venv-$*
 	.venv-$*/bin/pytest -W default
 

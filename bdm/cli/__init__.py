@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ..errors import UserError
 from . import draw, files, measure, train
+from .heavy import leave, own_process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def console() -> None:
-    """Entry point of the ``bdm`` command."""
-    sys.exit(main())
+def console(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``bdm`` command and of scripts, in a process of their own.
+
+    Args:
+        arguments: the command line behind the program's name, if it is not that of the process.
+    """
+    own_process()
+    status = main(arguments)
+    leave()
+    sys.exit(status)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import UserError, first_line
 from ..shipped import find_path, shipped
+from .heavy import importing
 from .quiet import quiet
 from .stages import Stages
 
@@ -173,8 +174,6 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    from ..drawing.requests import missing
-
     if min(options.steps, options.count, options.enlarge, options.batch) < 1:
         raise UserError(
             f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch"
@@ -182,6 +181,10 @@ def _infer(options: argparse.Namespace) -> None:
         )
     if options.stages and options.prompts is not None:
         raise UserError("--stages times one drawing; give prompts on the command line instead of --prompts")
+    with importing():
+        import_module("bdm.pipeline")
+        from ..drawing.requests import missing
+
     requests = _requests(options)
     _approximation(options)
     if options.sampler:
@@ -232,27 +235,28 @@ class Painter:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from ..drawing.requests import Settings
-
         self.stages = Stages()
+        with importing():
+            import_module("bdm.pipeline")
+            from ..drawing.requests import Settings
+
         quiet()
-        import_module("bdm.pipeline")
         self.stages.end("imports")
         self.pipe = _pipeline(options)
         control_images = _attach_plugins(self.pipe, options)
         guidance = default_guidance(options.model) if options.guidance is None else options.guidance
         self.settings = Settings(
-            str(options.model),
-            options.steps,
-            guidance,
-            options.sampler,
-            options.branch_scale,
-            options.width,
-            options.height,
-            options.clip_skip,
-            options.enlarge,
-            control_images,
-            _approximation(options),
+            model=str(options.model),
+            steps=options.steps,
+            guidance=guidance,
+            sampler=options.sampler,
+            branch_scale=options.branch_scale,
+            width=options.width,
+            height=options.height,
+            clip_skip=options.clip_skip,
+            enlarge=options.enlarge,
+            control_images=control_images,
+            approximation=_approximation(options),
         )
         self._parts = 0
         self.stages.end("model")
@@ -420,8 +424,9 @@ def split_numbers(text: str, option: str, counts: tuple[int, ...]) -> tuple[str,
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from ..drawing.grid import labelled_grid, save_picture
-    from ..pipeline import BridgePipeline
+    with importing():
+        from ..drawing.grid import labelled_grid, save_picture
+        from ..pipeline import BridgePipeline
 
     quiet()
     pipe = BridgePipeline.from_pretrained(options.model)
