@@ -2,7 +2,7 @@
 
 import sys
 
-from bdm.cli import main
+from bdm.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main(["infer", *sys.argv[1:]]))
+    console(["infer", *sys.argv[1:]])

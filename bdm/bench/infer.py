@@ -21,10 +21,8 @@ class InferBench(Bench):
     """Denoising (and decoding, if the configuration says so) of the same latents under the same texts.
 
     The peer does what the official pipeline does in every step: branch and backbone on [negative, positive],
-        all of it. It is
-    not charged for the convolutions of a condition picture, which Bridge Diffusion Models do not have. We
-    have called ``optimize()``; "bdm unprepared" has not, and packs and unpacks its weights within the time
-    measured.
+    all of it. It is not charged for the convolutions of a condition picture, which Bridge Diffusion Models
+    do not have. We have called ``optimize()``; "bdm unprepared" has not.
     """
 
     def __init__(self, config: BenchDrawConfig) -> None:

@@ -19,6 +19,7 @@ from ..config import (
     BenchScaleConfig,
     BenchTrainConfig,
 )
+from ..extras import require_packages
 from .compare import OURS, Bench, Outcome, compare, median_and_spread
 
 
@@ -129,6 +130,7 @@ def summary(bench: Bench, outcome: Outcome) -> dict[str, Any]:
 
 def draw_chart(outcome: Outcome, path: Path) -> None:
     """Bars of time (with spread) and peak memory, a side each."""
+    require_packages("a chart")
     from matplotlib.figure import Figure
 
     names = list(outcome.seconds)

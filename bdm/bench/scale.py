@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..config import BenchScaleConfig
+from ..extras import require_packages
 from .compare import OURS, disagreement, median_and_spread, take_turns
 from .infer import InferBench
 
@@ -70,6 +71,7 @@ def summary(curves: Curves) -> dict[str, Any]:
 
 def draw_curves(curves: Curves, path: Path) -> None:
     """Pictures per second by batch size, a curve each."""
+    require_packages("a chart")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

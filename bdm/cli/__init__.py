@@ -12,16 +12,12 @@ from collections.abc import Sequence
 
 from ..errors import UserError
 from . import draw, files, measure, train
+from .heavy import leave, own_process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command. Returns the exit status: 0, or 2 after a mistake that one line explains."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    # argparse lets no positional follow an option; here key=value may stand anywhere.
-    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.overrides = [*getattr(options, "overrides", []), *rest]
+    options = parse(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         options.run(options)
@@ -34,7 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line, ``run`` among them: what they are for.
+
+    Raises:
+        SystemExit: there is no such command or option; argparse has said which.
+    """
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse lets no positional follow an option; here key=value may stand anywhere.
+    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = [*getattr(options, "overrides", []), *rest]
+    return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate."
     )
@@ -44,6 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def console() -> None:
-    """Entry point of the ``bdm`` command."""
-    sys.exit(main())
+def console(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``bdm`` command and of scripts, in a process of their own.
+
+    Args:
+        arguments: the command line behind the program's name, if it is not that of the process.
+    """
+    own_process()
+    status = main(arguments)
+    leave()
+    sys.exit(status)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
+from ..shipped import find_path, shipped
+from .heavy import importing
 from .quiet import quiet
 from .stages import Stages
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-DEFAULT_MODEL = ASSETS / "emoji"
+DEFAULT_MODEL = shipped("assets/emoji")
 #: Its guidance scale, chosen by the sweep of configs/emoji/evaluate.yaml.
 SHIPPED_GUIDANCE = 2.0
 
@@ -32,10 +33,10 @@ def add_commands(commands: Any) -> None:
     demo = commands.add_parser(
         "demo", help="draw a labelled grid of Chinese prompts with the shipped weights"
     )
-    demo.add_argument("--out", type=Path, default=Path("demo.png"))
-    demo.add_argument("--model", default=str(DEFAULT_MODEL))
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--steps", type=int, default=20)
+    demo.add_argument("--out", type=Path, default=Path("demo.png"), help="picture file (default demo.png)")
+    demo.add_argument("--model", default=str(DEFAULT_MODEL), help="pipeline folder or hub name")
+    demo.add_argument("--seed", type=int, default=0, help="picture i uses seed + i (default 0)")
+    demo.add_argument("--steps", type=int, default=20, help="of each picture (default 20)")
     demo.set_defaults(run=_demo)
 
 
@@ -78,7 +79,7 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-en", default="", help='English prompt of the backbone (default "")')
     parser.add_argument("--negative-en", default="", help="English negative prompt")
     parser.add_argument("--seed", type=int, default=0, help="picture i uses seed + i (default 0)")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="of each picture (default 30)")
     parser.add_argument(
         "--guidance",
         type=float,
@@ -92,8 +93,8 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--branch-scale", type=float, default=1.0, help="strength of the branch; 0 is the bare backbone"
     )
-    parser.add_argument("--width", type=int, default=None)
-    parser.add_argument("--height", type=int, default=None)
+    parser.add_argument("--width", type=int, default=None, help="in pixels (default: the model's own)")
+    parser.add_argument("--height", type=int, default=None, help="in pixels (default: the model's own)")
     parser.add_argument("--enlarge", type=int, default=1, help="enlarge the saved pictures by a whole factor")
     parser.add_argument(
         "--clip-skip",
@@ -173,8 +174,6 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    from ..drawing.requests import missing
-
     if min(options.steps, options.count, options.enlarge, options.batch) < 1:
         raise UserError(
             f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch"
@@ -182,6 +181,10 @@ def _infer(options: argparse.Namespace) -> None:
         )
     if options.stages and options.prompts is not None:
         raise UserError("--stages times one drawing; give prompts on the command line instead of --prompts")
+    with importing():
+        import_module("bdm.pipeline")
+        from ..drawing.requests import missing
+
     requests = _requests(options)
     _approximation(options)
     if options.sampler:
@@ -232,11 +235,12 @@ class Painter:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from ..drawing.requests import Settings
-
         self.stages = Stages()
+        with importing():
+            import_module("bdm.pipeline")
+            from ..drawing.requests import Settings
+
         quiet()
-        import_module("bdm.pipeline")
         self.stages.end("imports")
         self.pipe = _pipeline(options)
         control_images = _attach_plugins(self.pipe, options)
@@ -352,7 +356,7 @@ def _needs_english(options: argparse.Namespace) -> bool:
 
 def default_guidance(model: str) -> float:
     """Guidance scale of the shipped model, however its path is written, or Stable Diffusion's usual one."""
-    return SHIPPED_GUIDANCE if Path(model).resolve() == DEFAULT_MODEL else 7.5
+    return SHIPPED_GUIDANCE if find_path(model).resolve() == DEFAULT_MODEL.resolve() else 7.5
 
 
 def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -381,7 +385,7 @@ def _attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | 
         settings = dict(zip(("strength", "start", "end"), numbers, strict=False))
         name = _free_name(pipe, f"controlnet-{i}")
         pictures[pipe.plugins.attach(source, name, kind="controlnet", **settings).name] = picture
-    triggers = [plugin.name for plugin in pipe.plugins if plugin.kind == "embedding"]
+    triggers = [word for plugin in pipe.plugins for word in plugin.words]
     if triggers and not (options.prompt_en or options.negative_en):
         logging.warning(
             "embeddings act through the English prompt; --prompt-en or --negative-en must name %s",
@@ -420,8 +424,9 @@ def split_numbers(text: str, option: str, counts: tuple[int, ...]) -> tuple[str,
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from ..drawing.grid import labelled_grid, save_picture
-    from ..pipeline import BridgePipeline
+    with importing():
+        from ..drawing.grid import labelled_grid, save_picture
+        from ..pipeline import BridgePipeline
 
     quiet()
     pipe = BridgePipeline.from_pretrained(options.model)

@@ -13,7 +13,7 @@ def add_commands(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect", help="say what weight files are: kind, base, rank, trigger words, hashes"
     )
-    inspect.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    inspect.add_argument("files", nargs="+", type=Path, metavar="FILE", help="weight file or folder")
     inspect.set_defaults(run=_inspect)
 
     convert = commands.add_parser("convert", help="write a weight file in another layout, as safetensors")
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     assemble.add_argument(
         "--native-text-encoder", required=True, help="folder or cn_clip file of the native text encoder"
     )
-    assemble.add_argument("--out", type=Path, required=True)
+    assemble.add_argument("--out", type=Path, required=True, help="the new folder")
     assemble.add_argument("--fp16", action="store_true", help="store half precision")
     assemble.add_argument(
         "--no-vocabularies", action="store_true", help="leave out vocabularies that pip packages carry"

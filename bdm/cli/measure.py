@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..extras import require_packages
 from .quiet import quiet
 
 
@@ -13,15 +14,17 @@ def add_commands(commands: Any) -> None:
         "evaluate", help="score a model with the independent judge and write a report"
     )
     evaluate.add_argument("config", help="YAML file, such as configs/emoji/evaluate.yaml")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as steps=20")
     evaluate.set_defaults(run=_evaluate)
 
     bench = commands.add_parser(
         "bench", help="measure us beside a peer: time, memory, operations, equal results"
     )
-    bench.add_argument("kind", choices=("infer", "decode", "scale", "train", "load"))
+    bench.add_argument(
+        "kind", choices=("infer", "decode", "scale", "train", "load"), help="what is run beside a peer"
+    )
     bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")
-    bench.add_argument("overrides", nargs="*", metavar="key=value")
+    bench.add_argument("overrides", nargs="*", metavar="key=value", help="such as pairs=3")
     bench.set_defaults(run=_bench)
 
     memory = commands.add_parser(
@@ -32,10 +35,12 @@ def add_commands(commands: Any) -> None:
 
 
 def _memory_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--width", type=int, default=512, help="in pixels (default 512)")
+    parser.add_argument("--height", type=int, default=512, help="in pixels (default 512)")
     parser.add_argument("--count", type=int, default=1, help="pictures at once (default 1)")
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="of all weights (default fp16)"
+    )
     parser.add_argument(
         "--backbone", default="stable-diffusion-v1-5/stable-diffusion-v1-5", help="file, folder or hub name"
     )
@@ -47,6 +52,7 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    require_packages("bdm evaluate")
     from ..config import EvaluateConfig, read_config
 
     config = read_config(options.config, options.overrides, EvaluateConfig)
@@ -66,6 +72,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    require_packages("bdm bench")
     from ..config import BENCHES, read_config
 
     config = read_config(options.config, options.overrides, BENCHES[options.kind])

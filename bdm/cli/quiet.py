@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from .heavy import importing
+
 
 def quiet() -> None:
     """Keep the libraries' own bars and notices out of what the user reads."""
-    import diffusers
-    import transformers
+    with importing():
+        import diffusers
+        import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..extras import require_packages
 from .quiet import quiet
 
 
@@ -72,6 +73,7 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    require_packages("bdm train")
     import yaml
 
     from ..config import RunConfig, read_config
@@ -83,8 +85,6 @@ def _train(options: argparse.Namespace) -> None:
         print(text)
     if options.check:
         return
-    from ..extras import require_packages
-
     require_packages(run.optimizer.name, *run.trackers)
     from ..training.loop import Stopped, train
     from ..training.recipes.build import build_recipe
@@ -139,6 +139,7 @@ def _dry_run(run: Any) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    require_packages("bdm prepare")
     import yaml
 
     from ..config import PrepareConfig, read_config
@@ -157,6 +158,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    require_packages("bdm plan")
     import json
 
     from ..config import RunConfig, read_config

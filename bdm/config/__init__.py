@@ -1,5 +1,9 @@
 """Strict configurations, one class for each kind of YAML file and each group of keys in it."""
 
+from ..extras import require_packages
+
+require_packages("a configuration")
+
 from .data import DataConfig as DataConfig
 from .data import PicturesConfig as PicturesConfig
 from .measure import BENCHES as BENCHES

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import UserError
+from ..shipped import find_path
 
 Config = TypeVar("Config", bound=BaseModel)
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -47,14 +48,14 @@ def _set(tree: dict[str, Any], override: str) -> None:
 
 
 def read_config(path: str | Path, overrides: Sequence[str], schema: type[Config]) -> Config:
-    """Read a YAML file, apply ``key=value`` overrides and check the result.
+    """Read a YAML file, or a shipped one by its name, apply ``key=value`` overrides and check the result.
 
     Raises:
         UserError: file missing, not YAML, unknown keys or values that are not allowed; every problem in one
             message.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(find_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"config {path}: {error.strerror}; give the path of a YAML file, such as configs/quickstart.yaml"

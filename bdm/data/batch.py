@@ -59,7 +59,7 @@ class Batch:
         return self.captions if self.prepared_text is None else self.prepared_text
 
     def randn(self, *shape: int) -> Tensor:
-        """(B, *shape) standard normal float32."""
+        """``(B, *shape)`` standard normal float32."""
         return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
 
     def rand(self) -> Tensor:

@@ -27,7 +27,7 @@ class ParquetShard:
 
     The last row groups are kept in memory, as many as are shuffled together (``WINDOW``), so that each is
     read once a pass: files with small row groups (Hugging Face writes 100 pictures into one) need the least
-        memory.
+    memory.
 
     Args:
         url: of the file.

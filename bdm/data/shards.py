@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..extras import require_packages
 from .buckets import nearest_bucket
 from .pictures import PictureRules
 from .source import Example
@@ -51,6 +52,7 @@ def expand_urls(patterns: str | Sequence[str]) -> list[str]:
     Raises:
         UserError: a pattern that matches nothing.
     """
+    require_packages("data in shards")
     import fsspec
     from webdataset.shardlists import expand_urls as expand_braces
 

@@ -1,0 +1,1 @@
+"""Prompts -> picture files that say how they were made."""

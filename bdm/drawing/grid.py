@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import UserError
+from ..extras import PACKAGES, package_file
 from ..files import atomic_write
+
+_NEED = "a label in Chinese"
 
 #: Fonts with Chinese and Japanese glyphs, in order of preference (Linux, macOS, Windows).
 _CJK_FONTS = (
@@ -32,7 +35,8 @@ _CJK_FONTS = (
 def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """A font that can write Chinese.
 
-    The ``BDM_FONT`` file, a system font, or that of the ``mplfonts`` pip package.
+    The ``BDM_FONT`` file, a system font, or that of the ``mplfonts`` pip package. Without any, Chinese shows
+    as boxes, and a warning says so.
     """
     import os
 
@@ -42,16 +46,19 @@ def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
             return ImageFont.truetype(name, size)
         except OSError:
             continue
+    logging.warning(
+        "no font that can write Chinese was found, so labels show boxes; name one in BDM_FONT, or run: pip"
+        " install %s",
+        PACKAGES[_NEED][0],
+    )
     return ImageFont.load_default(size)
 
 
 def _packaged_fonts() -> list[str]:
-    spec = find_spec("mplfonts")
-    return (
-        [str(Path(spec.origin).parent / "fonts" / "NotoSansCJKsc-Regular.otf")]
-        if spec and spec.origin
-        else []
-    )
+    try:
+        return [str(package_file(_NEED, "mplfonts", "fonts/NotoSansCJKsc-Regular.otf"))]
+    except UserError:
+        return []
 
 
 def labelled_grid(

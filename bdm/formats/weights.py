@@ -14,20 +14,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from ..shipped import find_path
+from .choice import FileChoice
 from .pickles import entries, is_pickle, unpickle
-
-#: Names of whole-model weight files, preferred first.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "model.fp16.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.bin",
-)
 
 #: Precisions by the names that configurations and options use.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: Safetensors before pickles, full precision before half.
+ANY_FILES = FileChoice()
 
 #: Endings of the files that hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -57,8 +52,7 @@ class WeightFile:
         tensors: by name; names inside nested mappings are joined by dots. On the meta device if only the
             header was read, otherwise views of the mapped file, which take memory as they are used. The file
             must stay as it is while they are in use: written over in place it changes them, and cut short it
-                ends the process. Replacing it by renaming another
-            is safe.
+            ends the process. Replacing it by renaming another is safe.
         metadata: the safetensors header's texts, or the plain values in a pickle.
         others: kinds of what else a pickle holds, which is not read.
     """
@@ -69,19 +63,26 @@ class WeightFile:
     others: dict[str, str] = field(default_factory=dict)
 
 
-def resolve_folder(source: str | Path, subfolder: str | None = None, files: list[str] | None = None) -> Path:
-    """A local model folder for a path or a hub name (downloaded through ``huggingface_hub``; HF_ENDPOINT is
-    honoured).
+def resolve_folder(
+    source: str | Path,
+    subfolder: str | None = None,
+    files: list[str] | None = None,
+    hub: Mapping[str, Any] | None = None,
+) -> Path:
+    """A local model folder for a path, the name of a shipped one (``assets/emoji``) or a hub name.
+
+    The hub's are downloaded through ``huggingface_hub``; HF_ENDPOINT is honoured.
 
     Args:
         source: folder or hub name.
         subfolder: folder inside it.
         files: patterns of the files that are wanted of a hub's model, such as ``["*.json"]``; all if None.
+        hub: what ``huggingface_hub.snapshot_download`` is told besides, such as ``local_files_only``.
 
     Raises:
         UserError: a file, a folder that is not there, or a name that the hub does not give.
     """
-    path = Path(source)
+    path = find_path(source)
     if not path.is_dir():
         if path.is_file():
             raise UserError(f"{source} is a file; give the folder that holds config.json and the weights")
@@ -92,7 +93,7 @@ def resolve_folder(source: str | Path, subfolder: str | None = None, files: list
         from huggingface_hub import snapshot_download
 
         try:
-            path = Path(snapshot_download(str(source), allow_patterns=files))
+            path = Path(snapshot_download(str(source), allow_patterns=files, **(hub or {})))
         except Exception as error:  # offline, unknown name, no permission: one line for each
             raise UserError(
                 f"{source}: neither a local folder nor a model the hub gives ({type(error).__name__}); "
@@ -101,30 +102,22 @@ def resolve_folder(source: str | Path, subfolder: str | None = None, files: list
     return path / subfolder if subfolder else path
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, choice: FileChoice = ANY_FILES) -> list[Path]:
     """The files that a folder's weights are read from: the preferred whole one, else its shards.
 
     None if it holds none.
     """
-    for name in WEIGHT_FILES:
-        if (folder / name).exists():
-            return [folder / name]
-    index = _shard_index(folder)
-    return sorted(folder.glob(index.name.split(".")[0] + "-*.safetensors")) if index else []
+    return choice.find(folder)[0]
 
 
-def _shard_index(folder: Path) -> Path | None:
-    return min(folder.glob("*.safetensors.index.json"), default=None)
-
-
-def read_weights_folder(folder: Path) -> dict[str, Tensor]:
+def read_weights_folder(folder: Path, choice: FileChoice = ANY_FILES) -> dict[str, Tensor]:
     """The tensors of the weight file in a folder, sharded or not.
 
     Raises:
         UserError: no weight file, a missing shard, or what ``read_weights`` refuses.
     """
-    files, index = weight_files(folder), _shard_index(folder)
-    if index and not (files and files[0].name in WEIGHT_FILES):
+    files, index = choice.find(folder)
+    if index:
         listed = read_json(index).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
             raise UserError(f"{index} names no files of weights (weight_map); get the folder again")
@@ -134,8 +127,9 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
                 f"{folder} lacks {len(missing)} of the {len(named)} files that its index names, such as"
                 f" {missing[0]}"
             )
+        files = [shard for shard in files if shard.name in named]
     if not files:
-        raise UserError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
+        raise UserError(f"{folder} holds no weights; looked for {', '.join(choice.names())}")
     return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
 
 

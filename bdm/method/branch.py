@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..formats.load_options import LoadKeywords, read_options
 from ..formats.weights import read_weights_folder, resolve_folder
 from ..models.backbone import check_backbone
 
@@ -50,9 +51,9 @@ class BranchModel(ModelMixin, ConfigMixin):
     """Encoder and middle block of an SD1.5 UNet plus zero convolutions; no condition-image path.
 
     Parameter names are those of the released BDM weights: ``conv_in``, ``time_embedding``, ``down_blocks``,
-        ``mid_block``,
-    ``controlnet_down_blocks``, ``controlnet_mid_block``. Arguments are those of ``UNet2DConditionModel``;
-    ``cross_attention_dim`` is the width of the native text features (1024 for Chinese CLIP huge).
+    ``mid_block``, ``controlnet_down_blocks``, ``controlnet_mid_block``. Arguments are those of
+    ``UNet2DConditionModel``; ``cross_attention_dim`` is the width of the native text features (1024 for
+    Chinese CLIP huge).
     """
 
     _supports_gradient_checkpointing = True
@@ -198,22 +199,26 @@ class BranchModel(ModelMixin, ConfigMixin):
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         source: str | Path,
-        torch_dtype: torch.dtype | None = None,
         subfolder: str | None = None,
-        **_: Any,
+        **options: Unpack[LoadKeywords],
     ) -> BranchModel:
         """Load a branch: a folder written by ``save_pretrained``, or the released one as it is.
 
         Args:
             source: folder or hub name; ``config.json`` beside safetensors or a ``.bin`` pickle of tensors.
-            torch_dtype: dtype of the weights; as stored if None.
             subfolder: folder inside ``source``.
+            options: ``dtype`` (as stored by default), ``variant``, ``use_safetensors``, ``device_map`` ... as
+                in diffusers; see ``LoadKeywords``.
+
+        Returns:
+            The branch, in evaluation mode.
 
         Raises:
-            UserError: missing or damaged files, weights that do not fit the configuration, or another kind of
-                model.
+            UserError: missing or damaged files, weights that do not fit the configuration, another kind of
+                model, or an option that is not known or not done here.
         """
-        folder = resolve_folder(source, subfolder)
+        loading = read_options(options, "BranchModel.from_pretrained", default=None)
+        folder = resolve_folder(source, subfolder, hub=loading.hub)
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -233,10 +238,12 @@ class BranchModel(ModelMixin, ConfigMixin):
         # does not have.
         with torch.device("meta"):
             branch = cls(**{key: value for key, value in config.items() if key in cls._own_arguments()})
-        tensors = read_weights_folder(folder)
+        tensors = read_weights_folder(folder, loading.files)
         _check_weights(branch, tensors, folder)
-        branch.load_state_dict({key: tensor.to(torch_dtype) for key, tensor in tensors.items()}, assign=True)
-        return branch
+        branch.load_state_dict(
+            {key: tensor.to(loading.device, loading.dtype) for key, tensor in tensors.items()}, assign=True
+        )
+        return branch.eval()
 
     @classmethod
     def _own_arguments(cls) -> tuple[str, ...]:

@@ -17,8 +17,7 @@ class StepClock:
     """Counts denoising steps by the timesteps that a pipeline gives, not by calls of the UNet.
 
     All calls at one timestep are one step: the views of a panorama, both evaluations of a second-order
-        sampler.
-    A timestep against the run of those before begins anew: free-init's next round.
+    sampler. A timestep against the run of those before begins anew: free-init's next round.
 
     Args:
         steps: gives the number of steps T or the pipeline's timesteps; None where nothing asks for the step.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -18,10 +20,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UserError
 from ..files import atomic_write
-from ..formats.checkpoint import Parts, build_part, read_parts, read_vae
+from ..formats.checkpoint import PREFIXES, Parts, build_part, read_parts, read_vae
+from ..formats.choice import FileChoice
+from ..formats.load_options import Dtype, FileKeywords, LoadOptions, read_options
 from ..formats.names import text_to_plain
-from ..formats.noise import read_scheduler
+from ..formats.noise import Noise, read_scheduler
 from ..formats.weights import (
+    ANY_FILES,
     read_json,
     read_tensors,
     read_weights_folder,
@@ -45,45 +50,112 @@ class Backbone:
     scheduler: Any
 
 
+class BackboneKeywords(FileKeywords, total=False):
+    """What ``load_backbone`` takes besides: parts that are there already; None leaves one out."""
+
+    torch_dtype: Dtype
+    unet: UNet2DConditionModel | None
+    tokenizer: CLIPTokenizer | Any
+    scheduler: Any
+
+
 def load_backbone(
     source: str | Path,
-    dtype: torch.dtype | None = torch.float32,
-    vae: str | Path | None = None,
-    text_encoder: bool = True,
+    dtype: Dtype = torch.float32,
+    vae: str | Path | AutoencoderKL | None = None,
+    text_encoder: bool | CLIPTextModel = True,
+    **options: Unpack[BackboneKeywords],
 ) -> Backbone:
     """Load an SD1.5 model; nothing goes online for a local file or folder.
 
     Args:
         source: a single file in the original layout (``.safetensors``, ``.ckpt``), a diffusers folder or a
             hub name.
-        dtype: of the weights; None keeps the file's.
-        vae: another VAE (file or folder), for files without one.
+        dtype: of the weights, or a mapping by part; None and "auto" keep the file's.
+        vae: another VAE (file, folder or hub name), for files without one, or one that is there already.
         text_encoder: load the text encoder and its tokenizer; None takes their places otherwise (see
-            ``empty_prompt_features``).
+            ``empty_prompt_features``). Or one that is there already.
+        options: ``unet``, ``tokenizer`` and ``scheduler`` instead of the source's; ``variant``,
+            ``use_safetensors``, ``device_map`` ... as in diffusers (see ``FileKeywords``).
 
     Returns:
         The parts; CLIP's vocabulary comes from a pip package where the source has none, the scheduler is
         DPM++ 2M there, for what the source says of its noise (see ``bdm.formats.signs``).
 
     Raises:
-        UserError: missing or damaged files, or a model that is not SD1.5's.
+        UserError: missing or damaged files, a model that is not SD1.5's, or an option that is not known or
+            not done here.
+    """
+    rest: dict[str, Any] = dict(options)
+    given = {name: rest.pop(name) for name in ("unet", "tokenizer", "scheduler") if name in rest}
+    if vae is not None:
+        given["vae"] = vae
+    if not isinstance(text_encoder, bool):
+        given["text_encoder"] = text_encoder
+    elif not text_encoder:
+        given |= {"text_encoder": None, "tokenizer": None} | given
+    rest["dtype"] = _one_dtype(dtype, rest.pop("torch_dtype", None))
+    loading = read_options(rest, "load_backbone", torch.float32, tuple(PREFIXES))
+    path = find_backbone(source, loading.hub)
+    if path.is_file():
+        loading.files.check_file(path)
+    else:
+        files = loading.files.among([path / name for name in PREFIXES], path)
+        loading = dataclasses.replace(loading, files=files)
+    return build_backbone(path, given, loading)
+
+
+def _one_dtype(dtype: Any, torch_dtype: Any) -> Any:
+    if torch_dtype is None:
+        return "auto" if dtype is None else dtype
+    if dtype not in (torch.float32, torch_dtype):  # the first is what stands there if nothing was given
+        raise UserError(f"load_backbone: dtype is {dtype} and torch_dtype {torch_dtype}; give one of them")
+    return torch_dtype
+
+
+def find_backbone(source: str | Path, hub: Mapping[str, Any] | None = None) -> Path:
+    """The file or folder of an SD1.5 model.
+
+    Raises:
+        UserError: neither a local one nor a name that the hub gives.
     """
     path = Path(source)
-    path = path if path.is_file() else resolve_folder(source)
-    parts = read_parts(path)
-    if vae is not None:
-        other = read_vae(Path(vae))
-        configs = {name: config for name, config in parts.configs.items() if name != "vae"}
-        parts = Parts(parts.weights | other.weights, configs | other.configs, parts.noise)
-    built: dict[str, Any] = {"text_encoder": None}
-    for name in ("unet", "vae", *(["text_encoder"] if text_encoder else [])):
-        built[name] = build_part(name, parts, path, dtype)
-    check_backbone(built["unet"])
-    tokenizer = _tokenizer(path) if text_encoder else None
-    scheduler = read_scheduler(path)
-    if scheduler is None:
-        scheduler = make_scheduler("DPM++ 2M", noise=parts.noise)
-    return Backbone(tokenizer=tokenizer, scheduler=scheduler, **built)
+    return path if path.is_file() else resolve_folder(source, hub=hub)
+
+
+def build_backbone(path: Path, given: Mapping[str, Any], loading: LoadOptions) -> Backbone:
+    """The parts of the model in a file or folder.
+
+    Args:
+        path: where it lies.
+        given: parts that are there already, None for those to leave out; a VAE may also be a path.
+        loading: how the others are loaded.
+
+    Raises:
+        UserError: see ``load_backbone``.
+    """
+    built = dict(given)
+    if isinstance(vae := given.get("vae"), str | Path):
+        other = find_backbone(vae, loading.elsewhere())
+        built["vae"] = _placed("vae", read_vae(other, loading.files), other, loading)
+    wanted = [name for name in PREFIXES if name not in built]
+    parts = read_parts(path, header_only=not wanted, names=wanted, files=loading.files)
+    built |= {name: _placed(name, parts, path, loading) for name in wanted}
+    if built["unet"] is not None:
+        check_backbone(built["unet"])
+    if "tokenizer" not in built:
+        built["tokenizer"] = _tokenizer(path)
+    if "scheduler" not in built:
+        built["scheduler"] = _scheduler(path, parts.noise)
+    return Backbone(**built)
+
+
+def _placed(name: str, parts: Parts, path: Path, loading: LoadOptions) -> Any:
+    return build_part(name, parts, path, loading.dtype_of(name)).to(loading.device)
+
+
+def _scheduler(path: Path, noise: Noise) -> Any:
+    return read_scheduler(path) or make_scheduler("DPM++ 2M", noise=noise)
 
 
 def _tokenizer(path: Path) -> CLIPTokenizer:
@@ -97,7 +169,9 @@ def cache_folder() -> Path:
 
 
 @torch.no_grad()
-def empty_prompt_features(source: str | Path, dtype: torch.dtype = torch.float32) -> Tensor:
+def empty_prompt_features(
+    source: str | Path, dtype: torch.dtype | None = torch.float32, files: FileChoice = ANY_FILES
+) -> Tensor:
     """What a model's text encoder says of "", the only English prompt that most pictures have.
 
     It is worked out once and kept in the user's cache folder (``XDG_CACHE_HOME/bdm``), by the place, size and
@@ -105,21 +179,22 @@ def empty_prompt_features(source: str | Path, dtype: torch.dtype = torch.float32
 
     Args:
         source: see ``load_backbone``.
-        dtype: of the text encoder's weights, and so of the features.
+        dtype: of the text encoder's weights, and so of the features; None keeps the file's.
+        files: which of a folder's files.
 
     Returns:
         (1, 77, D).
     """
-    path = Path(source)
-    path = path if path.is_file() else resolve_folder(source)
-    files = [path] if path.is_file() else weight_files(path / "text_encoder")
-    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    path = find_backbone(source)
+    read = [path] if path.is_file() else weight_files(path / "text_encoder", files)
+    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in read]
     key = hashlib.sha256(json.dumps([facts, str(dtype)]).encode()).hexdigest()[:32]
     kept = cache_folder() / f"empty-{key}.safetensors"
     with suppress(OSError, UserError, KeyError):
         if kept.is_file():
             return read_tensors(kept)["features"]
-    text_encoder = build_part("text_encoder", read_parts(path), path, dtype)
+    parts = read_parts(path, names=("text_encoder",), files=files)
+    text_encoder = build_part("text_encoder", parts, path, dtype)
     features = encode_english([""], text_encoder, _tokenizer(path))
     with suppress(OSError):  # a cache that cannot be written is no reason to stop
         kept.parent.mkdir(parents=True, exist_ok=True)

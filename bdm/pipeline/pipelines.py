@@ -8,26 +8,29 @@ Stock diffusers pipelines with the bridge on their UNet and four independent tex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 import torch
 from diffusers import (
+    ControlNetModel,
+    MultiControlNetModel,
+    SchedulerMixin,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
 )
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from ..errors import UserError
-from ..formats.weights import resolve_folder
 from ..method.branch import BranchModel
 from ..method.clock import check_window
 from ..method.condition import GUIDED, NativeCondition, Part
-from ..models.backbone import empty_prompt_features, load_backbone
 from ..plugins import Plugins
 from ..speed.approximate import EXACT, Approximation
 from ..speed.bridge import Bridge
@@ -35,68 +38,22 @@ from ..speed.folding import fold_layers
 from ..speed.optimize import Optimized
 from ..speed.recognise import hooks_are_ours
 from ..speed.sharing import Vouched
-from ..text.english import encode_english, english_chunks
 from ..text.native import NativeTextEncoder
-from ..text.pairs import TextPairs, encode_pairs, groups_of_one_length, make_pairs
+from ..text.pairs import TextPairs, groups_of_one_length
+from .auto import register
 from .exclusive import exclusively
 from .groups import as_seed, draw_in_groups
+from .parts import PartsMixin, Vae, check_parts
+from .texts import Texts, TextsMixin
 
-Texts = str | Sequence[str]
 
-
-class BridgeMixin:
+class BridgeMixin(TextsMixin, PartsMixin):
     """What turns a stock Stable Diffusion pipeline into a bilingual one.
 
     Everything else is the stock pipeline's.
     """
 
-    vae: Any
-    unet: Any
-    text_encoder: Any
-    tokenizer: Any
-    branch: BranchModel
-    native_text_encoder: NativeTextEncoder | None
-
-    #: (1, 77, D) features of the English prompt "", for pipelines without an English text encoder.
-    empty_english: Tensor | None = None
-
     _optimized: Optimized | None = None
-
-    #: The branch is none of the sequence: it comes with the UNet's first step and stays to the end of the
-    #: call.
-    model_cpu_offload_seq = "native_text_encoder->text_encoder->image_encoder->unet->vae"
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: Any,
-        scheduler: Any,
-        branch: BranchModel,
-        native_text_encoder: NativeTextEncoder | None,
-        safety_checker: Any = None,
-        feature_extractor: Any = None,
-        image_encoder: Any = None,
-        requires_safety_checker: bool = False,
-    ) -> None:
-        self._check_parts(unet, branch, native_text_encoder)
-        super().__init__(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-            safety_checker=safety_checker, feature_extractor=feature_extractor, image_encoder=image_encoder,
-            requires_safety_checker=requires_safety_checker,
-        )  # fmt: skip
-        self.register_modules(branch=branch, native_text_encoder=native_text_encoder)
-
-    @staticmethod
-    def _check_parts(unet: Any, branch: BranchModel, native_text_encoder: NativeTextEncoder | None) -> None:
-        width = branch.config["cross_attention_dim"]
-        if native_text_encoder is not None and native_text_encoder.text_dim != width:
-            raise UserError(
-                f"the native text encoder's features are {native_text_encoder.text_dim} wide and the branch"
-                f" reads {width}; use the text encoder that the branch was trained with"
-            )
-        Bridge(branch).check(unet)
 
     @torch.no_grad()
     def __call__(
@@ -181,8 +138,9 @@ class BridgeMixin:
 
         def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
             plugged = self.plugins.during_call(
-                pictures, plugin_strength, self._timesteps, num_images_per_prompt, latents
-            )
+                pictures, plugin_strength, self._timesteps, num_images_per_prompt, latents,
+                len(chosen) * num_images_per_prompt, self._parts,
+            )  # fmt: skip
             with plugged:
                 return self._draw(
                     native.take(chosen), english.take(chosen), clip_skip or 1, condition, inputs, share,
@@ -216,7 +174,7 @@ class BridgeMixin:
             stack.callback(bridge.detach)
             bridge.attach(self.unet)
             stack.enter_context(bridge.condition(condition))
-            if share:
+            if share and self.vae is not None:
                 fold_layers(stack, self.vae)
             return super().__call__(prompt_embeds=ours, negative_prompt_embeds=theirs, **inputs)
 
@@ -305,127 +263,6 @@ class BridgeMixin:
             self._plugins = Plugins(self)
         return self._plugins
 
-    def _native_pairs(
-        self,
-        prompt: Texts | None,
-        negative: Texts | None,
-        embeds: Tensor | None,
-        negative_embeds: Tensor | None,
-    ) -> TextPairs:
-        if embeds is not None and prompt is not None:
-            raise UserError("both prompt and prompt_embeds are given; give one of them")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-        if embeds is None and not prompts:
-            raise UserError('no prompt is given; give at least one native prompt, such as "红灯笼"')
-        return make_pairs(
-            embeds, prompts, negative_embeds, negative, len(prompts), "prompt", "negative_prompt"
-        )
-
-    def _english_pairs(
-        self,
-        prompt: Texts | None,
-        negative: Texts | None,
-        embeds: Tensor | None,
-        negative_embeds: Tensor | None,
-        count: int,
-    ) -> TextPairs:
-        if embeds is not None and len(embeds) == 1:
-            embeds = embeds.expand(count, -1, -1)
-        return make_pairs(embeds, prompt, negative_embeds, negative, count, "prompt_en", "negative_prompt_en")
-
-    def _native_lengths(self, pairs: TextPairs) -> list[int]:
-        encoder = self.native_text_encoder
-        return [0] * len(pairs) if encoder is None else pairs.chunks(encoder.chunks)
-
-    def _english_lengths(self, pairs: TextPairs) -> list[int]:
-        if self.tokenizer is None or self.text_encoder is None:
-            return [0] * len(pairs)
-        return pairs.chunks(lambda text: english_chunks(text, self.tokenizer))
-
-    def _native_features(self, pairs: TextPairs) -> tuple[Tensor, Tensor]:
-        return encode_pairs(pairs, self._encode_native, "negative_prompt_embeds")
-
-    def _encode_native(self, texts: list[str]) -> Tensor:
-        if self.native_text_encoder is None:
-            raise UserError(
-                "the pipeline has no native text encoder; give prompt_embeds and negative_prompt_embeds"
-            )
-        return self.native_text_encoder(texts)  # as a call, so that hooks that offload it see it
-
-    def _english_features(self, pairs: TextPairs, clip_skip: int) -> tuple[Tensor, Tensor]:
-        return encode_pairs(
-            pairs, lambda texts: self._encode_english(texts, clip_skip), "negative_prompt_en_embeds"
-        )
-
-    def _encode_english(self, texts: list[str], clip_skip: int) -> Tensor:
-        # Equal texts are encoded once; there are few of them however many prompts there are.
-        distinct = list(dict.fromkeys(texts))
-        if self.text_encoder is not None:
-            features = encode_english(distinct, self.text_encoder, self.tokenizer, clip_skip)
-        elif self.empty_english is not None and distinct == [""] and clip_skip == 1:
-            features = self.empty_english.to(self.unet.dtype)
-        else:
-            raise UserError(
-                "the pipeline has no English text encoder; give prompt_en_embeds and"
-                " negative_prompt_en_embeds, or load it with english=True"
-            )
-        return features[[distinct.index(text) for text in texts]]
-
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Write a standard diffusers folder with the parts ``branch`` and ``native_text_encoder`` in it."""
-        native, self.native_text_encoder = self.native_text_encoder, None
-        try:
-            super().save_pretrained(save_directory, **options)
-        finally:
-            self.native_text_encoder = native
-        if native is not None:
-            native.save_pretrained(Path(save_directory) / "native_text_encoder")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        backbone: str | Path | None = None,
-        branch: str | Path | BranchModel | None = None,
-        native_text_encoder: str | Path | NativeTextEncoder | None = None,
-        vae: str | Path | None = None,
-        torch_dtype: torch.dtype = torch.float32,
-        english: bool = True,
-        **parts: Any,
-    ) -> Any:
-        """Load a bilingual pipeline.
-
-        Args:
-            source: folder or hub name written by ``save_pretrained``.
-            backbone: another SD1.5 model (single file, folder or hub name) instead of the folder's own.
-            branch: another branch.
-            native_text_encoder: another native text encoder.
-            vae: another VAE (file or folder).
-            torch_dtype: dtype of all weights.
-            english: load the English text encoder. Without it "" is the only English prompt; what it says of
-                that is kept in the user's cache from the first time on, and memory and time are spared.
-            parts: further components, such as ``controlnet``.
-
-        Raises:
-            UserError: missing, damaged or unfitting files.
-        """
-        folder = resolve_folder(source)
-        empty = None if english else empty_prompt_features(backbone or folder, torch_dtype)
-        stock = load_backbone(backbone or folder, torch_dtype, vae, english)
-        if not isinstance(branch, BranchModel):
-            branch = BranchModel.from_pretrained(branch or folder / "branch", torch_dtype=torch_dtype)
-        if not isinstance(native_text_encoder, NativeTextEncoder):
-            native_text_encoder = NativeTextEncoder.from_pretrained(
-                native_text_encoder or folder / "native_text_encoder", torch_dtype=torch_dtype
-            )
-        pipe = cls(
-            vae=stock.vae, text_encoder=stock.text_encoder, tokenizer=stock.tokenizer, unet=stock.unet,
-            scheduler=stock.scheduler, branch=branch.eval(), native_text_encoder=native_text_encoder, **parts,
-        )  # fmt: skip
-        pipe.empty_english = empty
-        return pipe
-
 
 class BridgePipeline(BridgeMixin, StableDiffusionPipeline):
     """Text to picture, in two languages."""
@@ -445,34 +282,38 @@ class BridgeControlNetPipeline(BridgeMixin, StableDiffusionControlNetPipeline):
     ``controlnet`` as a component, ``image=`` the condition.
     """
 
-    # diffusers reads a pipeline's components off the signature of its constructor, so it is written out here.
+    # diffusers reads a pipeline's parts off its constructor, so it is written out here.
     def __init__(
         self,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: Any,
-        controlnet: Any,
-        scheduler: Any,
+        vae: Vae,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
+        unet: UNet2DConditionModel,
+        controlnet: ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel,
+        scheduler: SchedulerMixin,
         branch: BranchModel,
-        native_text_encoder: NativeTextEncoder | None,
-        safety_checker: Any = None,
-        feature_extractor: Any = None,
-        image_encoder: Any = None,
+        native_text_encoder: NativeTextEncoder | None = None,
+        safety_checker: StableDiffusionSafetyChecker | None = None,
+        feature_extractor: CLIPImageProcessor | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
         requires_safety_checker: bool = False,
     ) -> None:
-        self._check_parts(unet, branch, native_text_encoder)
-        StableDiffusionControlNetPipeline.__init__(
-            self,
-            vae,
-            text_encoder,
-            tokenizer,
-            unet,
-            controlnet,
-            scheduler,
-            safety_checker,
-            feature_extractor,
-            image_encoder,
-            requires_safety_checker,
-        )
+        check_parts(unet, branch, native_text_encoder)
+        stock: Any = super(PartsMixin, self)
+        stock.__init__(
+            vae, text_encoder, tokenizer, unet, controlnet, scheduler, safety_checker, feature_extractor,
+            image_encoder, requires_safety_checker,
+        )  # fmt: skip
         self.register_modules(branch=branch, native_text_encoder=native_text_encoder)
+
+
+register(
+    {
+        "AUTO_TEXT2IMAGE_PIPELINES_MAPPING": {
+            "bridge": BridgePipeline,
+            "bridge-controlnet": BridgeControlNetPipeline,
+        },
+        "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING": {"bridge": BridgeImg2ImgPipeline},
+        "AUTO_INPAINT_PIPELINES_MAPPING": {"bridge": BridgeInpaintPipeline},
+    }
+)

@@ -63,7 +63,7 @@ class BlankNumpy(TorchFunctionMode):
 
 
 class FakeDevice(TorchDispatchMode):
-    """Inside the ``with`` block what is worked out with ``place``d tensors has shapes but no values, and its
+    """Inside the ``with`` block what is worked out with placed tensors has shapes but no values, and its
     memory is counted.
 
     Every other tensor stays real, so that whatever decides about a batch works as ever; where the two meet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +10,16 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..formats.adapter import split_adapter
+from ..formats.bundled import BUNDLED, bundled_embeddings
 from ..formats.change import Change
-from ..formats.weights import read_weights, refuse_not_finite
+from ..formats.embedding import as_rows
+from ..formats.weights import WeightFile, read_weights, refuse_not_finite
 from .kind import PluginKind, Strengths, finite
 from .stack import Place, WeightDelta
 
 _PARTS = ("unet", "text_encoder")
+#: How keys for the text encoder begin.
+_TEXT_KEYS = ("lora_te_", "lora_te1_", "lycoris_te_", "text_encoder.", BUNDLED)
 
 
 class AdapterKind(PluginKind):
@@ -29,6 +33,8 @@ class AdapterKind(PluginKind):
     ) -> Strengths:
         """Add an adapter's changes to the weights (see ``PluginKind.attach``).
 
+        Embeddings that lie in its file become trigger words, as if they had been attached under these.
+
         Args:
             path: the file.
             name: of the plug-in.
@@ -38,19 +44,38 @@ class AdapterKind(PluginKind):
         file = read_weights(path)
         refuse_not_finite(file.tensors, path)
         own = {part: self.to.weights.base(part) for part in _PARTS if self.to.has(part)}
-        live = {part: _modules(weights) for part, weights in own.items()}
-        delta = WeightDelta(strength=self.strengths(name, strength, text_strength))
+        live = {part: _modules([*weights, *self.to.weights.foreign(part)]) for part, weights in own.items()}
+        self._refuse_missing_text(file.tensors, path)
+        delta = self._bundled(file, path)
+        delta.strength = self.strengths(name, strength, text_strength)
         for part, changes in split_adapter(file, live).items():
             for module, change in changes.items():
                 for kind in _reached(change, live[part][module], own[part], path):
                     place: Place = (part, f"{live[part][module]}.{kind}")
                     delta.changes[place] = change.weight if kind == "weight" else change.bias
-        self.to.weights.put(name, delta)
+        self.to.words.put(name, delta)
         return delta.strength
 
+    def _bundled(self, file: WeightFile, path: Path) -> WeightDelta:
+        """The delta of the embeddings in an adapter's file; an empty one where there are none."""
+        if not any(key.startswith(BUNDLED) for key in file.tensors):
+            return WeightDelta()
+        width = self.to.words.width()
+        vectors = {word: as_rows(tensor, width, path) for word, tensor in bundled_embeddings(file).items()}
+        return self.to.words.rows(vectors, path)
+
+    def _refuse_missing_text(self, keys: Iterable[str], path: Path) -> None:
+        """Refuse changes of a text encoder that the pipeline lacks, as one loaded with ``english=False``."""
+        text = next((key for key in keys if key.startswith(_TEXT_KEYS)), None)
+        if text is not None and not self.to.has("text_encoder"):
+            raise UserError(
+                f"{path} changes the text encoder ({text}), and the pipeline has none; load it with its"
+                " English text encoder"
+            )
+
     def detach(self, name: str) -> None:
-        """Take an adapter's changes off the weights."""
-        self.to.weights.remove(name)
+        """Take an adapter's changes off the weights, and what it bundles from the tokenizer."""
+        self.to.words.remove(name)
 
     def strengths(self, name: str, strength: float, text_strength: float | None) -> Strengths:
         """Any finite number; 0 is without effect, 1 what the file was made for."""
@@ -65,7 +90,7 @@ class AdapterKind(PluginKind):
         self.to.weights.put(name, replace(delta, strength=dict(strengths)))
 
 
-def _modules(weights: Mapping[str, Tensor]) -> dict[str, str]:
+def _modules(weights: Iterable[str]) -> dict[str, str]:
     """The modules of a part by the names that adapters give them.
 
     Those are without the prefix that older transformers put before the text encoder's.

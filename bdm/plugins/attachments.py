@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats.checkpoint import check_weights, named_like
+from .parameters import plain
 from .stack import Place, WeightStack
+from .words import TriggerWords
 
 if TYPE_CHECKING:
-    from .controlnet import ControlNetHook
+    from .controlnet_hook import ControlNetHook
 
 #: Who has asked for a module. Two that put deltas on it would each take the other's for the base.
 _SHARED: WeakKeyDictionary[nn.Module, WeakSet[Attachments]] = WeakKeyDictionary()
@@ -30,28 +34,32 @@ class Attachments:
     Attributes:
         pipe: the same.
         weights: its weights with deltas on them.
+        words: the trigger words among them.
         controlnets: the hooks of the ControlNets by name.
     """
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.weights = WeightStack(self.part)
+        self.words = TriggerWords(self)
         self.controlnets: dict[str, ControlNetHook] = {}
+        self._hung: dict[str, ExitStack] = {}
         self._modules: dict[str, nn.Module] = {}
+        weakref.finalize(self, _take_off_all, self._hung).atexit = False
 
     def has(self, part: str) -> bool:
         """Whether the pipeline has a part."""
         return getattr(self.pipe, part, None) is not None
 
     def part(self, part: str) -> nn.Module:
-        """A part of the pipeline that something is to hang on.
+        """A part of the pipeline that something is to hang on, without ``torch.compile``'s wrapping.
 
         Raises:
             UserError: there is none; it was exchanged; plug-ins of another pipeline are on it.
         """
-        module = getattr(self.pipe, part, None)
-        if module is None:
+        if not self.has(part):
             raise UserError(f"the pipeline has no {part.replace('_', ' ')} that this plug-in could change")
+        module = plain(getattr(self.pipe, part))
         known = self._modules.get(part)
         if known is not None and known is not module and self.changes(known):
             raise UserError(
@@ -65,16 +73,45 @@ class Attachments:
 
     def changes(self, module: nn.Module) -> bool:
         """Whether an attached plug-in is on this module."""
+        return any(self._modules.get(part) is module for part in self._changed())
+
+    def check(self) -> None:
+        """Refuse to draw where plug-ins would not act.
+
+        Raises:
+            UserError: a part that plug-ins are on was exchanged.
+        """
+        for part in self._changed():
+            self.part(part)
+
+    def _changed(self) -> set[str]:
         parts = {part for delta in self.weights.deltas.values() for part, _ in delta.places()}
-        parts |= {"unet"} if self.controlnets else set()
-        return any(self._modules.get(part) is module for part in parts)
+        return parts | ({"unet"} if self.controlnets else set())
+
+    def hang(self, name: str, hook: ControlNetHook) -> None:
+        """Hang a ControlNet on the UNet.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        stack = self._hung[name] = ExitStack()
+        hook.attach(stack, self.part("unet"))
+        self.controlnets[name] = hook
+
+    def take_off(self, name: str) -> None:
+        """Take a ControlNet off the UNet that it hangs on; nothing happens if there is none of that name."""
+        self.controlnets.pop(name, None)
+        if name in self._hung:
+            self._hung[name].close()
+            del self._hung[name]
 
     def replacement(self, part: str, weights: Mapping[str, Tensor], path: Path) -> dict[Place, Tensor]:
         """Weights that are to take the place of a part's.
 
         Raises:
-            UserError: they are not exactly the weights of that part.
+            UserError: they are not exactly the weights of that part, or some of it cannot be replaced.
         """
+        self.weights.check(part)
         own = self.weights.base(part)
         weights = named_like(own, weights)
         check_weights(own, weights, f"{path} ({part})")
@@ -98,3 +135,9 @@ def refuse_shared(module: nn.Module, ours: Attachments, part: str) -> None:
             f"another pipeline that shares this {part.replace('_', ' ')} has plug-ins on it; attach there, or"
             " detach those first"
         )
+
+
+def _take_off_all(hung: dict[str, ExitStack]) -> None:
+    """Take off the hooks of a pipeline that nobody holds any more."""
+    for stack in hung.values():
+        stack.close()

@@ -19,8 +19,7 @@ def canny_edges(picture: Image.Image, low: int = 100, high: int = 200) -> Image.
 
     Thresholds as in ControlNet's own annotator.
     """
-    import cv2
-
+    cv2 = import_extra("the annotator canny")
     edges = cv2.Canny(np.asarray(picture.convert("RGB")), low, high)
     return Image.fromarray(edges).convert("RGB")
 

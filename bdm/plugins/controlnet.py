@@ -4,136 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from ..formats.checkpoint import load_controlnet
-from ..method.clock import StepClock, Steps, check_window, in_window
-from ..method.residuals import add_residuals, check_fit
+from ..method.clock import check_window
 from .control_images import annotate as annotate
 from .control_images import canny_edges as canny_edges
 from .control_images import control_tensor as control_tensor
 from .control_images import open_picture as open_picture
+from .controlnet_hook import ControlCondition as ControlCondition
+from .controlnet_hook import ControlNetHook as ControlNetHook
 from .kind import PipelineCall, PluginKind, Strengths, finite
-
-_HOOK = "bdm.plugins.controlnet."
-
-
-@dataclass(frozen=True)
-class ControlCondition:
-    """What a ControlNet is told during one call of a pipeline.
-
-    Attributes:
-        pictures: (k, 3, H, W) in [0, 1]; one for all prompts, or one for each.
-        steps: gives the number of steps T, or the timesteps, once the pipeline knows it.
-        images_per_prompt: consecutive samples that share a prompt.
-    """
-
-    pictures: Tensor
-    steps: Steps
-    images_per_prompt: int = 1
-
-
-class ControlNetHook(ModelHook):
-    """Runs a ControlNet before every forward pass of the UNet and adds its residuals, as diffusers' pipelines
-    do.
-
-    It reads the UNet's own (English) text features. Without a condition it does nothing.
-
-    Args:
-        controlnet: a ``ControlNetModel`` of the backbone's size.
-        scale: factor of the residuals.
-        start: the ControlNet is off in step i of T where i/T < start.
-        end: ... and where (i+1)/T > end.
-    """
-
-    def __init__(self, controlnet: Any, scale: float = 1.0, start: float = 0.0, end: float = 1.0) -> None:
-        super().__init__()
-        self.controlnet = controlnet
-        self.scale, self.start, self.end = scale, start, end
-        self._condition: ControlCondition | None = None
-        self._clock = StepClock(None)
-
-    def attach(self, unet: Any, name: str) -> None:
-        """Put the hook on a UNet.
-
-        Raises:
-            UserError: the ControlNet's blocks or text width are not the UNet's.
-        """
-        keys = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
-        check_fit(self.controlnet, unet, keys, "ControlNet")
-        HookRegistry.check_if_exists_or_initialize(unet).register_hook(self, name)
-
-    def check_size(self, pictures: Tensor, height: int, width: int) -> None:
-        """Refuse control pictures of another size than what is drawn.
-
-        Args:
-            pictures: (k, 3, H, W).
-            height: of the latents.
-            width: of the latents.
-
-        Raises:
-            UserError: names both sizes.
-        """
-        factor = 2 ** (len(self.controlnet.config["conditioning_embedding_out_channels"]) - 1)
-        if pictures.shape[-2:] != (height * factor, width * factor):
-            raise UserError(
-                f"the control picture is {pictures.shape[-1]}x{pictures.shape[-2]}, the picture to draw is "
-                f"{width * factor}x{height * factor}; resize one of them"
-            )
-
-    @contextmanager
-    def condition(self, condition: ControlCondition) -> Iterator[None]:
-        """Everything the UNet computes inside the ``with`` block is controlled by ``condition``."""
-        self._condition, self._clock = condition, StepClock(condition.steps)
-        try:
-            yield
-        finally:
-            self._condition = None
-
-    def pre_forward(
-        self, module: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Add the ControlNet's residuals to the arguments of the UNet's forward pass."""
-        condition = self._condition
-        if condition is None:
-            return args, kwargs
-        names = ("sample", "timestep", "encoder_hidden_states")
-        sample, timestep, text = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(names))
-        if self.scale == 0.0 or not self._is_on(timestep):
-            return args, kwargs
-        if (self.controlnet.device, self.controlnet.dtype) != (sample.device, sample.dtype):
-            self.controlnet.to(sample.device, sample.dtype)  # the pipeline was moved after attaching
-        down, middle = self.controlnet(
-            sample, timestep, encoder_hidden_states=text, controlnet_cond=self._pictures(condition, sample),
-            conditioning_scale=self.scale, return_dict=False,
-        )  # fmt: skip
-        add_residuals(kwargs, down, middle, sample.dtype)
-        return args, kwargs
-
-    def _is_on(self, timestep: Any) -> bool:
-        clock = self._clock
-        restricted = self.start > 0.0 or self.end < 1.0
-        return not restricted or in_window(clock.tick(timestep), clock.total, self.start, self.end)
-
-    def _pictures(self, condition: ControlCondition, sample: Tensor) -> Tensor:
-        """The condition pictures, one for each sample of the UNet's batch (guidance parts are stacked)."""
-        self.check_size(condition.pictures, sample.shape[-2], sample.shape[-1])
-        pictures = condition.pictures.to(sample.device, sample.dtype)
-        if len(pictures) == 1:
-            return pictures.expand(len(sample), -1, -1, -1)
-        pictures = pictures.repeat_interleave(condition.images_per_prompt, dim=0)
-        if len(sample) % len(pictures):
-            raise UserError(
-                f"{len(condition.pictures)} control pictures for another number of prompts; give one, or one"
-                " for each"
-            )
-        return pictures.repeat(len(sample) // len(pictures), 1, 1, 1)
 
 
 class ControlNetKind(PluginKind):
@@ -143,9 +28,17 @@ class ControlNetKind(PluginKind):
     sources = ("controlnet",)
 
     def attach(
-        self, path: Path, name: str, strength: float = 1.0, start: float = 0.0, end: float = 1.0
+        self,
+        path: Path,
+        name: str,
+        strength: float = 1.0,
+        start: float = 0.0,
+        end: float = 1.0,
+        pooled: bool | None = None,
     ) -> Strengths:
         """Hang a ControlNet on the UNet (see ``PluginKind.attach``).
+
+        To a file of differences the weights of the pipeline's own UNet are added, without other plug-ins.
 
         Args:
             path: file or folder.
@@ -153,23 +46,28 @@ class ControlNetKind(PluginKind):
             strength: factor of the residuals.
             start: share of the steps before which it is off.
             end: share of the steps after which it is off.
+            pooled: average the residuals over the picture and leave negative prompts alone, as the shuffle
+                ControlNet was trained; must be said of a file or folder that tells it is one.
         """
+        start, end = finite(start, "start"), finite(end, "end")
         check_window(start, end, "ControlNet")
+        scale = finite(strength)
         unet: Any = self.to.part("unet")
         if unet.device.type == "meta":
             raise UserError("the UNet is offloaded; attach ControlNets before sequential offload is enabled")
-        network = load_controlnet(path, unet.dtype).to(unet.device)
-        hook = ControlNetHook(network, finite(strength), start, end)
-        if (registry := self._registry()).get_hook(_HOOK + name) is not None:  # of a pipeline that is gone
-            registry.remove_hook(_HOOK + name, recurse=False)
-        hook.attach(unet, _HOOK + name)
-        self.to.controlnets[name] = hook
-        return {"scale": strength, "start": start, "end": end}
+        network = load_controlnet(path, unet.dtype, backbone=self._backbone).to(unet.device)
+        _settle_pooling(network, pooled, path)
+        hook = ControlNetHook(network, scale, start, end)
+        self.to.hang(name, hook)
+        return {"scale": scale, "start": start, "end": end}
+
+    def _backbone(self) -> dict[str, Tensor]:
+        self.to.weights.check("unet")
+        return self.to.weights.base("unet")
 
     def detach(self, name: str) -> None:
         """Take a ControlNet off the UNet."""
-        self._registry().remove_hook(_HOOK + name, recurse=False)
-        del self.to.controlnets[name]
+        self.to.take_off(name)
 
     def strengths(self, name: str, strength: float, text_strength: float | None) -> Strengths:
         """Any finite number, the factor of the residuals."""
@@ -193,12 +91,11 @@ class ControlNetKind(PluginKind):
             for name, hook in self.to.controlnets.items():
                 if call.latents is not None:
                     hook.check_size(pictures[name], *call.latents)
-                condition = ControlCondition(pictures[name], call.steps, call.images_per_prompt)
+                condition = ControlCondition(
+                    pictures[name], call.steps, call.images_per_prompt, call.samples, call.parts
+                )
                 stack.enter_context(hook.condition(condition))
             yield
-
-    def _registry(self) -> Any:
-        return HookRegistry.check_if_exists_or_initialize(self.to.part("unet"))
 
     def _pictures(self, given: Any) -> dict[str, Tensor]:
         names = list(self.to.controlnets)
@@ -219,3 +116,19 @@ class ControlNetKind(PluginKind):
             )
             raise UserError(f"{what}; attached ControlNets: {', '.join(names) or 'none'}")
         return {name: control_tensor(pictures) for name, pictures in given.items()}
+
+
+def _settle_pooling(network: Any, pooled: bool | None, path: Path) -> None:
+    """Let a ControlNet pool its residuals, or not, as it was said.
+
+    Raises:
+        UserError: it was not said of one that is made to pool them: most have no other sign than their name.
+    """
+    if pooled is None and network.config["global_pool_conditions"]:
+        raise UserError(
+            f"{path} is a shuffle ControlNet, whose residuals are averaged over the picture: its"
+            " configuration (global_pool_conditions), a yaml beside it or its name says so; attach it with"
+            " pooled=True, or with pooled=False if it is none"
+        )
+    if pooled is not None:
+        network.register_to_config(global_pool_conditions=bool(pooled))

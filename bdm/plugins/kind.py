@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
@@ -14,8 +14,11 @@ from typing import Any, ClassVar
 from ..errors import UserError
 from ..formats.identify import Kind
 from ..method.clock import Steps
+from ..method.condition import Part
 from .attachments import Attachments
 
+#: Strengths beyond draw nothing but NaN, long before a weight is infinite.
+MOST = 1e6
 #: A plug-in's strengths by what they act on, such as "unet" and "text_encoder".
 Strengths = dict[str, float]
 
@@ -26,15 +29,20 @@ class PipelineCall:
 
     Attributes:
         control_images: condition pictures by ControlNet name, or the only one's; None without any.
-        steps: gives the number of steps T once the pipeline knows it.
+        steps: gives the number of denoising steps T, or the pipeline's timesteps, once the pipeline knows it.
         images_per_prompt: consecutive samples that share a prompt.
         latents: their height and width where these are known.
+        samples: prompts x images_per_prompt where that is known.
+        parts: gives the parts of the UNet's batches where their texts do not tell (see
+            ``bdm.NativeCondition``).
     """
 
     control_images: Any = None
     steps: Steps = lambda: 1
     images_per_prompt: int = 1
     latents: tuple[int, int] | None = None
+    samples: int | None = None
+    parts: Callable[[], Sequence[Part]] | None = None
 
 
 class PluginKind(ABC):
@@ -67,10 +75,11 @@ class PluginKind(ABC):
 
     @abstractmethod
     def detach(self, name: str) -> None:
-        """Undo what a plug-in does.
+        """Undo what a plug-in does; nothing happens if none of that name is attached.
 
         Raises:
-            UserError: its module was exchanged or is offloaded; nothing has changed then.
+            UserError: its module was exchanged, is offloaded, or was changed by others; nothing has changed
+                then.
         """
 
     def strengths(self, name: str, strength: float, text_strength: float | None) -> Strengths:
@@ -98,12 +107,23 @@ class PluginKind(ABC):
         return nullcontext()
 
 
-def finite(strength: Any) -> float:
-    """A strength as a number.
+def finite(value: Any, what: str = "strength") -> float:
+    """A strength, or another setting, as a number.
 
     Raises:
-        UserError: it is none, or not finite.
+        UserError: it is none, not finite, or so large that nothing could be drawn with it.
     """
-    if not isinstance(strength, Real) or not math.isfinite(strength):
-        raise UserError(f"strength {strength!r} is not a finite number; give one such as 0.8")
-    return float(strength)
+    if not isinstance(value, Real):
+        raise UserError(f"{what} {str(value)[:80]!r} is no number; give one such as 0.8")
+    try:
+        number = float(value)
+    except OverflowError:  # whole numbers may be of any length
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{what} {number} is not a finite number; give one such as 0.8")
+    if abs(number) > MOST:
+        raise UserError(
+            f"{what} {number:g} is larger than what float32 can hold beside ordinary weights; give one from"
+            f" -{MOST:g} to {MOST:g}, such as 0.8"
+        )
+    return number

@@ -6,20 +6,24 @@ Names are unique, and whatever is detached leaves nothing behind.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from ..formats.weights import WEIGHT_SUFFIXES, resolve_folder
 from ..method.clock import Steps
+from ..method.condition import Part
 from .adapter import AdapterKind
 from .attachments import Attachments
 from .checkpoint import CheckpointKind
-from .controlnet import ControlNetHook, ControlNetKind
+from .controlnet import ControlNetKind
+from .controlnet_hook import ControlNetHook
 from .embedding import EmbeddingKind
 from .kind import PipelineCall, PluginKind
 from .vae import VaeKind
@@ -38,6 +42,7 @@ class Plugin:
         hash: what A1111 shows: ten digits of the file's SHA-256; for adapters twelve of their tensor data's.
             Taken when it was attached, because the file may be replaced or deleted later.
         strength: what ``set_strength`` set; None where strength has no meaning.
+        words: trigger words that it brings, for the English prompt.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Plugin:
     source: Path
     hash: str
     strength: dict[str, float] | None = None
+    words: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         strength = (
@@ -52,7 +58,8 @@ class Plugin:
             if self.strength is None
             else " " + ", ".join(f"{part} {value:g}" for part, value in self.strength.items())
         )
-        return f"{self.name}: {self.kind}{strength} [{self.hash}] from {self.source}"
+        words = f" bringing {', '.join(map(repr, self.words))}" if self.words else ""
+        return f"{self.name}: {self.kind}{strength}{words} [{self.hash}] from {self.source}"
 
 
 class Plugins:
@@ -100,12 +107,13 @@ class Plugins:
             kind: what it must be ("checkpoint", "vae", "adapter", "controlnet", "embedding"). As "vae" a
                 checkpoint gives its VAE alone.
             settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder;
-                ControlNets: ``strength``, ``start``, ``end`` (share of the steps).
+                ControlNets: ``strength``, ``start``, ``end`` (share of the steps), ``pooled`` (True or False,
+                for shuffle ControlNets).
 
         Returns:
             What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its
-                file must not be written
-            over in place while it is attached (see ``bdm.formats.weights.WeightFile``).
+            file must not be written over in place while it is attached (see
+            ``bdm.formats.weights.WeightFile``).
 
         Raises:
             UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed
@@ -118,6 +126,8 @@ class Plugins:
             path = resolve_folder(source)
         # A hub name's folder is called by a commit, and a folder's name may hold a dot.
         name = name or (path.stem if path.is_file() else Path(source).name)
+        if not isinstance(name, str):
+            raise UserError(f"a plug-in cannot be called {name!r}; give a text")
         if name in self._plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)
@@ -125,9 +135,21 @@ class Plugins:
         kind = kind or found.kind
         self._check_settings(kind, settings, path)
         shown = shown_hash(path, kind)
-        strength = self._kinds[kind].attach(path, name, **settings)
-        self._plugins[name] = Plugin(name, kind, path, shown, strength)
+        with self._undone_unless_done(kind, name), torch.inference_mode(False):
+            strength = self._kinds[kind].attach(path, name, **settings)
+            words = tuple(self._host.words.of(name))
+            self._plugins[name] = Plugin(name, kind, path, shown, strength, words)
         return self._plugins[name]
+
+    @contextmanager
+    def _undone_unless_done(self, kind: Kind, name: str) -> Iterator[None]:
+        """Whatever ends an attachment, an interrupt by the user too, leaves nothing of it behind."""
+        try:
+            yield
+        except BaseException:
+            self._plugins.pop(name, None)
+            self._kinds[kind].detach(name)
+            raise
 
     def _sources(self, kind: Kind | None) -> tuple[Kind, ...]:
         """The kinds of file that a plug-in of a kind can come from; None stands for any kind."""
@@ -186,30 +208,38 @@ class Plugins:
         steps: Steps = lambda: 1,
         images_per_prompt: int = 1,
         latents: tuple[int, int] | None = None,
+        samples: int | None = None,
+        parts: Callable[[], Sequence[Part]] | None = None,
     ) -> Iterator[None]:
         """Hand the condition pictures to the ControlNets and set strengths for one call of the pipeline.
 
         Args:
             control_images: pictures by ControlNet name, or the only one's.
             strength: by plug-in name; a pair gives UNet and text encoder apart.
-            steps: gives the pipeline's number of steps.
+            steps: gives the pipeline's number of denoising steps, or its timesteps.
             images_per_prompt: pictures for each prompt.
             latents: their height and width where they are known; else the first step finds pictures of
                 another size.
+            samples: prompts x images_per_prompt; ControlNets that pool their residuals need it.
+            parts: gives the parts of the UNet's batches where their texts do not tell them apart.
 
         Raises:
             UserError: a ControlNet without a picture, a picture without a ControlNet or of another size, a
-                strength that is none.
+                strength that is none, a part that was exchanged while plug-ins were on it.
         """
-        call = PipelineCall(control_images, steps, images_per_prompt, latents)
+        self._host.check()
+        call = PipelineCall(control_images, steps, images_per_prompt, latents, samples, parts)
         with ExitStack() as stack:
             for kind in self._kinds.values():
                 stack.enter_context(kind.during(call))
             for name, value in (strength or {}).items():
-                before = dict(self[name].strength or {})
+                stack.callback(self._restore_strengths, name, self[name].strength)
                 self.set_strength(name, *_pair(name, value))
-                stack.callback(self._put_strengths, name, before)
             yield
+
+    def _restore_strengths(self, name: str, strengths: dict[str, float] | None) -> None:
+        if name in self and strengths is not None and self[name].strength != strengths:
+            self._put_strengths(name, strengths)
 
     @property
     def _controlnets(self) -> dict[str, ControlNetHook]:

@@ -14,6 +14,15 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats.weights import is_finite
+from .parameters import (
+    Owned,
+    Trace,
+    foreign_layers,
+    owned_parameters,
+    refuse_foreign,
+    refuse_foreign_hooks,
+    refuse_missing,
+)
 
 #: A weight's place: part of the pipeline and name of the parameter.
 Place = tuple[str, str]
@@ -28,12 +37,14 @@ class WeightDelta:
         changes: from a base weight to its change at strength 1 (float32).
         rows: rows appended to a weight (token embeddings).
         strength: factor of the changes, by part.
+        words: trigger words and how many of the rows each stands for, in their order.
     """
 
     replaced: dict[Place, Tensor] = field(default_factory=dict)
     changes: dict[Place, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     rows: dict[Place, Tensor] = field(default_factory=dict)
     strength: dict[str, float] = field(default_factory=dict)
+    words: dict[str, int] = field(default_factory=dict)
 
     def places(self) -> set[Place]:
         """The weights it touches."""
@@ -51,11 +62,28 @@ class WeightStack:
         self._module = module
         self._deltas: dict[str, WeightDelta] = {}
         self._base: dict[Place, Tensor] = {}
+        self._traces: dict[Place, Trace] = {}
 
     def base(self, part: str) -> dict[str, Tensor]:
         """The base weights of a part by name."""
-        # The parameters themselves: their values are not asked for, which would unpack those that are packed.
-        return {name: self._base.get((part, name), p) for name, p in self._module(part).named_parameters()}
+        owned = self._owned(part)
+        # The parameters themselves: asking for their values would unpack those that are packed.
+        return {name: self._base.get((part, name), own.parameter) for name, own in owned.items()}
+
+    def check(self, part: str) -> None:
+        """Refuse a part of which not every weight can be acted on.
+
+        Raises:
+            UserError: names one (see ``put``).
+        """
+        for name, owned in self._owned(part).items():
+            refuse_foreign(owned, part, name, new=True)
+        for name in self.foreign(part):
+            refuse_missing(self._module(part), part, name)
+
+    def foreign(self, part: str) -> list[str]:
+        """Names of weights that a part would have if its layers were ordinary (see ``put``)."""
+        return [f"{layer}.weight" for layer in foreign_layers(self._module(part))]
 
     @property
     def deltas(self) -> Mapping[str, WeightDelta]:
@@ -67,7 +95,8 @@ class WeightStack:
 
         Raises:
             UserError: it does not fit the weights, even where its strength is 0; a weight would be NaN or
-                infinite; the weights are offloaded, or no longer there.
+                infinite; the weights are offloaded, quantised, carry another adapter, were changed by others,
+                or are no longer there.
         """
         before = self._deltas.get(name, WeightDelta())
         self._apply({**self._deltas, name: delta}, before.places() | delta.places(), name)
@@ -76,44 +105,68 @@ class WeightStack:
         """Take a delta away; nothing happens if there is none of that name.
 
         Raises:
-            UserError: its weights are offloaded, or no longer there; it stays then.
+            UserError: its weights are offloaded, carry a fused adapter, were changed by others, or are no
+                longer there; it stays then.
         """
         deltas = {key: delta for key, delta in self._deltas.items() if key != name}
         self._apply(deltas, self._deltas[name].places() if name in self._deltas else set())
 
+    def _owned(self, part: str) -> dict[str, Owned]:
+        return owned_parameters(self._module(part))
+
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _apply(self, deltas: dict[str, WeightDelta], places: set[Place], new: str | None = None) -> None:
-        modules = {part: self._module(part) for part in {part for part, _ in places}}
-        parameters = {part: dict(module.named_parameters()) for part, module in modules.items()}
+        parts = {part: self._owned(part) for part in {part for part, _ in places}}
+        for part in parts:
+            refuse_foreign_hooks(self._module(part), part)
         for part, name in places:
-            if name not in parameters[part]:
-                raise UserError(
-                    f"the pipeline's {part} no longer has {name}; undo what was done to it since the plug-in"
-                    " was attached"
-                )
+            self._check(part, name, parts[part].get(name), attaching=new not in (None, *self._deltas))
         # Everything is worked out before anything is changed.
-        fresh = {
-            (part, name): self._compute((part, name), parameters[part][name], deltas, new)
-            for part, name in places
-        }
+        parameters = {place: parts[place[0]][place[1]].parameter for place in places}
+        fresh = {place: self._compute(place, p, deltas, new) for place, p in parameters.items()}
         if new is not None:
             _refuse_overflow(new, deltas[new], fresh)
-        for (part, name), data in fresh.items():
-            parameter = parameters[part][name]
-            self._base.setdefault((part, name), parameter.data)
-            parameter.data = data
+        self._exchange(parameters, fresh, deltas)
+
+    def _check(self, part: str, name: str, owned: Owned | None, attaching: bool) -> None:
+        """Refuse to act on a weight that is not there, not ordinary, or not as it was left."""
+        if owned is None:
+            return refuse_missing(self._module(part), part, name)
+        refuse_foreign(owned, part, name, attaching)
+        trace, data = self._traces.get((part, name)), owned.parameter.data
+        if trace is not None and not trace.fits(data) and not Trace.of(self._base[part, name]).fits(data):
+            raise UserError(
+                f"{part}.{name} was changed by others since plug-ins were put on it (an adapter fused, other"
+                " weights or embeddings loaded); undo that, then change or detach plug-ins"
+            )
+
+    def _exchange(
+        self,
+        parameters: Mapping[Place, nn.Parameter],
+        fresh: Mapping[Place, Tensor],
+        deltas: dict[str, WeightDelta],
+    ) -> None:
+        """Put weights in place, all of them or none."""
+        before = {place: parameter.data for place, parameter in parameters.items()}
+        traces = self._traces | {place: Trace.of(weight) for place, weight in fresh.items()}
         in_use = {place for delta in deltas.values() for place in delta.places()}
-        self._base = {place: tensor for place, tensor in self._base.items() if place in in_use}
-        self._deltas = deltas
+        base = {place: tensor for place, tensor in (before | self._base).items() if place in in_use}
+        traces = {place: trace for place, trace in traces.items() if place in in_use}
+        known = self._deltas, self._base, self._traces
+        try:
+            for place, parameter in parameters.items():
+                parameter.data = fresh[place]
+            self._deltas, self._base, self._traces = deltas, base, traces
+        except BaseException:  # such as an interrupt by the user
+            for place, parameter in parameters.items():
+                parameter.data = before[place]
+            self._deltas, self._base, self._traces = known
+            raise
 
     def _compute(
         self, place: Place, parameter: nn.Parameter, deltas: Mapping[str, WeightDelta], new: str | None
     ) -> Tensor:
-        if parameter.is_meta:
-            raise UserError(
-                f"{'.'.join(place)} is offloaded; attach and detach plug-ins before sequential offload is"
-                " enabled"
-            )
         weight = self._base.get(place, parameter.data)
         if (weight.device, weight.dtype) != (
             parameter.device,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.prepared import DUPLICATES
+from ..extras import require_packages
 from ..files import write_json
 from .hashing import find_duplicates
 from .shard import Encoders, ShardSettings
@@ -125,6 +126,8 @@ def describe_report(report: dict[str, Any], out: Path) -> str:
 def draw_scores(scores: list[float], threshold: float | None, path: Path) -> None:
     """A histogram of the scores with the share that every threshold would keep."""
     import numpy as np
+
+    require_packages("a chart")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -85,7 +85,8 @@ class Job:
             else None
         )
         scorer = CaptionScorer(config.scorer, config.scorer_mask) if config.scorer else None
-        for model in (vae, native, scorer):
+        models: list[Any] = [vae, native, scorer]
+        for model in models:
             if model is not None:
                 model.to(self.device)
         # As in training.

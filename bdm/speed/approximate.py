@@ -96,8 +96,7 @@ class ReusedOutputs:
 
     Calls of one step (the views of a panorama) each have outputs of their own. Outputs are used again only
     for the same kind of work: a call with as many samples, for the same parts, with the branch on or off as
-        then.
-    Modules that something else is on are computed in every step.
+    then. Modules that something else is on are computed in every step.
 
     Args:
         every: n.

@@ -20,8 +20,8 @@ class ChunkLayout:
     """How a tokenizer's chunks are laid out: ``prefix + content + suffix + padding``, always of one length.
 
     Attributes:
-        prefix: marker ids in front ([CLS], <|startoftext|>; none for T5).
-        suffix: marker ids behind ([SEP], <|endoftext|>, </s>).
+        prefix: marker ids in front ([CLS], ``<|startoftext|>``; none for T5).
+        suffix: marker ids behind ([SEP], ``<|endoftext|>``, ``</s>``).
         pad: id that fills the rest.
         content: tokens of text in a chunk (Chinese CLIP 50, CLIP 75).
         limit: chunks at most; what is beyond is cut off with a warning.

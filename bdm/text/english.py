@@ -83,22 +83,72 @@ def trigger_tokens(word: str, vectors: int) -> list[str]:
 
 
 def spell_triggers(text: str, tokenizer: CLIPTokenizer) -> str:
-    """Write trigger words ("ink", "Ink", "embedding:ink", "<ink>") as the tokens of their vectors."""
-    known = tokenizer.added_tokens_encoder.keys() - set(tokenizer.all_special_tokens)
+    """Write words that stand for several vectors as the tokens of these.
+
+    Trigger words of attached embeddings are "ink", "Ink", "embedding:ink" and "<ink>". Words that diffusers'
+    ``load_textual_inversion`` taught the tokenizer are found where diffusers finds them: as they were
+    loaded, and nowhere else.
+    """
+    return _spell_loaded(_spell_attached(text, tokenizer), tokenizer)
+
+
+def loaded_tokens(tokenizer: CLIPTokenizer) -> set[str]:
+    """The tokens that others have added to a tokenizer, such as diffusers' ``load_textual_inversion``."""
+    return _added_tokens(tokenizer)[1]
+
+
+def _added_tokens(tokenizer: CLIPTokenizer) -> tuple[set[str], set[str]]:
+    """The tokens added for attached embeddings, and those that others added.
+
+    Ours are the ones that the tokenizer takes letter by letter, without its normalisation.
+    """
+    ours, theirs = set(), set()
+    for token in tokenizer.added_tokens_decoder.values():
+        if not token.special:
+            attached = not token.normalized and re.fullmatch(r"<.+>(_\d+)?", token.content, re.DOTALL)
+            (ours if attached else theirs).add(token.content)
+    return ours, theirs
+
+
+def _numbered(token: str, known: set[str]) -> list[str]:
+    """A token and those that continue it: "<ink>", "<ink>_1", "<ink>_2" ..."""
+    tokens = [token]
+    while (following := f"{token}_{len(tokens)}") in known:
+        tokens.append(following)
+    return tokens
+
+
+def _spell_attached(text: str, tokenizer: CLIPTokenizer) -> str:
+    known = _added_tokens(tokenizer)[0]
     words = sorted((token[1:-1] for token in known if token.endswith(">")), key=len, reverse=True)
     if not words:
         return text
-    counts = {word.lower(): sum(token.startswith(f"<{word}>_") for token in known) + 1 for word in words}
-    spelled = {word.lower(): " ".join(trigger_tokens(word, counts[word.lower()])) for word in words}
+    spelled = {word.lower(): " ".join(_numbered(f"<{word}>", known)) for word in words}
     # All words in one pass, so that none is found inside what another was written as. Letters of scripts
     # without spaces bound a word; Latin letters and digits do not.
-    either = "|".join(map(re.escape, words))
-    pattern = rf"<({either})>(?!_\d)|(?<![A-Za-z0-9_<])(?:embedding:)?({either})(?![A-Za-z0-9_>])"
+    either, done = ("|".join(map(re.escape, each)) for each in (words, spelled.values()))
+    pattern = (
+        rf"(?:{done})(?!_\d)|<({either})>(?!_\d)|(?<![A-Za-z0-9_<])(?:embedding:)?({either})(?![A-Za-z0-9_>])"
+    )
     # Regular expressions also take letters such as the dotless i for another's other case, which is no
     # spelling of the word.
     return re.sub(
         pattern,
-        lambda found: spelled.get((found[1] or found[2]).lower(), found[0]),
+        lambda found: spelled.get((found[1] or found[2] or "").lower(), found[0]),
         text,
         flags=re.IGNORECASE,
     )
+
+
+def _spell_loaded(text: str, tokenizer: CLIPTokenizer) -> str:
+    attached, known = _added_tokens(tokenizer)
+    spelled = {token: _numbered(token, known) for token in known}
+    several = {token: " ".join(tokens) for token, tokens in spelled.items() if len(tokens) > 1}
+    if not any(token in text for token in several):
+        return text
+    # diffusers goes by what the tokenizer makes of the text, so letters in another case do not count.
+    seen = several.keys() & set(tokenizer.tokenize(text))
+    # The longest is taken, so that nothing is found within other tokens or where it is spelled out already.
+    known = sorted({*attached, *known, *several.values()}, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, known))
+    return re.sub(pattern, lambda found: several[found[0]] if found[0] in seen else found[0], text)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..extras import require_packages
+from ..formats.choice import FileChoice
+from ..formats.load_options import LoadKeywords, read_options
 from ..formats.weights import read_tensors, read_weights_folder, resolve_folder
 from .chunks import ChunkLayout, content_ids, count_chunks, execution_device, lay_out
 from .vocabulary import chinese_clip_tokenizer
@@ -36,7 +41,7 @@ class NativeTextSettings:
     lower_case: bool = True
 
 
-class NativeTextEncoder(nn.Module):
+class NativeTextEncoder(ModelMixin):
     """Texts in the native language -> features for the branch's cross-attention.
 
     Args:
@@ -67,6 +72,7 @@ class NativeTextEncoder(nn.Module):
                 f" encoder has {positions - reserved}; use a chunk_length of at most"
                 f" {self.settings.chunk_length - surplus}"
             )
+        self.eval()
 
     @property
     def text_dim(self) -> int:
@@ -151,20 +157,36 @@ class NativeTextEncoder(nn.Module):
         """The same as ``encode``."""
         return self.encode(texts)
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write a transformers folder (weights, tokenizer) with the settings beside it."""
-        folder = Path(folder)
-        self.model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        save_directory: str | Path,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write a transformers folder (weights, tokenizer) with the settings beside it.
+
+        Args:
+            save_directory: where to; made if it is not there.
+            variant: "fp16" writes ``model.fp16.safetensors`` instead of ``model.safetensors``.
+            max_shard_size: bytes of a file at most, or a text such as "2GB"; weights beyond it go into
+                further files.
+            safe_serialization: taken for compatibility; like transformers, this writes safetensors only.
+        """
+        folder = Path(save_directory)
+        sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        save: Any = self.model.save_pretrained
+        save(folder, variant=variant, **sharding)
         self.tokenizer.save_pretrained(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         source: str | Path,
         settings: NativeTextSettings | None = None,
-        torch_dtype: torch.dtype | None = None,
-        **kwargs: Any,
+        subfolder: str | None = None,
+        **options: Unpack[LoadKeywords],
     ) -> NativeTextEncoder:
         """Load a text encoder with its tokenizer.
 
@@ -173,24 +195,28 @@ class NativeTextEncoder(nn.Module):
                 hub name, or a ``.pt`` file of cn_clip. Chinese CLIP's vocabulary comes from the cn_clip
                 package where the folder has none.
             settings: overrides what is saved in the folder (default: the official inference's).
-            torch_dtype: dtype of the weights; float32 if None.
+            subfolder: folder inside ``source``.
+            options: ``dtype`` (float32 by default), ``variant``, ``use_safetensors``, ``device_map`` ... as
+                in diffusers; see ``LoadKeywords``.
 
         Raises:
-            UserError: no such file or folder, damaged weights, or weights that are not those of a text
-                encoder.
+            UserError: no such file or folder, damaged weights, weights that are not those of a text encoder,
+                or an option that is not known or not done here.
         """
+        loading = read_options(options, "NativeTextEncoder.from_pretrained", default=torch.float32)
         if str(source).endswith(".pt"):
+            loading.files.check_file(source)
             model, tokenizer = _load_cn_clip(Path(source)), chinese_clip_tokenizer()
         else:
-            folder = resolve_folder(source, kwargs.get("subfolder"))
-            model, tokenizer = _load_transformers(folder), load_tokenizer(folder)
+            folder = resolve_folder(source, subfolder, hub=loading.hub)
+            model, tokenizer = _load_transformers(folder, loading.files), load_tokenizer(folder)
             saved = folder / SETTINGS_FILE
             if settings is None and saved.exists():
                 settings = NativeTextSettings(**json.loads(saved.read_text(encoding="utf-8")))
-        return cls(model.to(torch_dtype or torch.float32), tokenizer, settings)
+        return cls(model.to(loading.device, loading.dtype), tokenizer, settings)
 
 
-def _load_transformers(folder: Path) -> nn.Module:
+def _load_transformers(folder: Path, files: FileChoice) -> nn.Module:
     """Build the text encoder of a folder and load its weights by hand.
 
     ``from_pretrained`` is not used: it zeroes the [PAD] row of Chinese CLIP, which is attended here, and
@@ -199,7 +225,7 @@ def _load_transformers(folder: Path) -> nn.Module:
     from transformers import AutoConfig
 
     model = build_text_model(AutoConfig.from_pretrained(folder))
-    _load_by_suffix(model, read_weights_folder(folder), str(folder))
+    _load_by_suffix(model, read_weights_folder(folder, files), str(folder))
     return model
 
 
@@ -251,7 +277,9 @@ def _load_by_suffix(model: nn.Module, tensors: dict[str, Tensor], origin: str) -
             f"{origin}: {wrong[0]!r} has shape {tuple(state[wrong[0]].shape)}, its config.json says "
             f"{tuple(model.state_dict()[wrong[0]].shape)}; weights and configuration do not belong together"
         )
-    model.load_state_dict(state, strict=False)
+    # The configuration may name another dtype than the file's, and copying would round to it.
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    model.to(reduce(torch.promote_types, dtypes)).load_state_dict(state, strict=False)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -262,6 +290,8 @@ def load_tokenizer(folder: Path) -> Any:
         (folder / name).exists()
         for name in ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
     ):
+        if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
+            require_packages("a SentencePiece vocabulary")
         return AutoTokenizer.from_pretrained(folder)
     if AutoConfig.from_pretrained(folder).model_type.startswith("chinese_clip"):
         return chinese_clip_tokenizer()

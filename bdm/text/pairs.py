@@ -46,8 +46,7 @@ def groups_of_one_length(*lengths: Sequence[int]) -> list[list[int]]:
     """Prompts by their lengths in all languages.
 
     A prompt is padded by empty chunks to the longest that it is drawn beside, and padding is attended: drawn
-        beside
-    a longer one it would be another picture.
+    beside a longer one it would be another picture.
 
     Args:
         lengths: of each language, P chunk counts.

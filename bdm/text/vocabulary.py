@@ -22,7 +22,7 @@ _CLIP_MERGES = 49152 - 256 - 2
 def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    packed = package_file("open_clip", "bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    packed = package_file("CLIP's vocabulary", "open_clip", "bpe_simple_vocab_16e6.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : _CLIP_MERGES + 1]
     merges = [tuple(line.split()) for line in lines]
     symbols = list(bytes_to_unicode().values())
@@ -50,5 +50,6 @@ def chinese_clip_tokenizer() -> BertTokenizer:
     """Chinese CLIP's BERT tokenizer (21,128 tokens, lower-casing) from the ``cn_clip`` package."""
     from transformers import BertTokenizer
 
-    lines = package_file("cn_clip", "clip/vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    file = package_file("Chinese CLIP's vocabulary", "cn_clip", "clip/vocab.txt")
+    lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
     return BertTokenizer(vocab={token: i for i, token in enumerate(lines)}, do_lower_case=True)

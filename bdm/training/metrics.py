@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..config import RunConfig
 from ..drawing.grid import save_picture
+from ..extras import require_packages
 from ..files import append_line
 
 logger = logging.getLogger("bdm")
@@ -154,6 +155,7 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
 
 def plot_metrics(out: Path) -> None:
     """Draw the losses of a run into ``loss.png``."""
+    require_packages("a chart")
     from matplotlib.figure import Figure
 
     rows = read_metrics(out)

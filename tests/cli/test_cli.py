@@ -152,7 +152,7 @@ def test_dry_run_goes_through_everything_and_keeps_nothing(capsys, caplog, tmp_p
 
 
 def test_help_needs_no_heavy_import():
-    code = "import sys, bdm.cli; bdm.cli._parser().format_help(); sys.exit('torch' in sys.modules)"
+    code = "import sys, bdm.cli; bdm.cli.build_parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -147,3 +147,45 @@ def test_damaged_and_unfitting_files_are_named(branch, tmp_path):
 def test_other_backbones_are_refused_by_name(changes, name):
     with pytest.raises(UserError, match=name):
         BranchModel.from_backbone(make_unet(**changes))
+
+
+def equal(ours, theirs):
+    pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("size", [None, "50KB"])
+def test_whatever_diffusers_writes_is_read(branch, tmp_path, variant, safe, size):
+    options = {} if size is None else {"max_shard_size": size}
+    branch.save_pretrained(tmp_path, variant=variant, safe_serialization=safe, **options)
+    assert (len(list(tmp_path.glob("*-of-*"))) > 1) == (size is not None)
+    assert equal(BranchModel.from_pretrained(tmp_path, variant=variant), branch)
+    assert equal(BranchModel.from_pretrained(tmp_path, variant=variant, use_safetensors=safe), branch)
+    for other in (dict(variant="ema"), dict(use_safetensors=not safe)):
+        with pytest.raises(UserError, match="holds no weights"):
+            BranchModel.from_pretrained(tmp_path, **other)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_dtype_is_the_files_own_or_what_either_name_says(branch, tmp_path, name):
+    branch.half().save_pretrained(tmp_path / "branch")
+    for asked, dtype in ((torch.bfloat16, torch.bfloat16), ("fp32", torch.float32), ("auto", torch.float16)):
+        loaded = BranchModel.from_pretrained(tmp_path, subfolder="branch", **{name: asked})
+        assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert BranchModel.from_pretrained(tmp_path / "branch").dtype == torch.float16
+    with pytest.raises(UserError, match="takes no option 'dtyp'; did you mean dtype"):
+        BranchModel.from_pretrained(tmp_path / "branch", dtyp=torch.float16)
+
+
+def test_a_branch_is_a_part_like_diffusers_own(branch, tmp_path):
+    """Loaded as diffusers loads a pipeline's parts: by class name, with all of its options."""
+    branch.train().save_pretrained(tmp_path)
+    loaded = BranchModel.from_pretrained(
+        tmp_path, torch_dtype=None, device_map="cpu", max_memory=None, offload_folder=None, variant=None,
+        offload_state_dict=None, use_safetensors=None, low_cpu_mem_usage=True, use_flashpack=False,
+        disable_mmap=False, local_files_only=True,
+    )  # fmt: skip
+    assert equal(loaded, branch)
+    assert not loaded.training

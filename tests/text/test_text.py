@@ -1,3 +1,4 @@
+import json
 import logging
 
 import pytest
@@ -155,6 +156,7 @@ def sentencepiece_tokenizer(folder):
         input=str(folder / "text"),
         model_prefix=str(folder / "spiece"),
         vocab_size=23,
+        hard_vocab_limit=False,  # releases differ by one in what they count
         pad_id=0,
         eos_id=1,
         unk_id=2,
@@ -238,3 +240,34 @@ def test_bad_text_encoders_are_named(tmp_path, full_clip):
         NativeTextEncoder.from_pretrained(folder)
     with pytest.raises(UserError, match="chunk_length 600 needs 602 positions"):
         NativeTextEncoder(make_native_model(), chinese_clip_tokenizer(), NativeTextSettings(chunk_length=600))
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("size", [None, "100KB"])
+def test_encoder_by_diffusers_options(native, tmp_path, variant, size):
+    native.save_pretrained(tmp_path, variant=variant, max_shard_size=size)
+    assert (len(list(tmp_path.glob("*-of-*"))) > 1) == (size is not None)
+    loaded = NativeTextEncoder.from_pretrained(tmp_path, variant=variant, device_map="cpu")
+    assert torch.equal(loaded.encode(["红灯笼"]), native.encode(["红灯笼"]))
+    for other in (dict(variant="ema"), dict(use_safetensors=False)):
+        with pytest.raises(UserError, match="holds no weights"):
+            NativeTextEncoder.from_pretrained(tmp_path, **other)
+    with pytest.raises(UserError, match="takes no option 'dtyp'; did you mean dtype"):
+        NativeTextEncoder.from_pretrained(tmp_path, dtyp=torch.float16)
+
+
+@pytest.mark.parametrize("noted", ["float32", "float16"])
+def test_encoder_keeps_what_the_file_holds(native, tmp_path, noted):
+    """Whatever dtype the configuration names: values are not rounded on the way."""
+    native.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": noted}))
+    for asked, dtype in (("auto", torch.float32), (None, torch.float32), (torch.float16, torch.float16)):
+        for name in ("dtype", "torch_dtype"):
+            loaded = NativeTextEncoder.from_pretrained(tmp_path, **{name: asked})
+            assert loaded.dtype == dtype
+            pairs = zip(loaded.parameters(), native.parameters(), strict=True)
+            assert all(torch.equal(a, b.to(dtype)) for a, b in pairs)
+    native.half().save_pretrained(tmp_path)
+    assert NativeTextEncoder.from_pretrained(tmp_path, dtype="auto").dtype == torch.float16
+    assert NativeTextEncoder.from_pretrained(tmp_path).dtype == torch.float32

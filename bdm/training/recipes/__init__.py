@@ -1,0 +1,1 @@
+"""What a run trains, on what, and with which loss."""

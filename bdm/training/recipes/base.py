@@ -20,8 +20,7 @@ class Recipe(nn.Module):
     """What a run trains and with which loss. Subclasses hold every model they need as sub-modules.
 
     The loop asks only for what stands here: which parts receive gradients, the loss of a batch, the
-        validation figures, a
-    picture to look at and how the result is saved.
+    validation figures, a picture to look at and how the result is saved.
     """
 
     def __init__(self, source: Source, seed: int = 0) -> None:

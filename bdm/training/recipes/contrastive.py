@@ -34,7 +34,9 @@ def contrastive_loss(similarity: Tensor, captions: list[str]) -> Tensor:
 
 
 def uniformity_loss(features: Tensor, captions: list[str]) -> Tensor:
-    """How unevenly texts lie on the sphere: log mean exp(-2 |f_i - f_j|^2) (arXiv 2005.10242, equation 4).
+    """How unevenly texts lie on the sphere (arXiv 2005.10242, equation 4).
+
+    ``log mean exp(-2 |f_i - f_j|^2)`` over pairs of different texts.
 
     Args:
         features: (B, D) unit vectors.

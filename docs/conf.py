@@ -1,0 +1,63 @@
+"""How the documentation is built: ``make docs``, or ``python -m sphinx -W -b html docs docs/_build``."""
+
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT))
+
+project = "bdm"
+author = "the bdm authors"
+language = "en"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_use_ivar = True  # the fields of a dataclass are documented where its docstring lists them, once
+
+html_theme = "furo"
+html_title = "bdm"
+html_show_copyright = False
+
+
+def rooms() -> list[str]:
+    """The entries of the package, in the order in which the README's tree lists them."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("\nbdm/\n")[2].partition("```")[0]
+    names = re.findall(r"^  (\w+)(?:/|\.py) ", tree, flags=re.MULTILINE)
+    return [name for name in names if name != "cli"]  # commands explain themselves with --help
+
+
+def modules(room: str) -> list[str]:
+    """The modules of a room, each after the package it is in."""
+    folder = ROOT / "bdm" / room
+    found = [path.relative_to(ROOT).with_suffix("").parts for path in folder.rglob("*.py")]
+    names = {".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in found}
+    return sorted(names) or [f"bdm.{room}"]
+
+
+def write_api_pages() -> None:
+    """Write a page for each room into ``api/``, which git ignores."""
+    folder = DOCS / "api"
+    folder.mkdir(exist_ok=True)
+    for room in rooms():
+        lines = [f"bdm.{room}", "=" * 40]
+        for module in modules(room):
+            if module != f"bdm.{room}":
+                lines += ["", module.removeprefix(f"bdm.{room}."), "-" * 40]
+            lines += ["", f".. automodule:: {module}"]
+            # A package hands on names; they are documented where they are defined.
+            if not (ROOT / module.replace(".", "/")).is_dir():
+                lines += ["   :members:", "   :special-members: __call__", "   :show-inheritance:"]
+        page, text = folder / f"{room}.rst", "\n".join([*lines, ""])
+        if not page.exists() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+
+
+write_api_pages()
