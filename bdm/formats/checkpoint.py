@@ -6,7 +6,7 @@ Single files in the original layout and diffusers folders, read into parts witho
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,10 @@ from torch import Tensor
 from ..errors import UserError, first_line
 from .choice import FileChoice
 from .configs import ONE_TRANSFORMER, check_counts, part_config
+from .control_signs import ControlSigns, control_signs
+from .control_weights import config_beside, control_weights
 from .identify import identify_source, require
 from .names import (
-    controlnet_to_diffusers,
     text_to_plain,
     text_to_prefixed,
     unet_to_diffusers,
@@ -285,29 +286,43 @@ def _kept_configs(file: WeightFile) -> dict[str, dict[str, Any]]:
     return kept
 
 
-def load_controlnet(source: Path, dtype: torch.dtype | None = None, files: FileChoice = ANY_FILES) -> Any:
+def load_controlnet(
+    source: Path,
+    dtype: torch.dtype | None = None,
+    files: FileChoice = ANY_FILES,
+    backbone: Callable[[], Mapping[str, Tensor]] | None = None,
+) -> Any:
     """A ``ControlNetModel`` from a diffusers folder or a single file in either layout.
 
+    Its configuration says ``global_pool_conditions`` wherever something in or beside the source does, the
+    file's name too.
+
+    Args:
+        source: file or folder.
+        dtype: of the weights; None keeps the file's.
+        files: which of a folder's files.
+        backbone: gives the weights of a UNet under diffusers' names, which are added to those of a file of
+            differences.
+
     Raises:
-        UserError: not an SD1.5 ControlNet, damaged, or NaN.
+        UserError: not an SD1.5 ControlNet, damaged, NaN, with something in it whose meaning is not known, or
+            a file of differences without a backbone.
     """
     from diffusers import ControlNetModel
 
     require(identify_source(source), ("controlnet",), source)
     if source.is_dir():
-        weights, config = read_weights_folder(source, files), read_json(source / "config.json")
+        tensors, config = read_weights_folder(source, files), read_json(source / "config.json")
+        signs = ControlSigns(pooled="its configuration" if config.get("global_pool_conditions") else "")
     else:
         file = read_weights(source)
-        weights = controlnet_to_diffusers(_part(file.tensors, "control_model.") or file.tensors)
-        config = _kept_configs(file).get("controlnet")
-    if config and config.get("global_pool_conditions"):
-        raise UserError(
-            f"{source} pools its conditions (global_pool_conditions, a shuffle ControlNet); such are not"
-            " supported"
-        )
+        tensors, config = file.tensors, _kept_configs(file).get("controlnet") or config_beside(source)
+        signs = control_signs(file, config)
+    weights = control_weights(tensors, signs, backbone, source)
     refuse_not_finite(weights, source)
     with _building(f"{source} is no SD1.5 ControlNet"):
-        model: Any = ControlNetModel.from_config(part_config("controlnet", weights, config))
+        config = part_config("controlnet", weights, config)
+        model: Any = ControlNetModel.from_config(config | {"global_pool_conditions": bool(signs.pooled)})
     assign_weights(model, weights, source, dtype)
     return model.eval().requires_grad_(False)
 

@@ -19,7 +19,7 @@ from .stack import Place, WeightStack
 from .words import TriggerWords
 
 if TYPE_CHECKING:
-    from .controlnet import ControlNetHook
+    from .controlnet_hook import ControlNetHook
 
 #: Who has asked for a module. Two that put deltas on it would each take the other's for the base.
 _SHARED: WeakKeyDictionary[nn.Module, WeakSet[Attachments]] = WeakKeyDictionary()

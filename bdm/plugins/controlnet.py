@@ -2,196 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..formats.checkpoint import load_controlnet
-from ..method.clock import StepClock, Steps, check_window, in_window
-from ..method.condition import Part
-from ..method.hooks import hang_before
-from ..method.parts import PartReader
-from ..method.residuals import add_residuals, check_fit
-from ..method.step import named_arguments
+from ..method.clock import check_window
 from .control_images import annotate as annotate
 from .control_images import canny_edges as canny_edges
 from .control_images import control_tensor as control_tensor
 from .control_images import open_picture as open_picture
+from .controlnet_hook import ControlCondition as ControlCondition
+from .controlnet_hook import ControlNetHook as ControlNetHook
 from .kind import PipelineCall, PluginKind, Strengths, finite
-
-
-@dataclass(frozen=True)
-class ControlCondition:
-    """What a ControlNet is told during one call of a pipeline.
-
-    Attributes:
-        pictures: (k, 3, H, W) in [0, 1]; one for all prompts, or one for each.
-        steps: gives the number of denoising steps T, or the pipeline's timesteps, once the pipeline knows it.
-        images_per_prompt: consecutive samples that share a prompt.
-        samples: of one guidance part, prompts x images_per_prompt; None where nobody has told.
-        parts: gives the parts of the UNet's batch, as in ``bdm.NativeCondition``.
-    """
-
-    pictures: Tensor
-    steps: Steps
-    images_per_prompt: int = 1
-    samples: int | None = None
-    parts: Callable[[], Sequence[Part]] | None = None
-
-    def count_parts(self, batch: int) -> int:
-        """How many guidance parts a batch of the UNet has.
-
-        Raises:
-            UserError: nobody has told how many samples one has, or they are not whole.
-        """
-        if self.samples is None:
-            raise UserError(
-                "a ControlNet that pools its residuals acts on the positive part of a batch alone; give"
-                " during_call samples=, the number of prompts x images per prompt"
-            )
-        parts, rest = divmod(batch, self.samples)
-        if rest or not parts:
-            raise UserError(f"the UNet got {batch} samples, no multiple of the {self.samples} that were told")
-        return parts
-
-
-class ControlNetHook:
-    """Runs a ControlNet before every forward pass of the UNet and adds its residuals, as diffusers' pipelines
-    do.
-
-    It reads the UNet's own (English) text features. Without a condition it does nothing. It is one of
-    PyTorch's own hooks, which others that exchange ``forward`` (accelerate, peft) leave alone and which
-    leaves them alone.
-
-    Args:
-        controlnet: a ``ControlNetModel`` of the backbone's size.
-        scale: factor of the residuals.
-        start: the ControlNet is off in step i of T where i/T < start.
-        end: ... and where (i+1)/T > end.
-    """
-
-    def __init__(self, controlnet: Any, scale: float = 1.0, start: float = 0.0, end: float = 1.0) -> None:
-        self.controlnet = controlnet
-        self.scale, self.start, self.end = scale, start, end
-        self._session: _Session | None = None
-
-    def attach(self, stack: ExitStack, unet: Any) -> None:
-        """Hang on a UNet until ``stack`` closes.
-
-        Raises:
-            UserError: the ControlNet's blocks or text width are not the UNet's.
-        """
-        keys = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
-        check_fit(self.controlnet, unet, keys, "ControlNet")
-        hang_before(stack, unet, self._before)
-
-    def check_size(self, pictures: Tensor, height: int, width: int) -> None:
-        """Refuse control pictures of another size than what is drawn.
-
-        Args:
-            pictures: (k, 3, H, W).
-            height: of the latents.
-            width: of the latents.
-
-        Raises:
-            UserError: names both sizes.
-        """
-        factor = 2 ** (len(self.controlnet.config["conditioning_embedding_out_channels"]) - 1)
-        if pictures.shape[-2:] != (height * factor, width * factor):
-            raise UserError(
-                f"the control picture is {pictures.shape[-1]}x{pictures.shape[-2]}, the picture to draw is "
-                f"{width * factor}x{height * factor}; resize one of them"
-            )
-
-    @contextmanager
-    def condition(self, condition: ControlCondition) -> Iterator[None]:
-        """Everything the UNet computes inside the ``with`` block is controlled by ``condition``."""
-        outer = self._session  # of a call in whose callback this one is made
-        try:
-            self._session = _Session(condition, StepClock(condition.steps), PartReader(cast(Any, condition)))
-            yield
-        finally:
-            self._session = outer
-
-    def _before(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Add the ControlNet's residuals to the arguments of the UNet's forward pass."""
-        session = self._session
-        if session is None:
-            return None
-        values = named_arguments(unet, args, kwargs)
-        if not session.in_window(values["timestep"], self.start, self.end) or self.scale == 0.0:
-            return None
-        down, middle = self._residuals(session, values, unet)
-        given = list(values)[: len(args)]
-        add_residuals(values, down, middle, values["sample"].dtype)
-        return tuple(values.pop(name) for name in given), values
-
-    def _residuals(self, session: _Session, values: dict[str, Any], unet: Any) -> tuple[Any, Any]:
-        sample, text = values["sample"], values["encoder_hidden_states"]
-        if (self.controlnet.device, self.controlnet.dtype) != (sample.device, sample.dtype):
-            self.controlnet.to(sample.device, sample.dtype)  # the pipeline was moved after attaching
-        pictures = self._pictures(session.condition, sample)
-        rows = slice(None)
-        if self.controlnet.config["global_pool_conditions"]:
-            rows = session.positive_rows(sample, text, unet)
-        down, middle = self.controlnet(
-            sample[rows], _rows_of(values["timestep"], rows), encoder_hidden_states=text[rows],
-            controlnet_cond=pictures[rows], conditioning_scale=self.scale, return_dict=False,
-        )  # fmt: skip
-        return [_spread(one, rows, len(sample)) for one in down], _spread(middle, rows, len(sample))
-
-    def _pictures(self, condition: ControlCondition, sample: Tensor) -> Tensor:
-        """The condition pictures, one for each sample of the UNet's batch (guidance parts are stacked)."""
-        self.check_size(condition.pictures, sample.shape[-2], sample.shape[-1])
-        pictures = condition.pictures.to(sample.device, sample.dtype)
-        if len(pictures) == 1:
-            return pictures.expand(len(sample), -1, -1, -1)
-        pictures = pictures.repeat_interleave(condition.images_per_prompt, dim=0)
-        if len(sample) % len(pictures) or condition.samples not in (None, len(pictures)):
-            raise UserError(
-                f"{len(condition.pictures)} control pictures for another number of prompts; give one, or one"
-                " for each"
-            )
-        return pictures.repeat(len(sample) // len(pictures), 1, 1, 1)
-
-
-@dataclass(frozen=True)
-class _Session:
-    """A condition in force, and what tells the steps and parts of its call."""
-
-    condition: ControlCondition
-    clock: StepClock
-    reader: PartReader
-
-    def in_window(self, timestep: Any, start: float, end: float) -> bool:
-        if start <= 0.0 and end >= 1.0:
-            return True
-        return in_window(self.clock.tick(timestep), self.clock.total, start, end)
-
-    def positive_rows(self, sample: Tensor, text: Tensor, unet: Any) -> Tensor:
-        """Indices of a batch's samples that are drawn for positive prompts."""
-        parts = self.reader.parts(len(sample), text, unet)
-        each = len(sample) // len(parts)
-        positive = torch.tensor([part == "positive" for part in parts]).repeat_interleave(each)
-        return positive.nonzero().flatten().to(sample.device)
-
-
-def _rows_of(timestep: Any, rows: slice | Tensor) -> Any:
-    """A timestep for some samples: one for all stays what it is."""
-    return timestep[rows] if isinstance(timestep, Tensor) and timestep.numel() > 1 else timestep
-
-
-def _spread(residual: Tensor, rows: slice | Tensor, count: int) -> Tensor:
-    """A residual of some samples as one of all; the others get zeros."""
-    if isinstance(rows, slice):
-        return residual
-    return residual.new_zeros(count, *residual.shape[1:]).index_copy(0, rows, residual)
 
 
 class ControlNetKind(PluginKind):
@@ -201,9 +28,17 @@ class ControlNetKind(PluginKind):
     sources = ("controlnet",)
 
     def attach(
-        self, path: Path, name: str, strength: float = 1.0, start: float = 0.0, end: float = 1.0
+        self,
+        path: Path,
+        name: str,
+        strength: float = 1.0,
+        start: float = 0.0,
+        end: float = 1.0,
+        pooled: bool | None = None,
     ) -> Strengths:
         """Hang a ControlNet on the UNet (see ``PluginKind.attach``).
+
+        To a file of differences the weights of the pipeline's own UNet are added, without other plug-ins.
 
         Args:
             path: file or folder.
@@ -211,15 +46,24 @@ class ControlNetKind(PluginKind):
             strength: factor of the residuals.
             start: share of the steps before which it is off.
             end: share of the steps after which it is off.
+            pooled: average the residuals over the picture and leave negative prompts alone, as the shuffle
+                ControlNet was trained; must be said of a file or folder that tells it is one.
         """
+        start, end = finite(start, "start"), finite(end, "end")
         check_window(start, end, "ControlNet")
+        scale = finite(strength)
         unet: Any = self.to.part("unet")
         if unet.device.type == "meta":
             raise UserError("the UNet is offloaded; attach ControlNets before sequential offload is enabled")
-        network = load_controlnet(path, unet.dtype).to(unet.device)
-        hook = ControlNetHook(network, finite(strength), start, end)
+        network = load_controlnet(path, unet.dtype, backbone=self._backbone).to(unet.device)
+        _settle_pooling(network, pooled, path)
+        hook = ControlNetHook(network, scale, start, end)
         self.to.hang(name, hook)
-        return {"scale": strength, "start": start, "end": end}
+        return {"scale": scale, "start": start, "end": end}
+
+    def _backbone(self) -> dict[str, Tensor]:
+        self.to.weights.check("unet")
+        return self.to.weights.base("unet")
 
     def detach(self, name: str) -> None:
         """Take a ControlNet off the UNet."""
@@ -272,3 +116,19 @@ class ControlNetKind(PluginKind):
             )
             raise UserError(f"{what}; attached ControlNets: {', '.join(names) or 'none'}")
         return {name: control_tensor(pictures) for name, pictures in given.items()}
+
+
+def _settle_pooling(network: Any, pooled: bool | None, path: Path) -> None:
+    """Let a ControlNet pool its residuals, or not, as it was said.
+
+    Raises:
+        UserError: it was not said of one that is made to pool them: most have no other sign than their name.
+    """
+    if pooled is None and network.config["global_pool_conditions"]:
+        raise UserError(
+            f"{path} is a shuffle ControlNet, whose residuals are averaged over the picture: its"
+            " configuration (global_pool_conditions), a yaml beside it or its name says so; attach it with"
+            " pooled=True, or with pooled=False if it is none"
+        )
+    if pooled is not None:
+        network.register_to_config(global_pool_conditions=bool(pooled))

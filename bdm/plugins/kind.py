@@ -17,6 +17,8 @@ from ..method.clock import Steps
 from ..method.condition import Part
 from .attachments import Attachments
 
+#: Strengths beyond draw nothing but NaN, long before a weight is infinite.
+MOST = 1e6
 #: A plug-in's strengths by what they act on, such as "unet" and "text_encoder".
 Strengths = dict[str, float]
 
@@ -105,12 +107,23 @@ class PluginKind(ABC):
         return nullcontext()
 
 
-def finite(strength: Any) -> float:
-    """A strength as a number.
+def finite(value: Any, what: str = "strength") -> float:
+    """A strength, or another setting, as a number.
 
     Raises:
-        UserError: it is none, or not finite.
+        UserError: it is none, not finite, or so large that nothing could be drawn with it.
     """
-    if not isinstance(strength, Real) or not math.isfinite(strength):
-        raise UserError(f"strength {strength!r} is not a finite number; give one such as 0.8")
-    return float(strength)
+    if not isinstance(value, Real):
+        raise UserError(f"{what} {str(value)[:80]!r} is no number; give one such as 0.8")
+    try:
+        number = float(value)
+    except OverflowError:  # whole numbers may be of any length
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{what} {number} is not a finite number; give one such as 0.8")
+    if abs(number) > MOST:
+        raise UserError(
+            f"{what} {number:g} is larger than what float32 can hold beside ordinary weights; give one from"
+            f" -{MOST:g} to {MOST:g}, such as 0.8"
+        )
+    return number

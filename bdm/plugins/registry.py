@@ -22,7 +22,8 @@ from ..method.condition import Part
 from .adapter import AdapterKind
 from .attachments import Attachments
 from .checkpoint import CheckpointKind
-from .controlnet import ControlNetHook, ControlNetKind
+from .controlnet import ControlNetKind
+from .controlnet_hook import ControlNetHook
 from .embedding import EmbeddingKind
 from .kind import PipelineCall, PluginKind
 from .vae import VaeKind
@@ -106,7 +107,8 @@ class Plugins:
             kind: what it must be ("checkpoint", "vae", "adapter", "controlnet", "embedding"). As "vae" a
                 checkpoint gives its VAE alone.
             settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder;
-                ControlNets: ``strength``, ``start``, ``end`` (share of the steps).
+                ControlNets: ``strength``, ``start``, ``end`` (share of the steps), ``pooled`` (True or False,
+                for shuffle ControlNets).
 
         Returns:
             What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its
@@ -124,6 +126,8 @@ class Plugins:
             path = resolve_folder(source)
         # A hub name's folder is called by a commit, and a folder's name may hold a dot.
         name = name or (path.stem if path.is_file() else Path(source).name)
+        if not isinstance(name, str):
+            raise UserError(f"a plug-in cannot be called {name!r}; give a text")
         if name in self._plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)

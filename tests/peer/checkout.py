@@ -41,20 +41,24 @@ def module(name: str) -> Any:
         package = ModuleType(_PACKAGE)
         package.__path__ = [str(tests)]
         sys.modules[_PACKAGE] = package
-        _spare_parameterized()
+        _stand_in_for_packages()
     loaded = importlib.import_module(f"{_PACKAGE}.{name}")
     torch.use_deterministic_algorithms(False)  # some modules set it for whatever runs after them
     return loaded
 
 
-def _spare_parameterized() -> None:
-    """The package decorates tests of models; of their modules only helpers are used."""
-    try:
-        importlib.import_module("parameterized")
-    except ModuleNotFoundError:
-        spare: Any = ModuleType("parameterized")
-        spare.parameterized = spare.parameterized_class = _Leave()
-        sys.modules["parameterized"] = spare
+def _stand_in_for_packages() -> None:
+    """Beside helpers that tests of pipelines use stand tests of models, which need further packages.
+
+    Those are not run, so anything does that decorates them.
+    """
+    for name in ("parameterized", "requests_mock"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            spare: Any = ModuleType(name)
+            spare.parameterized = spare.parameterized_class = _Leave()
+            sys.modules[name] = spare
 
 
 class _Leave:

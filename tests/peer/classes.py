@@ -15,16 +15,14 @@ from peer.checkout import module
 Reasons = Mapping[str, str]
 
 
-def modern(case: Case) -> type:
-    """diffusers' pytest classes on a case."""
+def modern(case: Case) -> dict[str, type]:
+    """diffusers' pytest classes on a case, by what they test; some skip all of their tests without a GPU."""
     testing, parameters = module("pipelines.testing_utils"), module("pipelines.pipeline_params")
     adapters = module("pipelines.stable_diffusion.ip_adapter_tester").IPAdapterTesterMixin
     optional = testing.BasePipelineTesterConfig.optional_input_params - case.missing
     shape = (3, 64, 64)
 
-    class Modern(
-        testing.BasePipelineTesterConfig, testing.PipelineTesterMixin, testing.MemoryTesterMixin, adapters
-    ):
+    class Modern(testing.BasePipelineTesterConfig):
         pipeline_class = case.kind
         required_input_params_in_call_signature = parameters.TEXT_TO_IMAGE_PARAMS - case.missing
         optional_input_params = optional
@@ -38,7 +36,8 @@ def modern(case: Case) -> type:
         def get_dummy_inputs(self) -> dict[str, Any]:
             return case.inputs() | {"output_type": "pt"}
 
-    return Modern
+    mixins = {"": testing.PipelineTesterMixin, "Memory": testing.MemoryTesterMixin, "Adapters": adapters}
+    return {what: type(f"Modern{what}", (Modern, mixin), {}) for what, mixin in mixins.items()}
 
 
 def classic(case: Case) -> type:
@@ -72,21 +71,26 @@ def classic(case: Case) -> type:
     return Classic
 
 
-def with_reasons(made: type, name: str, skipped: Reasons, failing: Reasons) -> type:
-    """A test class whose tests that do not apply are marked as such.
+def classes(cases: Mapping[str, Case], skipped: Reasons, failing: Reasons) -> dict[str, type]:
+    """All test classes of some cases, by name; tests that do not apply are marked as such.
 
     Args:
-        made: the class.
-        name: of its case.
+        cases: by name.
         skipped: tests that say nothing about us.
-        failing: tests that are bound to fail, and are known to.
+        failing: tests that are bound to fail.
     """
     marks = {test: pytest.mark.skip(reason=reason) for test, reason in skipped.items()}
     marks |= {test: pytest.mark.xfail(reason=reason, strict=True) for test, reason in failing.items()}
-    for key, mark in marks.items():
-        case, _, test = key.rpartition(".")
-        if hasattr(made, test) and case in ("", name):
-            setattr(made, test, mark(_copied(getattr(made, test))))
+    made: dict[str, type] = {}
+    for name, case in cases.items():
+        own = {f"Test{name}{what}": kind for what, kind in modern(case).items()}
+        own[f"TestClassic{name}"] = classic(case)
+        for key, mark in marks.items():
+            of_case, _, test = key.rpartition(".")
+            for kind in own.values():
+                if hasattr(kind, test) and of_case in ("", name):
+                    setattr(kind, test, mark(_copied(getattr(kind, test))))
+        made |= own
     return made
 
 

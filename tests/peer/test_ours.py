@@ -3,14 +3,12 @@
 import diffusers.pipelines
 import pytest
 from peer.cases import OURS
-from peer.classes import classic, modern, with_reasons
+from peer.classes import classes
 
 SKIPPED: dict[str, str] = {}
 FAILING: dict[str, str] = {}
 
-for _name, _case in OURS.items():
-    globals()[f"Test{_name}"] = with_reasons(modern(_case), _name, SKIPPED, FAILING)
-    globals()[f"TestClassic{_name}"] = with_reasons(classic(_case), _name, SKIPPED, FAILING)
+globals().update(classes(OURS, SKIPPED, FAILING))
 
 
 @pytest.fixture(autouse=True)
