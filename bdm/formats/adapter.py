@@ -10,14 +10,17 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .change import Change, rank
+from .header import WeightFile
 from .names import UNetBuild, flat
 from .peft_settings import PeftSettings
-from .weights import WeightFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .change import Change
 
 #: Endings of keys and what they are called here. kohya/LyCORIS, peft and diffusers name the same factors
 #: differently.
@@ -116,6 +119,8 @@ def split_adapter(file: WeightFile, modules: Mapping[str, Iterable[str]]) -> dic
         UserError: keys that belong to no module.
     """
     lookup = {part: _lookup(names, part) for part, names in modules.items()}
+    from .change import Change, rank  # what only says what a file is does without PyTorch
+
     found: dict[str, dict[str, dict[str, Tensor]]] = {part: {} for part in modules}
     unknown = []
     for key, tensor in file.tensors.items():

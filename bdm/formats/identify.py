@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from .adapter import adapter_metadata, split_key
-from .weights import WeightFile, looks_like_safetensors, read_json, read_weights, weight_files
+from .folders import read_json, weight_files
+from .header import WeightFile, looks_like_safetensors, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal[
     "checkpoint", "unet", "vae", "text encoder", "controlnet", "branch", "adapter", "embedding", "unknown"
@@ -102,7 +104,7 @@ def identify_source(source: Path) -> FileKind:
         UserError: it does not exist or cannot be read.
     """
     if not source.is_dir():
-        return identify(read_weights(source, header_only=True).tensors)
+        return identify(read_header(source).tensors)
     if (source / "model_index.json").is_file():
         if (source / "unet" / "config.json").is_file():
             return FileKind("checkpoint", identify_source(source / "unet").base, "diffusers")
@@ -259,7 +261,7 @@ def describe_file(path: Path) -> dict[str, str]:
     """
     if path.is_dir():
         return {"kind": str(identify_source(path)), "hash": source_hash(path)}
-    file = read_weights(path, header_only=True)
+    file = read_header(path)
     found = identify(file.tensors)
     parameters = sum(t.numel() for t in file.tensors.values())
     facts = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError, first_line
-from .weights import read_json
+from .folders import read_json
 
 Prediction = Literal["epsilon", "v_prediction"]
 

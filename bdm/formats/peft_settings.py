@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .weights import WeightFile, json_object, read_json
+from .folders import json_object, read_json
+from .header import WeightFile
 
 
 @dataclass(frozen=True)
