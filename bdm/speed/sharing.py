@@ -61,6 +61,7 @@ class SharedRows:
         self._encoder, self._prefix = DistinctRows(), DistinctRows()
         self._networks: tuple[Any, Any] | None = None
         self._known: bool | None = None
+        self._half: Rows | None = None
         self._text: tuple[Tensor, Rows | None, Tensor | None] | None = None
 
     def hang(self, stack: ExitStack, unet: Any, branch: Any) -> None:
@@ -76,7 +77,7 @@ class SharedRows:
         self._prefix.set(None)
         if call.parts != GUIDED or not self._halves_are_equal(call.sample) or not self._knows(call):
             return
-        self._prefix.set(Rows.half(len(call.sample), second=False, device=call.sample.device))
+        self._prefix.set(self._first_half(call.sample))
         rows, chosen = self._rows_of(call.text)
         if rows is not None and chosen is not None:
             self._encoder.set(rows, (call.text, chosen))
@@ -104,6 +105,14 @@ class SharedRows:
             return False
         half = len(latents) // 2
         return torch.equal(latents[:half], latents[half:])
+
+    def _first_half(self, latents: Tensor) -> Rows:
+        if self._half is None or (self._half.batch, self._half.chosen.device) != (
+            len(latents),
+            latents.device,
+        ):
+            self._half = Rows.half(len(latents), second=False, device=latents.device)
+        return self._half
 
     def _rows_of(self, text: Tensor) -> tuple[Rows | None, Tensor | None]:
         """The distinct rows of text features and their selection; once for a tensor that stays as it is."""

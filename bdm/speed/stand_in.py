@@ -8,6 +8,7 @@ own class, and all of that comes off in any order.
 from __future__ import annotations
 
 import copyreg
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
@@ -17,6 +18,8 @@ from torch import nn
 
 #: Under which name a module keeps what its stand-in needs.
 _STATE = "_bdm_stand_in"
+#: Held while a class is exchanged: two pipelines in two threads may share a branch.
+_STANDING_IN = threading.Lock()
 
 
 class StandIn:
@@ -40,21 +43,24 @@ def stand_in(stack: ExitStack, module: nn.Module, compute: Callable[..., Any]) -
 
     Args:
         stack: ends it.
-        module: of a class that is no stand-in's.
+        module: nothing is done where something stands in for it already.
         compute: gets the module, its class's own ``forward``, and the arguments.
     """
-    own = type(module)
-    kind = _stand_in_class(own)
+    with _STANDING_IN:
+        own = type(module)
+        if issubclass(own, StandIn):
+            return
+        kind = _stand_in_class(own)
 
-    def take_off() -> None:
-        vars(module).pop(_STATE, None)
-        if type(module) is kind:
-            module.__class__ = own
+        def take_off() -> None:
+            vars(module).pop(_STATE, None)
+            if type(module) is kind:
+                module.__class__ = own
 
-    # Before it acts: an interrupt in between leaves nothing behind.
-    stack.callback(take_off)
-    vars(module)[_STATE] = compute
-    module.__class__ = kind
+        # Before it acts: an interrupt in between leaves nothing behind.
+        stack.callback(take_off)
+        vars(module)[_STATE] = compute
+        module.__class__ = kind
 
 
 @cache
