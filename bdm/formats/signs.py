@@ -117,6 +117,11 @@ def _prediction(text: Any, path: Path, where: str) -> str:
 
 
 def says_yes(text: Any, path: Path, where: str) -> bool:
+    """Whether a setting says yes, in any spelling.
+
+    Raises:
+        UserError: it says neither yes nor no.
+    """
     word = str(text).strip().lower()
     if word in ("true", "yes", "1", "on"):
         return True
