@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import UserError, first_line
 from .files import atomic_write, refuse_occupied, write_json
 from .formats.adapter import KOHYA_ENDINGS, split_adapter
+from .formats.bundled import bundled_embeddings, bundled_tensors
 from .formats.change import Change
 from .formats.checkpoint import (
     CONFIG_KEY,
@@ -187,8 +188,9 @@ def _adapter(source: Path, layout: str, modules: Any) -> tuple[dict[str, Tensor]
         for module, change in changes.items():
             _refuse_incomplete(source, module, change.factors)
             tensors |= (_kohya_keys if layout == "kohya" else _diffusers_keys)(source, part, module, change)
+    bundled_embeddings(file)  # which refuses what is none
     kept = {key: text for key, text in file.metadata.items() if key.startswith(("ss_", "modelspec."))}
-    return tensors, kept
+    return tensors | bundled_tensors(file.tensors), kept
 
 
 #: Factors that are nothing without each other.
@@ -206,8 +208,6 @@ def _refuse_incomplete(source: Path, module: str, factors: Mapping[str, Tensor])
             raise UserError(
                 f"{source}: the {name} factor of {module} is no matrix; the file is damaged, get it again"
             )
-    if "alpha" in factors and factors["alpha"].numel() != 1:
-        raise UserError(f"{source}: the alpha of {module} is no number; the file is damaged, get it again")
 
 
 def _kohya_keys(source: Path, part: str, module: str, change: Change) -> dict[str, Tensor]:

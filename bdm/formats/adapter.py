@@ -7,12 +7,14 @@ their weight (see ``bdm.formats.change``).
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .bundled import without_bundled
 from .header import WeightFile
 from .names import UNetBuild, flat
 from .peft_settings import PeftSettings
@@ -63,12 +65,15 @@ _FACTORS = {
     "b_norm": "bias",
     "scalar": "scalar",
 }
+#: Factors of one value each, which may be plain numbers.
+_NUMBERS = ("alpha", "scalar", "on_input")
 #: The endings that kohya and LyCORIS write: of each factor, the first.
 KOHYA_ENDINGS = {ours: theirs for theirs, ours in reversed(_FACTORS.items())}
 _ENDINGS = re.compile(
-    r"^(?P<module>.+?)[._](?P<factor>"
+    r"(?P<module>.+?)\.(?P<factor>"
     + "|".join(map(re.escape, sorted(_FACTORS, key=len, reverse=True)))
-    + r")$"
+    + r")",
+    re.DOTALL,
 )
 #: The diffusers attention processors of 2023 carry the projection's name:
 #: "attn1.processor.to_q_lora.up.weight".
@@ -79,29 +84,28 @@ _PROCESSOR = re.compile(
 _TEXT_PROCESSOR = re.compile(
     r"^(?P<block>.+\.self_attn)\.to_(?P<projection>q|k|v|out)_lora\.(?P<factor>up|down)\.weight$"
 )
-#: What stands before module names, by part; flattened, longest first.
+#: What stands before the names of CLIP's text encoder, flattened; then follows ``text_model``, or nothing as
+#: with transformers from version 5.6 on. ComfyUI puts ``transformer`` between them.
+_TEXT_STARTS = (
+    "lora_te_", "lora_te1_", "lycoris_te_", "lycoris_te1_", "lycoris_", "text_encoder_", "clip_l_",
+    "text_encoders_clip_l_", "cond_stage_model_", "base_model_model_text_encoder_", "base_model_model_", "",
+)  # fmt: skip
+_TEXT_INNER = ("transformer_text_model_", "text_model_", "transformer_", "")
+#: What stands before module names, by part; flattened.
 _PREFIXES = {
     "unet": (
         "lora_unet_",
         "lycoris_unet_",
         "base_model_model_unet_",
+        "base_model_model_diffusion_model_",
+        "model_diffusion_model_",
         "diffusion_model_",
         "unet_",
         "lycoris_",
         "base_model_model_",
         "",
     ),
-    "text_encoder": (
-        "base_model_model_text_model_",
-        "lora_te_text_model_",
-        "lora_te1_text_model_",
-        "lycoris_te_text_model_",
-        "clip_l_text_model_",
-        "text_encoder_text_model_",
-        "lycoris_text_model_",
-        "lora_te_",
-        "text_encoder_",
-    ),
+    "text_encoder": tuple(start + inner for inner in _TEXT_INNER for start in _TEXT_STARTS),
 }
 
 
@@ -116,29 +120,35 @@ def split_adapter(file: WeightFile, modules: Mapping[str, Iterable[str]]) -> dic
         By part, the change of each module.
 
     Raises:
-        UserError: keys that belong to no module.
+        UserError: keys that belong to no module, or factors that are of no known form together.
     """
-    lookup = {part: _lookup(names, part) for part, names in modules.items()}
-    from .change import Change, rank  # what only says what a file is does without PyTorch
+    from .change import Change, rank, refuse_unknown_form  # who only asks what a file is needs no PyTorch
 
+    lookup = {part: _lookup(names, part) for part, names in modules.items()}
     found: dict[str, dict[str, dict[str, Tensor]]] = {part: {} for part in modules}
     unknown = []
-    for key, tensor in file.tensors.items():
-        if key.startswith("bundle_emb."):  # embeddings that some trainers pack beside the adapter
-            continue
+    for key, tensor in _factors(file).items():
         module, factor = split_key(key)
         place = _place(module, lookup) if module else None
         if place is None:
             unknown.append(key)
         else:
             part, name = place
-            found[part].setdefault(name, {})[factor] = tensor
+            if factor in found[part].setdefault(name, {}):
+                raise UserError(
+                    f"{file.path}: {key[:120]} and another key both hold the {factor} of {part}.{name}; the"
+                    " file is damaged"
+                )
+            found[part][name][factor] = tensor
     if unknown:
         raise UserError(
             f"{file.path}: {len(unknown)} of {len(file.tensors)} keys match no module of this model, such as"
-            f" {', '.join(unknown[:3])}; the file is made for another base or of an unknown kind (see `bdm"
-            " inspect`)"
+            f" {', '.join(key[:120] for key in unknown[:3])}; the file is made for another base or of an"
+            " unknown kind (see `bdm inspect`)"
         )
+    for part, changes in found.items():
+        for name, factors in changes.items():
+            refuse_unknown_form(factors, f"{file.path}: {part}.{name}")
     settings = PeftSettings.of(file)
     return {
         # Factors are small and are used again whenever a strength changes: not as views of a file that may be
@@ -153,16 +163,50 @@ def split_adapter(file: WeightFile, modules: Mapping[str, Iterable[str]]) -> dic
     }
 
 
+def _factors(file: WeightFile) -> dict[str, Tensor]:
+    """An adapter's tensors, and its plain numbers as tensors; without the embeddings packed beside it.
+
+    Raises:
+        UserError: a factor that is neither a tensor nor a number.
+    """
+    import torch
+
+    factors = {key: file.tensors[key] for key in without_bundled(file.tensors)}
+    texts = {key: text for key, text in file.metadata.items() if is_factor(key)}
+    for key, text in texts.items():
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if split_key(key)[1] not in _NUMBERS or not math.isfinite(number):
+            raise UserError(f"{file.path}: {key[:120]} is {text[:40]!r}; give a number, or a tensor of one")
+        factors[key] = torch.tensor(number, dtype=torch.float64)
+    for key, kind in file.others.items():
+        if is_factor(key) and key not in factors:
+            raise UserError(
+                f"{file.path}: {key[:120]} is of the kind {kind}, which is not read; give a tensor or a"
+                " number"
+            )
+    return factors
+
+
+def is_factor(key: str) -> bool:
+    """Whether a key is that of an adapter's factor."""
+    factor = split_key(key)[1]
+    # Any layer's weight ends like LyCORIS's (IA)3.
+    return factor not in ("", "gain") or (factor == "gain" and key.startswith(("lora_", "lycoris_")))
+
+
 def split_key(key: str) -> tuple[str, str]:
     """(module, factor) of an adapter's key; both "" if it is not one."""
-    processor = _PROCESSOR.match(key)
+    processor = _PROCESSOR.fullmatch(key)
     if processor:
         projection = processor["projection"].replace("to_out", "to_out.0")
         return f"{processor['block']}.{projection}", processor["factor"]
-    processor = _TEXT_PROCESSOR.match(key)
+    processor = _TEXT_PROCESSOR.fullmatch(key)
     if processor:
         return f"{processor['block']}.{processor['projection']}_proj", processor["factor"]
-    ending = _ENDINGS.match(key)
+    ending = _ENDINGS.fullmatch(key)
     return (ending["module"], _FACTORS[ending["factor"]]) if ending else ("", "")
 
 

@@ -86,8 +86,7 @@ class Change:
         if "factor" in f:  # (IA)3 as peft writes it: a factor, 1 being neutral
             return weight * (_along(f["factor"], weight) - 1)
         if "gain" in f:  # (IA)3 as LyCORIS writes it: 0 is neutral
-            on_input = bool(f["on_input"]) if "on_input" in f else False
-            axis = 1 if on_input else 0
+            axis = 1 if f.get("on_input", torch.zeros(())).item() else 0
             return weight * f["gain"].reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
         if "down" in f:
             _require((f["up"].shape[0], _inputs(f)) == _size(weight), "outputs or inputs")
@@ -112,6 +111,47 @@ class Change:
         if "alpha" in self.factors and self.rank:
             return self.factors["alpha"].item() / self.rank
         return 1.0 if self.scale is None else self.scale
+
+
+#: Factors of each form by the one that tells the form; bias, DoRA's magnitudes and what scales a product come
+#: on top.
+_FORMS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("diff",): ("diff", "alpha"),
+    ("factor",): ("factor",),
+    ("gain",): ("gain", "on_input"),
+    ("up", "down"): ("up", "down", "mid"),
+    ("w1_a", "w1_b", "w2_a", "w2_b"): ("w1_a", "w1_b", "w1_t", "w2_a", "w2_b", "w2_t"),
+    ("k1", "k1_a", "k1_b", "k2", "k2_a", "k2_b"): ("k1", "k1_a", "k1_b", "k2", "k2_a", "k2_b", "k2_t"),
+}
+_ON_TOP = ("alpha", "scalar", "magnitude", "row_magnitude")
+
+
+def refuse_unknown_form(factors: Mapping[str, Tensor], source: object) -> None:
+    """Refuse factors that are not of one known form, or of which some would not be used.
+
+    Raises:
+        UserError: names them.
+    """
+    for name in ("alpha", "scalar", "on_input"):
+        if name in factors and factors[name].numel() != 1:
+            raise UserError(
+                f"{source}: its {name} has shape {tuple(factors[name].shape)} and should be one number; the"
+                " file is damaged, get it again"
+            )
+    given = factors.keys() - {"bias"}
+    forms = [names for marks, names in _FORMS.items() if given & set(marks)]
+    product = bool(given & {"up", "down", "w1_a", "w1_b", "k1", "k1_a", "k2", "k2_a"})
+    left = given - set(forms[0] if forms else ()) - set(_ON_TOP if product else ())
+    if left or len(forms) > 1:
+        raise UserError(
+            f"{source}: the factors {', '.join(sorted(given))} are of no known form together; the file is"
+            " incomplete or of an unknown kind"
+        )
+    if "gain" in given and "on_input" not in given:
+        raise UserError(
+            f"{source} has a weight without on_input, which tells an (IA)3 from a layer's whole weight; the"
+            " latter is not supported"
+        )
 
 
 def rank(factors: Mapping[str, Tensor]) -> int | None:

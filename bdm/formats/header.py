@@ -45,14 +45,12 @@ class WeightFile:
             must stay as it is while they are in use: written over in place it changes them, and cut short it
             ends the process. Replacing it by renaming another is safe.
         metadata: the safetensors header's texts, or the plain values in a pickle.
-        numbers: plain numbers in a pickle, as numbers.
         others: kinds of what else a pickle holds, which is not read.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
-    numbers: dict[str, float] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
 
 
@@ -76,9 +74,21 @@ class TensorHeader:
         """How many dimensions it has."""
         return len(self.shape)
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def numel(self) -> int:
         """How many values it has."""
         return math.prod(self.shape)
+
+    def is_floating_point(self) -> bool:
+        """Whether its values are fractions."""
+        return "float" in self.dtype
+
+    def reshape(self, *shape: int) -> TensorHeader:
+        """The same values in another shape, one side of which may be -1."""
+        known = math.prod(side for side in shape if side != -1)
+        return TensorHeader(tuple(self.numel() // max(1, known) if s == -1 else s for s in shape), self.dtype)
 
 
 def read_header(path: str | Path) -> WeightFile:

@@ -1,47 +1,20 @@
-"""What a weight file is, from its names and shapes alone."""
+"""What a file or folder is, and what there is to say of it."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .adapter import adapter_metadata, split_key
-from .folders import read_json, weight_files
-from .header import WeightFile, looks_like_safetensors, read_header
+from .bundled import bundled_embeddings
+from .control_signs import control_signs
+from .folders import read_json
+from .hashes import file_hashes, source_hash
+from .header import WeightFile, read_header
+from .kinds import FileKind, Kind, base_of_width, identify
+from .noise import folder_noise
+from .signs import file_noise, metadata_claims
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Kind = Literal[
-    "checkpoint", "unet", "vae", "text encoder", "controlnet", "branch", "adapter", "embedding", "unknown"
-]
-
-#: Width of the text features that a UNet, ControlNet, adapter or embedding of each base reads.
-_BASES = {768: "SD1.5", 1024: "SD2", 1280: "SDXL", 2048: "SDXL"}
-#: Names that only occur in models of other families.
-_FAMILIES = {
-    "joint_blocks": "SD3",
-    "double_blocks": "FLUX",
-    "single_blocks": "FLUX",
-    "single_transformer_blocks": "FLUX",
-    "transformer.transformer_blocks.": "FLUX or SD3",
-    "conditioner.embedders.": "SDXL",
-    "label_emb.": "SDXL",
-    "add_embedding.linear_1": "SDXL",
-    "lora_te2_": "SDXL",
-    "text_encoder_2.": "SDXL",
-    "clip_g": "SDXL",
-    "cond_stage_model.model.": "SD2",
-}
-#: SD1.5 has one transformer block in a place where SDXL has up to ten.
-_SECOND_BLOCK = re.compile(
-    r"(?:attentions|input_blocks|middle_block|output_blocks)[._\d]+transformer_blocks[._][1-9]"
-)
 #: Bases of diffusers pipelines, by the start of their class's name; "" for SD1.5's, whose folder then lacks
 #: its UNet.
 _PIPELINES = {
@@ -61,40 +34,6 @@ _CLASSES: dict[str, Kind] = {
     "ControlNetModelBDM": "branch",
     "BranchModel": "branch",
 }
-
-
-@dataclass(frozen=True)
-class FileKind:
-    """What a file is.
-
-    Attributes:
-        kind: the role it plays in a pipeline; an adapter is a LoRA or one of its relatives.
-        base: the model family it is made for: "SD1.5", "SD2", "SDXL", "SD3", "FLUX"; "SD1.5 inpainting" and
-            so on for modified UNets; "width N" for a small model that only differs from SD1.5 in its text
-            width; "" if nothing tells.
-        layout: whose names it uses: "original", "diffusers", "kohya", "A1111", "BDM".
-    """
-
-    kind: Kind
-    base: str
-    layout: str
-
-    def __str__(self) -> str:
-        return " ".join(
-            filter(None, (self.base, self.kind, f"({self.layout} layout)" if self.layout else ""))
-        )
-
-
-def identify(tensors: Mapping[str, Tensor]) -> FileKind:
-    """Say what a mapping of names to tensors (possibly on the meta device) is."""
-    keys = list(tensors)
-    kind, layout = _kind(tensors)
-    base = next((name for part, name in _FAMILIES.items() if any(part in key for key in keys)), "")
-    if not base and any(_SECOND_BLOCK.search(key) for key in keys):
-        base = "SDXL"
-    if not base and kind in ("checkpoint", "unet", "vae", "controlnet", "branch", "adapter", "embedding"):
-        base = _modified(tensors, kind) or _base_of_width(_text_width(tensors, kind), kind)
-    return FileKind(kind, base, layout)
 
 
 def identify_source(source: Path) -> FileKind:
@@ -122,7 +61,7 @@ def identify_source(source: Path) -> FileKind:
     if settings.get("addition_embed_type") == "text_time":
         base = "SDXL"
     elif kind in ("unet", "controlnet") and isinstance(width, int):
-        base = "SD1.5 inpainting" if settings.get("in_channels") == 9 else _base_of_width(width, kind)
+        base = "SD1.5 inpainting" if settings.get("in_channels") == 9 else base_of_width(width, kind)
     else:
         base = ""
     return FileKind(kind, base, "diffusers")
@@ -153,114 +92,25 @@ def require(found: FileKind, allowed: tuple[Kind, ...], source: object) -> None:
         )
 
 
-def _kind(tensors: Mapping[str, Tensor]) -> tuple[Kind, str]:
-    keys = tensors.keys()
-
-    def has(*starts: str) -> bool:
-        return any(key.startswith(starts) for key in keys)
-
-    # The first ControlNet files hold a whole checkpoint beside the control.
-    if has("control_model.", "input_hint_block."):
-        return "controlnet", "original"
-    if has("model.diffusion_model.", "model_ema.diffusion_model"):
-        return "checkpoint", "original"
-    if has("controlnet_cond_embedding."):
-        return "controlnet", "diffusers"
-    if has("controlnet_down_blocks."):
-        return "branch", "BDM"
-    if has("string_to_param.") or has("emb_params") or keys == {"clip_l", "clip_g"}:
-        return "embedding", "A1111"
-    if has("conv_in.") and has("up_blocks."):
-        return "unet", "diffusers"
-    if has("input_blocks.") and has("output_blocks."):
-        return "unet", "original"
-    if has("encoder.down_blocks.", "encoder.down.", "first_stage_model."):
-        return "vae", "diffusers" if has("encoder.down_blocks.") else "original"
-    if has("embeddings.token_embedding.", "text_model.embeddings.", "cond_stage_model.transformer."):
-        return "text encoder", "diffusers"
-    split = [
-        key
-        for key in keys
-        if split_key(key)[1] not in ("", "gain") or (split_key(key)[1] and key.startswith("lora_"))
-    ]
-    if (
-        1 <= len(tensors) <= 2
-        and not split
-        and all(t.ndim in (1, 2) and not key.endswith(".weight") for key, t in tensors.items())
-    ):
-        return "embedding", "diffusers"
-    if split and len(split) >= len(tensors) / 2:
-        return "adapter", "kohya" if has("lora_unet_", "lora_te", "lycoris_") else "diffusers"
-    return "unknown", ""
-
-
-def _modified(tensors: Mapping[str, Tensor], kind: Kind) -> str:
-    """The name of a UNet or VAE with other channels than SD1.5's."""
-    for key in ("encoder.conv_out.weight", "first_stage_model.encoder.conv_out.weight"):
-        if kind == "vae" and key in tensors and tensors[key].shape[:1] != (8,):
-            return f"a model of {tensors[key].shape[0] // 2 if tensors[key].ndim else 0} latent channels"
-    for key in ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight"):
-        if key in tensors and tensors[key].ndim == 4 and tensors[key].shape[1] != 4:
-            channels = tensors[key].shape[1]
-            return {9: "SD1.5 inpainting", 8: "InstructPix2Pix"}.get(
-                channels, f"a UNet of {channels} input channels"
-            )
-    return ""
-
-
-def _text_width(tensors: Mapping[str, Tensor], kind: Kind) -> int | None:
-    if kind == "embedding":
-        return next((t.shape[-1] for t in tensors.values() if t.ndim), None)
-    for key, tensor in tensors.items():
-        if "attn2" in key and tensor.ndim >= 2 and "to_k" in key:
-            if key.endswith("attn2.to_k.weight"):
-                return tensor.shape[1]
-            if split_key(key)[1] in ("down", "diff", "w1_b"):
-                return tensor.shape[1]
-    return None
-
-
-def _base_of_width(width: int | None, kind: Kind) -> str:
-    if width is None or kind in ("branch", "vae"):  # a branch reads any native encoder
-        return ""
-    return _BASES.get(width, f"width {width}")
-
-
-def file_hashes(path: Path) -> dict[str, str]:
-    """SHA-256 of a file, and of its tensor data alone for safetensors (what A1111 shows for LoRA files)."""
-    whole, data = hashlib.sha256(), hashlib.sha256()
-    has_header = looks_like_safetensors(path)
-    with open(path, "rb") as file:
-        if has_header:
-            length = file.read(8)
-            header = file.read(int.from_bytes(length, "little"))
-            whole.update(length + header)
-        while chunk := file.read(1 << 22):
-            whole.update(chunk)
-            if has_header:
-                data.update(chunk)
-    hashes = {"sha256": whole.hexdigest(), "model hash": whole.hexdigest()[:10]}
-    return hashes | ({"data hash": data.hexdigest()[:12]} if has_header else {})
-
-
-def source_hash(source: Path) -> str:
-    """The first ten digits of a file's SHA-256; of a folder's weight files together (those that are read)."""
-    if source.is_file():
-        return file_hashes(source)["model hash"]
-    together = hashlib.sha256()
-    folders = [source, *(path for path in source.rglob("*") if path.is_dir())]
-    for path in sorted(path for folder in folders for path in weight_files(folder)):
-        together.update(file_hashes(path)["sha256"].encode())
-    return together.hexdigest()[:10]
-
-
 def describe_file(path: Path) -> dict[str, str]:
-    """Everything ``bdm inspect`` prints: kind, base, size, dtypes, what the trainer noted, hashes.
+    """Everything ``bdm inspect`` prints: kind, base, size, dtypes, what the trainer noted, signs, hashes.
 
-    Loads no values.
+    Loads no values. Texts are as they may be shown (see ``bdm.errors.printable``).
+
+    Raises:
+        UserError: it cannot be read.
     """
-    if path.is_dir():
-        return {"kind": str(identify_source(path)), "hash": source_hash(path)}
+    facts = _folder_facts(path) if path.is_dir() else _file_facts(path)
+    return {printable(name, 80): printable(text, 500) for name, text in facts.items()}
+
+
+def _folder_facts(path: Path) -> dict[str, str]:
+    found = identify_source(path)
+    noted = {"noise": str(folder_noise(path))} if found.kind == "checkpoint" else {}
+    return {"kind": str(found), **noted, "hash": source_hash(path)}
+
+
+def _file_facts(path: Path) -> dict[str, str]:
     file = read_header(path)
     found = identify(file.tensors)
     parameters = sum(t.numel() for t in file.tensors.values())
@@ -278,7 +128,24 @@ def describe_file(path: Path) -> dict[str, str]:
     if found.kind == "embedding":
         facts["vectors"] = str(max(t.shape[0] if t.ndim == 2 else 1 for t in file.tensors.values()))
         facts["trigger"] = path.stem
-    return facts | file_hashes(path)
+    return facts | _signs(file, found.kind) | file_hashes(path)
+
+
+def _signs(file: WeightFile, kind: Kind) -> dict[str, str]:
+    """What is told beside the weights of what they mean; what is wrong with it where they contradict it."""
+    try:
+        if kind == "checkpoint":
+            return {"noise": str(file_noise(file))}
+        if kind == "controlnet":
+            return {name: f"yes, by {sign}" for name, sign in vars(control_signs(file)).items() if sign}
+        if kind == "adapter":
+            bundled = bundled_embeddings(file)
+            words = ", ".join(f"{name} ({len(vectors)} vectors)" for name, vectors in bundled.items())
+            claims = ", ".join(f"{claim.name} {claim.value}" for claim in metadata_claims(file))
+            return {name: text for name, text in (("embeddings", words), ("noted noise", claims)) if text}
+    except UserError as error:
+        return {"problem": str(error)}
+    return {}
 
 
 def _adapter_facts(file: WeightFile) -> dict[str, str]:

@@ -13,6 +13,9 @@ from ..errors import UserError
 from .folders import json_object, read_json
 from .header import WeightFile
 
+#: Ways to begin a training that change the base's weights.
+_CHANGED = ("pissa", "olora", "corda", "loftq")
+
 
 @dataclass(frozen=True)
 class PeftSettings:
@@ -33,8 +36,14 @@ class PeftSettings:
         Empty if there are none.
 
         Raises:
-            UserError: they are damaged.
+            UserError: they are damaged, or say that the adapter is for a base that was changed with it.
         """
+        settings = PeftSettings._read(file)
+        settings._refuse_changed_base()
+        return settings
+
+    @staticmethod
+    def _read(file: WeightFile) -> PeftSettings:
         noted = file.metadata.get("lora_adapter_metadata")
         if noted is not None:
             return PeftSettings(
@@ -43,6 +52,21 @@ class PeftSettings:
         beside = file.path.with_name("adapter_config.json")
         peft_keys = any(".lora_A." in key or key.startswith("base_model.model.") for key in file.tensors)
         return PeftSettings(file.path, read_json(beside) if peft_keys and beside.is_file() else {})
+
+    def _refuse_changed_base(self) -> None:
+        """Refuse what was trained on a base whose weights were changed when the training began.
+
+        Such files hold the adapter alone: added to the plain base it means something else.
+        """
+        for name, value in self.values.items():
+            changed = name.rpartition(".")[2] == "init_lora_weights" and str(value).lower().startswith(
+                _CHANGED
+            )
+            if changed:
+                raise UserError(
+                    f"{self.path}: its settings say {name} {str(value)[:40]!r}, so it fits a base that was"
+                    " changed with it; convert it with peft (path_initial_model_for_weight_conversion)"
+                )
 
     def scale(self, part: str, module: str, rank: int | None) -> float | None:
         """alpha / rank (alpha / sqrt(rank) for rsLoRA) of a module, or None where nothing is noted.
@@ -61,8 +85,17 @@ class PeftSettings:
             # factorised.
             divisor = rank or self._noted(module, f"{prefix}rank_pattern", f"{prefix}r")
             if alpha is not None and divisor and divisor > 0:
-                return alpha / (divisor**0.5 if self.values.get(f"{prefix}use_rslora") else divisor)
+                return alpha / (divisor**0.5 if self._yes(f"{prefix}use_rslora") else divisor)
         return None
+
+    def _yes(self, key: str) -> bool:
+        value = self.values.get(key)
+        if not isinstance(value, bool | None):
+            raise UserError(
+                f"{self.path}: the adapter's settings note {str(value)[:20]!r} for {key}, neither true nor"
+                " false; they are damaged, save it again"
+            )
+        return bool(value)
 
     def _noted(self, module: str, pattern_key: str, *keys: str) -> float | None:
         """The number noted for a module.
@@ -73,9 +106,10 @@ class PeftSettings:
         patterns = self.values.get(pattern_key)
         if isinstance(patterns, dict):
             value = next((v for pattern, v in patterns.items() if self._fits(module, pattern)), value)
-        if not isinstance(value, int | float):
+        if value is None:
             return None
-        if not abs(value) < 1e9:  # JSON knows NaN, and whole numbers of any length
+        # JSON knows NaN, and whole numbers of any length.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
             raise UserError(
                 f"{self.path}: the adapter's settings note {str(value)[:20]} for {keys[0]}; they are damaged,"
                 " save it again"

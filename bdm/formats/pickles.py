@@ -70,10 +70,11 @@ def unpickle(path: Path, header_only: bool, archive: bool | None = None) -> Any:
     try:
         if archive:
             _check_archive(path)
-        with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(
-                path, map_location="meta" if header_only else "cpu", weights_only=True, mmap=archive
-            )
+        where = "meta" if header_only else "cpu"
+        with torch.serialization.safe_globals(_STAND_INS), open(path, "rb") as file:
+            if path.suffix == ".safetensors":  # which torch would go by
+                return torch.load(file, map_location=where, weights_only=True)
+            return torch.load(path, map_location=where, weights_only=True, mmap=archive)
     except UserError:
         raise
     except Exception as error:  # torch raises many kinds; its text names the refused global

@@ -98,17 +98,13 @@ def _read_pickle(path: Path, header_only: bool) -> WeightFile:
     content = unpickle(path, header_only)
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    numbers: dict[str, float] = {}
     others: dict[str, str] = {}
     for name, value in entries(content, path) if isinstance(content, Mapping) else ():
         if isinstance(value, Tensor):
             tensors[name] = _plain(value, name, path, header_only)
-            continue
-        if isinstance(value, str | int | float):
+        elif isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 64):
             metadata[name] = str(value)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
-            numbers[name] = float(value)
-        elif not isinstance(value, Mapping | str):
+        elif not isinstance(value, Mapping):
             others[name] = type(value).__name__
     if not tensors:
         raise UserError(
@@ -116,7 +112,7 @@ def _read_pickle(path: Path, header_only: bool) -> WeightFile:
             " file"
         )
     _check_sizes(path, tensors)
-    return WeightFile(path, tensors, metadata, numbers, others)
+    return WeightFile(path, tensors, metadata, others)
 
 
 def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -222,6 +223,11 @@ def test_alpha_patterns_of_diffusers(tmp_path):
         ({"lora_alpha": 10**400}, "note 1000"),
         ({"lora_alpha": 1, "alpha_pattern": {"to_k": float("inf")}}, "note inf"),
         ({"lora_alpha": 1, "alpha_pattern": {"(x+x+)+y": 1}}, "by the expression"),
+        ({"lora_alpha": True}, "note True for lora_alpha"),
+        ({"unet.lora_alpha": "8"}, "note 8 for unet.lora_alpha"),
+        ({"lora_alpha": 8, "use_rslora": "false"}, "neither true nor false"),
+        ({"unet.init_lora_weights": "pissa_niter_4"}, "a base that was changed with it"),
+        ({"init_lora_weights": "OLoRA"}, "a base that was changed with it"),
     ],
 )
 def test_damaged_settings_of_peft(tmp_path, settings, message):
@@ -408,3 +414,89 @@ def test_factors_that_do_not_fit_are_an_error():
 
 def test_split_key_ignores_ordinary_weights():
     assert split_key("down_blocks.0.resnets.0.conv1.bias") == ("", "")
+
+
+ALPHAS = {
+    "0 dimensions": torch.tensor(1.0),
+    "shape (1,)": torch.ones(1),
+    "shape (1, 1)": torch.ones(1, 1),
+    "half": torch.tensor(1.0).half(),
+    "bfloat16": torch.tensor(1.0).bfloat16(),
+    "double": torch.tensor(1.0).double(),
+    "int64": torch.tensor(1),
+    "int": 1,
+    "float": 1.0,
+    "text": "1.0",
+    "numpy float32": np.float32(1.0),
+    "numpy float64": np.float64(1.0),
+    "numpy float16": np.float16(1.0),
+    "numpy int64": np.int64(1),
+}
+
+
+@pytest.mark.parametrize("name", ALPHAS)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_alpha_counts_in_whatever_form_a_pickle_holds_it(tmp_path, name, wrapped):
+    down, up = torch.randn(4, 6), torch.randn(5, 4)
+    content = {f"unet.{LINEAR}.lora_down.weight": down, f"unet.{LINEAR}.lora_up.weight": up,
+               f"unet.{LINEAR}.alpha": ALPHAS[name]}  # fmt: skip
+    torch.save({"state_dict": content} if wrapped else content, tmp_path / "a.pt")
+    change = split_adapter(read_weights(tmp_path / "a.pt"), {"unet": [LINEAR, CONVOLUTION]})["unet"][LINEAR]
+    torch.testing.assert_close(change.weight(torch.zeros(5, 6)), up @ down / 4)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "message"),
+    [
+        (True, "alpha is 'True'; give a number"),
+        (float("nan"), "alpha is 'nan'; give a number"),
+        (float("inf"), "alpha is 'inf'"),
+        (10**400, "alpha is of the kind int"),
+        ("four", "alpha is 'four'"),
+        ([1.0], "alpha is of the kind list"),
+        (None, "alpha is of the kind NoneType"),
+        (np.ones(3), "alpha is of the kind"),
+        (torch.ones(2), r"alpha has shape \(2,\)"),
+        (torch.ones(0), r"alpha has shape \(0,\)"),
+    ],
+)
+def test_alphas_that_are_no_numbers_are_refused_and_not_left_out(tmp_path, alpha, message):
+    content = {f"unet.{LINEAR}.lora_down.weight": torch.randn(4, 6),
+               f"unet.{LINEAR}.lora_up.weight": torch.randn(5, 4), f"unet.{LINEAR}.alpha": alpha}  # fmt: skip
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=message):
+        split_adapter(read_weights(tmp_path / "a.pt"), {"unet": [LINEAR, CONVOLUTION]})
+
+
+def test_numbers_that_are_no_factors_do_no_harm(tmp_path):
+    content = {f"unet.{LINEAR}.diff": torch.randn(5, 6), "epoch": 3, "notes": None, "loss": np.float64(1)}
+    torch.save(content, tmp_path / "a.pt")
+    assert split_adapter(read_weights(tmp_path / "a.pt"), {"unet": [LINEAR, CONVOLUTION]})["unet"].keys() == {
+        LINEAR
+    }
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"weight": (5,)},  # a normalisation's whole weight, or (IA)3 without what tells
+        {"diff": (5, 6), "lora_up.weight": (5, 4), "lora_down.weight": (4, 6)},
+        {"hada_w1_a": (5, 1), "lora_up.weight": (5, 4), "lora_down.weight": (4, 6)},
+        {"lokr_w1": (5, 6), "lokr_w2": (1, 1), "hada_t1": (1, 1, 1, 1)},
+        {"ia3_l": (5, 1), "alpha": ()},
+        {"alpha": ()},
+        {"scalar": ()},
+        {"on_input": ()},
+        {"lora_mid.weight": (4, 4, 1, 1)},
+    ],
+)
+def test_factors_of_which_some_would_not_be_used(tmp_path, factors):
+    tensors = {f"lora_unet.{LINEAR}.{name}": torch.ones(shape) for name, shape in factors.items()}
+    with pytest.raises(UserError, match=r"of no known form together|without on_input"):
+        change_of(tensors, tmp_path, [LINEAR, CONVOLUTION])
+
+
+def test_one_factor_under_two_names_is_damage(tmp_path):
+    names = (f"unet.{LINEAR}.lora_A.weight", f"lora_unet_{LINEAR.replace('.', '_')}.lora_down.weight")
+    with pytest.raises(UserError, match="both hold the down"):
+        change_of({name: torch.randn(4, 6) for name in names}, tmp_path, [LINEAR, CONVOLUTION])

@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import unicodedata
 import zipfile
 
 import pytest
@@ -17,8 +18,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bdm.bench.memory import peak_memory
-from bdm.errors import UserError
+from bdm.errors import UserError, first_line, printable
+from bdm.formats.adapter import split_adapter
 from bdm.formats.checkpoint import CONFIG_KEY, Parts, empty_part, load_controlnet, read_parts
+from bdm.formats.hashes import file_hashes
 from bdm.formats.identify import describe_file, identify_source
 from bdm.formats.names import unet_to_original
 from bdm.formats.weights import is_finite, json_object, read_weights, read_weights_folder, refuse_not_finite
@@ -89,11 +92,12 @@ def harmful():
     return [*plain, *calls, *stack_global]
 
 
+@pytest.mark.parametrize("ending", [".ckpt", ".safetensors", ".SAFETENSORS", ".Pt"])
 @pytest.mark.parametrize("archive", [False, True])
-def test_nothing_in_a_pickle_is_executed(tmp_path, monkeypatch, archive):
+def test_nothing_in_a_pickle_is_executed(tmp_path, monkeypatch, archive, ending):
     monkeypatch.chdir(tmp_path)
     for i, content in enumerate(harmful()):
-        path = tmp_path / f"{i}.ckpt"
+        path = tmp_path / f"{i}{ending}"
         if archive:
             with zipfile.ZipFile(path, "w") as file:
                 file.writestr("archive/data.pkl", content)
@@ -106,6 +110,62 @@ def test_nothing_in_a_pickle_is_executed(tmp_path, monkeypatch, archive):
         with pytest.raises(UserError, match=path.name):
             read_weights(path, header_only=True)
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("ending", [".safetensors", ".SAFETENSORS", ".CKPT", ".Pt", ".bin", ""])
+def test_a_pickle_under_any_ending_is_read_as_one(tmp_path, ending, old):
+    path = tmp_path / f"a{ending}"
+    torch.save({"emb_params": torch.ones(2, 768)}, path, _use_new_zipfile_serialization=not old)
+    assert describe_file(path)["kind"] == "embedding"
+    assert "data hash" not in describe_file(path)
+    assert torch.equal(read_weights(path).tensors["emb_params"], torch.ones(2, 768))
+
+
+@pytest.mark.parametrize("ending", [".SAFETENSORS", ".Safetensors", ".ckpt", ".PT", ""])
+def test_safetensors_under_any_ending_is_read_and_hashed_as_such(tmp_path, ending):
+    save_file({"emb_params": torch.ones(2, 768)}, tmp_path / "plain.safetensors")
+    (tmp_path / f"a{ending}").write_bytes((tmp_path / "plain.safetensors").read_bytes())
+    plain, renamed = (describe_file(tmp_path / name) for name in ("plain.safetensors", f"a{ending}"))
+    assert "data hash" in plain
+    assert renamed == plain | {"trigger": "a"}
+
+
+def test_hashing_a_file_whose_header_lies_takes_no_memory(tmp_path):
+    for length in (2**40, 2**63, 2**64 - 1):
+        (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + b"{" * 64)
+        assert "data hash" not in file_hashes(tmp_path / "a.safetensors")
+
+
+ODD = "a\x1b[2J\n\u202eb\x07\x85\u2028\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def test_texts_of_files_are_shown_without_characters_that_act(tmp_path):
+    """A terminal that is told to clear itself, lines that seem to be ours, text that is read backwards."""
+    key = f"lora_unet_{ODD}.lora_down.weight"
+    texts = {"ss_base_model_version": ODD, "modelspec.title": ODD, "modelspec.trigger_phrase": ODD}
+    save_file({key: torch.zeros(2, 8), f"bundle_emb.{ODD}.emb_params": torch.zeros(1, 8)},
+              tmp_path / "a.safetensors", texts)  # fmt: skip
+    facts = describe_file(tmp_path / "a.safetensors")
+    assert len([text for text in facts.values() if "[2J" in text]) == 4
+    with pytest.raises(UserError, match=r"match no module") as raised:
+        split_adapter(read_weights(tmp_path / "a.safetensors"), {"text_encoder": []})
+    for text in (*facts, *facts.values(), str(raised.value)):
+        assert not [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")], repr(text)
+
+
+def test_what_is_shown_of_a_text_is_short_and_harmless():
+    assert printable("红灯笼　“a” 👩\u200d🔬 é") == "红灯笼　“a” 👩\u200d🔬 é"
+    assert printable("a\tb\r\nc") == "a b  c"
+    assert printable("\x1b]0;x\x07\x9b\udcff") == r"\x1b]0;x\x07\x9b\udcff"
+    assert printable("x" * 100, 10) == "x" * 10 + "…"
+    assert str(UserError("a\nerror: b\u202e")) == r"a error: b\u202e"
+    assert first_line(ValueError("\x1b[1m\nb")) == r"\x1b[1m"
+    for number in range(0x110000):
+        shown = printable(chr(number))
+        assert chr(number) in "\u200c\u200d" or not [
+            c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        ]
 
 
 def test_stand_ins_only_keep_what_they_get(tmp_path):

@@ -63,19 +63,19 @@ def build_recipe(run: RunConfig, source: Source | None = None, **ready: Any) -> 
         case "contrastive":
             from .contrastive import ContrastiveRecipe as Built
         case "backbone":
-            from .backbone import BackboneRecipe as Built
+            from .backbone import backbone_recipe as Built
         case "branch":
-            from .branch import BranchRecipe as Built
+            from .branch import branch_recipe as Built
         case "checkpoint":
-            from .community import CheckpointRecipe as Built
+            from .checkpoint import checkpoint_recipe as Built
         case "lora":
-            from .community import LoraRecipe as Built
+            from .lora import lora_recipe as Built
         case "lcm_lora":
-            from .distill import LcmLoraRecipe as Built
+            from .lcm_lora import lcm_lora_recipe as Built
         case "embedding":
-            from .community import EmbeddingRecipe as Built
+            from .embedding import embedding_recipe as Built
         case "controlnet":
-            from .community import ControlNetRecipe as Built
+            from .controlnet import controlnet_recipe as Built
         case "judge":
             from .judge import JudgeRecipe as Built
     # The configuration's own check has paired recipe and data.
