@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from .buckets import BucketOrder
-from .source import Example, Source, UnreadableExample, draw_indices
+from .order import draw_indices
+from .source import Example, Source, UnreadableExample
 
 logger = logging.getLogger("bdm")
 

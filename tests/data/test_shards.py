@@ -11,8 +11,9 @@ import webdataset
 from PIL import Image
 
 from bdm.data.batch import stream
+from bdm.data.order import WINDOW, draw_indices
 from bdm.data.shards import ShardSource, expand_urls
-from bdm.data.source import WINDOW, UnreadableExample, draw_indices
+from bdm.data.source import UnreadableExample
 from bdm.data.tar import index_shard
 from bdm.errors import UserError
 
