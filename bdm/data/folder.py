@@ -78,7 +78,8 @@ def _read_rows(metadata: Path, caption: str) -> list[dict[str, Any]]:
             f'{metadata}: no such file; a data folder needs one line per picture, {{"file_name": ..., "text":'
             " ...}"
         )
-    lines = metadata.read_text(encoding="utf-8").splitlines()
+    # JSON may hold what Unicode calls ends of lines.
+    lines = metadata.read_text(encoding="utf-8-sig").split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     return [_read_row(f"{metadata} line {number}", line, caption) for number, line in numbered]
 
