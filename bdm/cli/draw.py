@@ -26,6 +26,7 @@ DEMO_PROMPTS = (
 
 
 def add_commands(commands: Any) -> None:
+    """Add ``infer`` and ``demo`` to a parser's commands."""
     infer = commands.add_parser("infer", help="draw pictures for native prompts")
     _infer_options(infer)
     infer.set_defaults(run=_infer)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..formats.adapter import split_adapter
+from ..formats.bundled import BUNDLED, bundled_embeddings
 from ..formats.change import Change
-from ..formats.embedding import BUNDLED, bundled_embeddings
+from ..formats.embedding import as_rows
 from ..formats.weights import WeightFile, read_weights, refuse_not_finite
 from .kind import PluginKind, Strengths, finite
 from .stack import Place, WeightDelta
@@ -59,7 +60,9 @@ class AdapterKind(PluginKind):
         """The delta of the embeddings in an adapter's file; an empty one where there are none."""
         if not any(key.startswith(BUNDLED) for key in file.tensors):
             return WeightDelta()
-        return self.to.words.rows(bundled_embeddings(file, self.to.words.width()), path)
+        width = self.to.words.width()
+        vectors = {word: as_rows(tensor, width, path) for word, tensor in bundled_embeddings(file).items()}
+        return self.to.words.rows(vectors, path)
 
     def _refuse_missing_text(self, keys: Iterable[str], path: Path) -> None:
         """Refuse changes of a text encoder that the pipeline lacks, as one loaded with ``english=False``."""
