@@ -95,7 +95,13 @@ def remove(path: Path) -> None:
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+    with atomic_write(path) as partial:
+        partial.write_bytes(to_json(content, indent) + b"\n")
+
+
+def to_json(content: Any, indent: int | None = None) -> bytes:
+    """JSON in UTF-8, with halves of surrogate pairs, which UTF-8 has not, as JSON's escapes."""
+    return json.dumps(content, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,7 +119,7 @@ def append_line(path: Path, content: Any) -> None:
     with writing_to(path), open(path, "ab+") as file:
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")
-        file.write(json.dumps(content, ensure_ascii=False).encode("utf-8") + b"\n")
+        file.write(to_json(content) + b"\n")
 
 
 @contextmanager

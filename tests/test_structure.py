@@ -28,7 +28,7 @@ INSIDE = {
     """),
     "pipeline": names("exclusive inputs groups texts auto loading reuse parts pipelines"),
     "parallel": names("processes whole strategies ray"),
-    "plan": names("operations fake_device meta_models fake_step plan drawing_memory report"),
+    "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
     "training": names("""
         averaging metrics optimizers states stopping recipes setup resuming evaluating publishing loop
     """),

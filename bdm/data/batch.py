@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import multiprocessing.util
@@ -22,8 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from ..files import append_line
 from .buckets import BucketOrder
-from .source import Example, Source, UnreadableExample, draw_indices
+from .order import draw_indices
+from .source import Example, Source, UnreadableExample
 
 logger = logging.getLogger("bdm")
 
@@ -139,6 +140,8 @@ class _Positions(Dataset):
 
     #: So many uses are looked at before the share of unreadable ones counts.
     AT_LEAST = 200
+    #: Scores and sizes are meant to leave out many; damage and captions in another field are mistakes.
+    MISTAKES = ("unreadable", "caption")
 
     def __init__(self, source: Source, log: Path | None, limit: float) -> None:
         self.source, self.log, self.limit = source, log, limit
@@ -152,21 +155,30 @@ class _Positions(Dataset):
             try:
                 return position, index, self.source[index]
             except UnreadableExample as error:
-                self.unreadable += 1
-                if self.log is not None:
-                    with open(self.log, "a", encoding="utf-8") as file:
-                        file.write(
-                            json.dumps({"key": error.key, "reason": error.reason}, ensure_ascii=False) + "\n"
-                        )
                 index = self._next(index)
-                if self.unreadable > self.limit * max(self.used, self.AT_LEAST) or index == first:
-                    # Returned, not raised: a data worker would wrap it into a traceback.
-                    return UserError(
-                        f"{self.unreadable} of {self.used} examples cannot be used, the last {error.key}"
-                        f" ({error.reason}); allowed is a share of {self.limit:g} (unreadable_limit), and not"
-                        f" all that could take its place: see {self.log or 'the data'}, mend it or its"
-                        " filters"
-                    )
+                # Returned, not raised: a data worker would wrap it into a traceback.
+                if (end := self._note(error)) is not None:
+                    return end
+                if index == first:
+                    return self._too_many(error)
+
+    def _note(self, error: UnreadableExample) -> UserError | None:
+        """Write an example down that cannot be used; gives what ends the run, if that does."""
+        self.unreadable += error.kind in self.MISTAKES
+        if self.log is not None:
+            try:
+                append_line(self.log, {"key": error.key, "reason": error.reason})
+            except UserError as full:
+                return full
+        allowed = self.limit * max(self.used, self.AT_LEAST)
+        return self._too_many(error) if self.unreadable > allowed else None
+
+    def _too_many(self, error: UnreadableExample) -> UserError:
+        return UserError(
+            f"{self.unreadable} of {self.used} examples cannot be used, the last {error.key}"
+            f" ({error.reason}); allowed is a share of {self.limit:g} (unreadable_limit), and not all that"
+            f" could take its place: see {self.log or 'the data'}, mend it or its filters"
+        )
 
     def _next(self, index: int) -> int:
         buckets, last = getattr(self.source, "bucket_of", None), index
@@ -211,26 +223,14 @@ def stream(
     Raises:
         UserError: too many examples cannot be used.
     """
-    share = size // processes
-    draw = _order(source, size, seed)
-
-    def keys() -> Iterator[list[tuple[int, int]]]:
-        for number in range(first, last):
-            begin = process * share
-            positions = range(number * size + begin, number * size + begin + share)
-            yield list(zip(positions, draw(number)[begin : begin + share], strict=True))
-
-    def collate(samples: list[Any]) -> Batch | UserError:
-        return next((s for s in samples if isinstance(s, UserError)), None) or make_batch(samples, seed)
-
     released = multiprocessing.Event()
     # Python ends its children before it leaves; they must let it.
     multiprocessing.util.Finalize(None, released.set, exitpriority=100)
     batches = DataLoader(
         _Positions(source, log, unreadable_limit),
-        batch_sampler=keys(),  # pyright: ignore[reportArgumentType]
+        batch_sampler=_shares(_order(source, size, seed), first, last, size, process, processes),  # pyright: ignore[reportArgumentType]
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(_collate, seed),
         # Without one of its own it would draw from the global generator whenever a run starts, also when one
         # goes on.
         generator=torch.Generator().manual_seed(seed),
@@ -243,6 +243,21 @@ def stream(
             yield batch
     finally:
         released.set()
+
+
+def _shares(
+    draw: Callable[[int], list[int]], first: int, last: int, size: int, process: int, processes: int
+) -> Iterator[list[tuple[int, int]]]:
+    """The (position, index) pairs of a process's share of each batch."""
+    share = size // processes
+    begin = process * share
+    for number in range(first, last):
+        positions = range(number * size + begin, number * size + begin + share)
+        yield list(zip(positions, draw(number)[begin : begin + share], strict=True))
+
+
+def _collate(seed: int, samples: list[Any]) -> Batch | UserError:
+    return next((s for s in samples if isinstance(s, UserError)), None) or make_batch(samples, seed)
 
 
 def _outlive_signals(released: Event, _: int) -> None:

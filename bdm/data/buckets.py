@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .source import draw_generator, order_of_window, windows_of_pass
+from .order import draw_generator, order_of_window, windows_of_pass
 
 
 def bucket_sizes(size: int, step: int = 64, max_aspect: float = 2.0) -> tuple[tuple[int, int], ...]:

@@ -34,32 +34,11 @@ class FolderSource:
         self.path, self._caption, self._kept, self._rest = Path(path), caption, validation, rules
         self.rules = PictureRules.of({"captions": {caption: 1.0}}, rules)
         self.size = self.rules.size
-        metadata = self.path / "metadata.jsonl"
-        if not metadata.is_file():
-            raise UserError(
-                f'{metadata}: no such file; a data folder needs one line per picture, {{"file_name": ...,'
-                ' "text": ...}'
-            )
-        rows = []
-        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(f"{metadata} line {number} is not a JSON object: {line[:60]!r}")
-            if absent := [field for field in ("file_name", caption) if field not in row]:
-                raise UserError(
-                    f"{metadata} line {number} has no field {absent[0]!r}; it has {', '.join(row)}; set"
-                    " data.caption"
-                )
-            rows.append(row)
+        rows = _read_rows(self.path / "metadata.jsonl", caption)
         if len(rows) <= validation:
             raise UserError(
-                f"{metadata} has {len(rows)} captions; more than the {validation} kept for validation are"
-                " needed"
+                f"{self.path / 'metadata.jsonl'} has {len(rows)} captions; more than the {validation} kept"
+                " for validation are needed"
             )
         every = len(rows) // validation
         kept = set(range(0, every * validation, every))
@@ -90,3 +69,28 @@ class FolderSource:
     def validation(self) -> FolderSource:
         """The rows kept for validation."""
         return FolderSource(self.path, self._caption, self._kept, held_out=True, **self._rest)
+
+
+def _read_rows(metadata: Path, caption: str) -> list[dict[str, Any]]:
+    """The rows of a folder's metadata, each with a file and a caption."""
+    if not metadata.is_file():
+        raise UserError(
+            f'{metadata}: no such file; a data folder needs one line per picture, {{"file_name": ..., "text":'
+            " ...}"
+        )
+    # JSON may hold what Unicode calls ends of lines.
+    lines = metadata.read_text(encoding="utf-8-sig").split("\n")
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [_read_row(f"{metadata} line {number}", line, caption) for number, line in numbered]
+
+
+def _read_row(place: str, line: str, caption: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise UserError(f"{place} is not a JSON object: {line[:60]!r}")
+    if absent := [field for field in ("file_name", caption) if field not in row]:
+        raise UserError(f"{place} has no field {absent[0]!r}; it has {', '.join(row)}; set data.caption")
+    return row

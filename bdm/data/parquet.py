@@ -16,9 +16,10 @@ import numpy as np
 
 from ..errors import UserError
 from ..extras import import_extra
+from .order import WINDOW
 from .pictures import PictureRules, picture_size
 from .shards import ShardedSource, beside, expand_urls
-from .source import WINDOW, UnreadableExample
+from .source import UnreadableExample
 from .tar import keep_arrays, locate, stamp
 
 

@@ -76,14 +76,14 @@ class PictureRules:
 
     def captions_of(self, key: str, facts: Mapping[str, Any]) -> list[tuple[str, float]]:
         """The captions of a sample with their weights, at least one."""
-        found = []
-        for name, weight in self.captions.items():
-            caption = facts.get(name)
-            if isinstance(caption, str) and caption.strip():
-                found.append((caption.strip()[: self.max_caption], weight))
-        if not found:
+        given = [(facts.get(name), weight) for name, weight in self.captions.items()]
+        texts = [(text.strip(), weight) for text, weight in given if isinstance(text, str) and text.strip()]
+        if not texts:
             has = ", ".join(sorted(facts)) or "nothing"
             raise UnreadableExample(key, f"no caption in {', '.join(self.captions)}; it has {has}", "caption")
+        found = [(text[: self.max_caption], weight) for text, weight in texts if is_whole(text)]
+        if not found:
+            raise UnreadableExample(key, "its caption holds half of a character", "caption")
         return found
 
     def caption(self, key: str, facts: Mapping[str, Any]) -> str:
@@ -112,6 +112,11 @@ class PictureRules:
         except Exception as error:  # PIL's decoders raise almost anything on damaged files
             raise UnreadableExample(key, f"{type(error).__name__}: {error}") from None
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def is_whole(text: str) -> bool:
+    """Whether no character was cut in two: JSON can hold half of an emoji (of a surrogate pair)."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def picture_size(file: Any) -> tuple[int, int]:

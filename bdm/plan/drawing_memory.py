@@ -17,7 +17,9 @@ from ..errors import UserError
 from ..method.branch import BranchModel
 from ..method.bridge import Bridge
 from ..method.condition import NativeCondition
+from ..models.backbone import Backbone
 from ..text.english import encode_english
+from ..text.native import NativeTextEncoder
 from .fake_device import FakeDevice
 from .meta_models import make_meta_backbone, make_meta_native_text_encoder
 from .plan import CUDA_CONTEXT, GIB
@@ -27,6 +29,26 @@ CARDS = (4, 6, 8, 12, 16, 24)
 
 #: A prompt of usual length: one chunk of tokens.
 PROMPT = "红灯笼，蓝色背景"
+
+#: Ways to decode: all pictures at once, one at a time, and each of them in tiles of the VAE's own size.
+DECODINGS = ("whole", "sliced", "tiled")
+
+#: Name of a setting, how it is switched on, where its weights are, and how it decodes.
+SETTINGS = (
+    ("everything on the GPU", "pipe.to('cuda')", "everything", "whole"),
+    ("... pictures decoded one by one", "pipe.vae.enable_slicing()", "everything", "sliced"),
+    (
+        "... decoded in tiles",
+        "pipe.vae.enable_slicing(); pipe.vae.enable_tiling()",
+        "everything",
+        "tiled",
+    ),
+    ("model offload", "pipe.enable_model_cpu_offload()", "model", "whole"),
+    ("... pictures decoded one by one", "and pipe.vae.enable_slicing()", "model", "sliced"),
+    ("sequential offload", "pipe.enable_sequential_cpu_offload()", "sequential", "whole"),
+    ("... pictures decoded one by one", "and pipe.vae.enable_slicing()", "sequential", "sliced"),
+    ("... decoded in tiles", "and pipe.vae.enable_tiling()", "sequential", "tiled"),
+)
 
 Task = Callable[[FakeDevice], Any]
 
@@ -82,40 +104,36 @@ def drawing_memory(
             " least 1"
         )
     stages = draw_stages(backbone, native_text_encoder, (height // 8, width // 8), count, dtype)
-    weights = {name: size for stage in stages.values() for name, size in stage.weights.items()}
-
-    def during(decoding: str) -> dict[str, Stage]:
-        """The stages of a call that decodes in this way."""
-        return {
-            name: stage
-            for name, stage in stages.items()
-            if name in ("text", "English text", "step", decoding)
-        }
-
-    def everything(decoding: str) -> float:
-        return sum(weights.values()) + max(stage.working for stage in during(decoding).values())
-
-    def model_offload(decoding: str) -> float:
-        # The branch comes with the first step and stays to the end of the call.
-        stays = {decoding: weights["branch"]}
-        return max(
-            sum(s.weights.values()) + s.working + stays.get(name, 0) for name, s in during(decoding).items()
-        )
-
-    def sequential(decoding: str) -> float:
-        return max(stage.largest + stage.working for stage in during(decoding).values())
-
-    rows: list[tuple[str, str, float]] = [
-        ("everything on the GPU", "pipe.to('cuda')", everything("whole")),
-        ("... pictures decoded one by one", "pipe.vae.enable_slicing()", everything("sliced")),
-        ("... decoded in tiles", "pipe.vae.enable_slicing(); pipe.vae.enable_tiling()", everything("tiled")),
-        ("model offload", "pipe.enable_model_cpu_offload()", model_offload("whole")),
-        ("... pictures decoded one by one", "and pipe.vae.enable_slicing()", model_offload("sliced")),
-        ("sequential offload", "pipe.enable_sequential_cpu_offload()", sequential("whole")),
-        ("... pictures decoded one by one", "and pipe.vae.enable_slicing()", sequential("sliced")),
-        ("... decoded in tiles", "and pipe.vae.enable_tiling()", sequential("tiled")),
+    peaks = {"everything": _everything, "model": _model_offload, "sequential": _sequential_offload}
+    return [
+        Setting(name, how, peaks[offload](_during(stages, decoding)) + CUDA_CONTEXT)
+        for name, how, offload, decoding in SETTINGS
     ]
-    return [Setting(name, how, peak + CUDA_CONTEXT) for name, how, peak in rows]
+
+
+def _during(stages: dict[str, Stage], decoding: str) -> dict[str, Stage]:
+    """The stages of a call that decodes in this way."""
+    return {name: stage for name, stage in stages.items() if name not in DECODINGS or name == decoding}
+
+
+def _everything(stages: dict[str, Stage]) -> float:
+    """The peak where all weights stay on the GPU."""
+    weights = {name: size for stage in stages.values() for name, size in stage.weights.items()}
+    return sum(weights.values()) + max(stage.working for stage in stages.values())
+
+
+def _model_offload(stages: dict[str, Stage]) -> float:
+    """The peak where models come when they work; the branch comes with the first step and stays."""
+    branch = stages["step"].weights["branch"]
+    return max(
+        sum(stage.weights.values()) + stage.working + (branch if name in DECODINGS else 0)
+        for name, stage in stages.items()
+    )
+
+
+def _sequential_offload(stages: dict[str, Stage]) -> float:
+    """The peak where layers come one by one."""
+    return max(stage.largest + stage.working for stage in stages.values())
 
 
 def draw_stages(
@@ -131,53 +149,55 @@ def draw_stages(
         dtype: of all weights.
 
     Returns:
-        "text", "English text", "step", and the ways to decode: "whole", "sliced" (one picture at a time),
-        "tiled" (and each in tiles of the VAE's own size).
+        "text", "English text", "step", and the ways to decode (see ``DECODINGS``).
     """
     stock = make_meta_backbone(backbone)
     native = make_meta_native_text_encoder(native_text_encoder)
     with torch.device("meta"):
         branch = BranchModel.from_backbone(stock.unet, native.text_dim)
-    vae: Any = stock.vae
-    models: dict[str, Any] = {
-        "native_text_encoder": native,
-        "text_encoder": stock.text_encoder,
-        "unet": stock.unet,
-        "branch": branch,
-        "vae": vae,
-    }
-    for model in models.values():
+    for model in (native, stock.text_encoder, stock.unet, branch, stock.vae):
         nn.Module.to(model.eval().requires_grad_(False), dtype=dtype)
-    height, width = latents
+    work = _GuidedCall(stock, native, branch, latents, count, dtype)
+    english = _stages_of({"text_encoder": stock.text_encoder}, {"English text": work.encode_english})
+    return {
+        **_stages_of({"native_text_encoder": native}, {"text": work.encode_native}),
+        **english,
+        **_stages_of({"unet": stock.unet, "branch": branch}, {"step": work.step}),
+        **_stages_of({"vae": stock.vae}, {way: partial(work.decode, way) for way in DECODINGS}),
+    }
 
-    def step(fake: FakeDevice) -> None:
-        features = fake.blank(count, native.layout.joined_length(1), native.text_dim, dtype=dtype)
-        english = fake.blank(2 * count, 77, stock.unet.config["cross_attention_dim"], dtype=dtype)
-        sample = fake.blank(2 * count, 4, height, width, dtype=dtype)
-        bridge = Bridge(branch).attach(stock.unet)
+
+@dataclass(frozen=True)
+class _GuidedCall:
+    """What a guided call of ``BridgePipeline`` does with its models, a method for each stage."""
+
+    stock: Backbone
+    native: NativeTextEncoder
+    branch: BranchModel
+    latents: tuple[int, int]
+    count: int
+    dtype: torch.dtype
+
+    def encode_native(self, fake: FakeDevice) -> None:
+        self.native.encode([PROMPT] * self.count + [""] * self.count)
+
+    def encode_english(self, fake: FakeDevice) -> None:
+        encode_english([""] * 2, self.stock.text_encoder, self.stock.tokenizer)
+
+    def step(self, fake: FakeDevice) -> None:
+        native, unet, count = self.native, self.stock.unet, self.count
+        features = fake.blank(count, native.layout.joined_length(1), native.text_dim, dtype=self.dtype)
+        english = fake.blank(2 * count, 77, unet.config["cross_attention_dim"], dtype=self.dtype)
+        sample = fake.blank(2 * count, 4, *self.latents, dtype=self.dtype)
+        bridge = Bridge(self.branch).attach(unet)
         with bridge.condition(NativeCondition(features, features)):
-            stock.unet(sample, torch.tensor(500), english)
+            unet(sample, torch.tensor(500), english)
         bridge.detach()
 
-    def decode(fake: FakeDevice, sliced: bool = False, tiled: bool = False) -> None:
-        vae.use_slicing, vae.use_tiling = sliced, tiled
-        vae.decode(fake.blank(count, 4, height, width, dtype=dtype))
-
-    def of(*names: str, **tasks: Task) -> dict[str, Stage]:
-        return _stages_of({name: models[name] for name in names}, tasks)
-
-    english = of("text_encoder", text=lambda _: encode_english([""] * 2, stock.text_encoder, stock.tokenizer))
-    return {
-        **of("native_text_encoder", text=lambda _: native.encode([PROMPT] * count + [""] * count)),
-        "English text": english["text"],
-        **of("unet", "branch", step=step),
-        **of(
-            "vae",
-            whole=decode,
-            sliced=partial(decode, sliced=True),
-            tiled=partial(decode, sliced=True, tiled=True),
-        ),
-    }
+    def decode(self, way: str, fake: FakeDevice) -> None:
+        vae: Any = self.stock.vae
+        vae.use_slicing, vae.use_tiling = way != "whole", way == "tiled"
+        vae.decode(fake.blank(self.count, 4, *self.latents, dtype=self.dtype))
 
 
 @torch.no_grad()

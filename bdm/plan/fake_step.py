@@ -13,16 +13,13 @@ from torch.nn.modules import module as all_modules
 
 from ..config import RunConfig
 from ..data.batch import Batch
-from ..data.source import Example, Source
-from ..errors import UserError
 from ..formats.weights import DTYPES
 from ..models.backbone import encode_moments
 from ..training.averaging import AveragedWeights
 from ..training.recipes.base import Recipe
-from ..training.recipes.build import build_recipe, build_source
 from ..training.recipes.denoising import DenoisingRecipe
 from .fake_device import FakeDevice, miscounted_in_plans
-from .meta_models import make_meta_models
+from .meta_recipe import CAPTION, make_meta_recipe, picture_size
 
 #: Labels of the fake device; the first is followed by a part's name.
 ACTIVATIONS, TEMPORARY = "activations: ", "temporary"
@@ -30,9 +27,6 @@ ACTIVATIONS, TEMPORARY = "activations: ", "temporary"
 #: Bytes of an optimizer's state for each parameter: two moments, in 8 bits or in float32; Prodigy keeps the
 #: start and a sum too.
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
-
-#: A caption of usual length: one chunk of tokens.
-CAPTION = "红灯笼"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,29 +71,6 @@ class StepFigures:
     features: tuple[int, ...]
 
 
-class BlankSource:
-    """Examples of the right shape in place of data that may lie elsewhere."""
-
-    def __init__(self, example: Example, real: Source | None = None) -> None:
-        self._example, self._real = example, real
-
-    def __len__(self) -> int:
-        return 1 << 20 if self._real is None else len(self._real)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._example
-
-    def caption(self, index: int) -> str:
-        return CAPTION
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    @property
-    def validation(self) -> BlankSource:
-        return self
-
-
 def step_figures(run: RunConfig, batch: int, processes: int = 1, validate: bool = True) -> StepFigures:
     """Work out a step of a run with ``batch`` samples in a process.
 
@@ -115,42 +86,6 @@ def step_figures(run: RunConfig, batch: int, processes: int = 1, validate: bool 
     return recipe_figures(make_meta_recipe(run), run, batch, processes, validate)
 
 
-def picture_size(run: RunConfig) -> int:
-    """Side of a run's pictures in pixels.
-
-    That of the square where they come in buckets, whose areas are the same at most.
-
-    Raises:
-        UserError: the pictures were prepared, and what their sizes were is not in the configuration.
-    """
-    if run.data.kind == "prepared":
-        raise UserError(
-            "data.kind is prepared; plan the run on the raw data that were prepared: its table shows the"
-            " speed from caches too"
-        )
-    return run.data.size
-
-
-def make_meta_recipe(run: RunConfig) -> Recipe:
-    """A run's recipe on the meta device; its examples are blank.
-
-    Raises:
-        UserError: a model's configuration is not known, or the recipe cannot be planned.
-    """
-    if run.recipe.kind == "contrastive":
-        raise UserError(
-            "recipe.kind is contrastive, whose loss picks pairs by their values, and a plan has shapes only; "
-            "train.py --dry-run goes through a real step"
-        )
-    size = picture_size(run)
-    pixels = torch.zeros(3, size, size, dtype=torch.uint8)
-    # The judge's labels come from the world's rows.
-    real = build_source(run.data) if run.recipe.kind == "judge" else None
-    ready = make_meta_models(run.recipe)
-    with FakeDevice(), torch.device("meta"):
-        return build_recipe(run, BlankSource(Example(CAPTION, pixels), real), **ready)
-
-
 def recipe_figures(
     recipe: Recipe, run: RunConfig, batch: int, processes: int = 1, validate: bool = True
 ) -> StepFigures:
@@ -160,27 +95,19 @@ def recipe_figures(
     fake.label = "batch"
     pixels = fake.blank(3, size, size, dtype=torch.uint8)
     parts = train_and_freeze(recipe, run.optimizer.checkpointing)
+    models = recipe.models()
+    owners = {module: name for name, model in reversed(models.items()) for module in model.modules()}
+    sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
     with fake:
-        models = recipe.models()
-        owners = {module: name for name, model in reversed(models.items()) for module in model.modules()}
+        # What stays from step to step.
         trained = {id(p) for part in parts.values() for p in part.parameters()}
-        sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-        names = {owners.get(part, name) for name, part in parts.items()}
         fake.place(recipe, lambda p: "trained weights" if id(p) in trained else "frozen weights")
         parameters = [p for part in recipe.parts().values() for p in part.parameters()]
         _keep_beside(parameters, run, fake, processes)
+        # The step.
         moments, features, encoding = _encode(recipe, pixels, fake)
         given = _batch(pixels, moments if _cached(recipe) else None, batch, fake)
-        fake.reset_peak()
-        dtype = DTYPES.get(run.optimizer.mixed_precision)
-        with _labelled(owners, fake):
-            with torch.autocast("cpu", dtype, enabled=dtype is not None):
-                loss = recipe(given)["loss"]
-            activations, forward = _of_parts(fake.live), _of_parts(fake.flops)
-            fake.flops.clear()
-            fake.label = TEMPORARY
-            loss.backward()
-            backward = fake.flops.total()
+        activations, forward, backward = _step(recipe, given, run, owners, fake)
         peak, at_peak = fake.peak, fake.at_peak
         validation_peak = _validation_peak(recipe, fake) if validate else 0
     return StepFigures(
@@ -191,7 +118,7 @@ def recipe_figures(
         validation_peak=validation_peak,
         largest_convolution=fake.largest_convolution,
         parameters=sizes,
-        trained=tuple(sorted(names)),
+        trained=tuple(sorted({owners.get(part, name) for name, part in parts.items()})),
         trained_parameters=sum(p.numel() for p in parameters),
         forward={name: count / batch for name, count in forward.items()},
         backward=backward / batch,
@@ -200,6 +127,25 @@ def recipe_figures(
         moments=() if moments is None else tuple(moments.shape[1:]),
         features=() if features is None else tuple(features.shape[1:]),
     )
+
+
+def _step(
+    recipe: Recipe, batch: Batch, run: RunConfig, owners: dict[nn.Module, str], fake: FakeDevice
+) -> tuple[dict[str, int], dict[str, int], int]:
+    """Forward and backward pass of a batch.
+
+    Gives the activations and the operations of the forward pass, by part, and those of the backward pass.
+    """
+    fake.reset_peak()
+    dtype = DTYPES.get(run.optimizer.mixed_precision)
+    with _labelled(owners, fake):
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss = recipe(batch)["loss"]
+        activations, forward = _of_parts(fake.live), _of_parts(fake.flops)
+        fake.flops.clear()
+        fake.label = TEMPORARY
+        loss.backward()
+    return activations, forward, fake.flops.total()
 
 
 def train_and_freeze(recipe: Recipe, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:

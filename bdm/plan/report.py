@@ -13,7 +13,6 @@ _RULE = "-" * 72
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """All figures: bytes, seconds, operations and the price's currency."""
-    speeds = {"as_configured": plan.flops, "from_caches": plan.flops_from_caches}
     return {
         "parameters": plan.step.parameters,
         "trained": list(plan.step.trained),
@@ -28,27 +27,37 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "activations": plan.step.activations,
         "fits": plan.fits,
         "would_fit": None if plan.fit is None else vars(plan.fit),
-        "flops_per_sample": {
-            "forward": plan.step.forward,
-            "backward": plan.step.backward,
-            "encoding": plan.step.encoding,
-            "total": plan.flops,
-            "not_counted": list(plan.step.uncounted),
-        },
+        "flops_per_sample": _operation_facts(plan),
         "samples": plan.samples,
         "run_samples": plan.run_samples,
         "speed": {
-            name: {
-                "samples_per_second": plan.samples_per_second(flops),
-                "days_of_the_run": plan.days(plan.run_samples, flops),
-                "days_of_one_pass": plan.days(plan.samples, flops),
-                "cost_of_the_run": plan.cost(plan.days(plan.run_samples, flops)),
-                "cost_of_one_pass": plan.cost(plan.days(plan.samples, flops)),
-            }
-            for name, flops in speeds.items()
+            name: _speed_facts(plan, flops)
+            for name, flops in (("as_configured", plan.flops), ("from_caches", plan.flops_from_caches))
             if flops
         },
         "disk": plan.disk,
+    }
+
+
+def _operation_facts(plan: Plan) -> dict[str, Any]:
+    step, counted = plan.step, plan.flops is not None
+    return {
+        "forward": step.forward if counted else None,
+        "backward": step.backward if counted else None,
+        "encoding": step.encoding if counted else None,
+        "total": plan.flops,
+        "not_counted": list(step.uncounted),
+    }
+
+
+def _speed_facts(plan: Plan, flops: float) -> dict[str, float]:
+    run, one_pass = plan.days(plan.run_samples, flops), plan.days(plan.samples, flops)
+    return {
+        "samples_per_second": plan.samples_per_second(flops),
+        "days_of_the_run": run,
+        "days_of_one_pass": one_pass,
+        "cost_of_the_run": plan.cost(run),
+        "cost_of_one_pass": plan.cost(one_pass),
     }
 
 

@@ -46,7 +46,7 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
         _open_folder(run, state)
         try:
             _loop(run, state, progress, stop)
-            publish(run, state, command)
+            publish(run, state, command, max(progress.step, run.optimizer.steps))
         finally:
             for tracker in state.accelerator.trackers:
                 tracker.finish()

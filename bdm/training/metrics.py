@@ -146,7 +146,7 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
     """
     rows: dict[tuple[float, bool], dict[str, float]] = {}
     path = out / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         with suppress(ValueError):  # half a line, where the disk was full
             row = json.loads(line)
             rows[row["step"], "seconds" in row] = row

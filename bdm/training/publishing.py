@@ -12,8 +12,8 @@ from .metrics import read_metrics
 from .setup import TrainState
 
 
-def publish(run: RunConfig, state: TrainState, command: str) -> None:
-    """Save the averaged weights as ``out/model``; all processes take part."""
+def publish(run: RunConfig, state: TrainState, command: str, steps: int) -> None:
+    """Save the averaged weights after ``steps`` steps as ``out/model``; all processes take part."""
     state.recipe.eval()
     state.accelerator.wait_for_everyone()
     with state.ema.applied():
@@ -22,11 +22,11 @@ def publish(run: RunConfig, state: TrainState, command: str) -> None:
             if state.accelerator.is_main_process:
                 with atomic_write(run.out / "model") as folder:
                     state.recipe.save(folder)
-                    write_json(folder / "card.json", _card(run, command))
+                    write_json(folder / "card.json", _card(run, command, steps))
     state.accelerator.wait_for_everyone()
 
 
-def _card(run: RunConfig, command: str) -> dict[str, Any]:
+def _card(run: RunConfig, command: str, steps: int) -> dict[str, Any]:
     rows = read_metrics(run.out)
     losses = [row for row in rows if "loss" in row]
     validations = [row for row in rows if "seconds" not in row]
@@ -34,7 +34,7 @@ def _card(run: RunConfig, command: str) -> dict[str, Any]:
     return {
         "command": command,
         "seed": run.seed,
-        "steps": run.optimizer.steps,
+        "steps": steps,
         "seconds": round(sum(row["seconds"] for row in losses)),
         "threads": torch.get_num_threads(),
         "final_loss": losses[-1]["loss"] if losses else None,

@@ -5,6 +5,7 @@ something else.
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,13 @@ from pydantic import ValidationError
 
 from ..config import RunConfig
 from ..errors import UserError
+from ..files import append_line
 from ..parallel.whole import gathered, load_part, part_state, scattered
 from . import states
 from .metrics import timed
 from .setup import TrainState
+
+logger = logging.getLogger("bdm")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ def save(run: RunConfig, state: TrainState, progress: Progress) -> None:
         content = {
             **vars(progress),
             "run": _meaning(run),
+            "corpus": state.corpus,
             "bucket_batch": _bucket_batch(run, state.recipe.source),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "parts": {name: part_state(part) for name, part in state.parts.items()},
@@ -65,7 +70,8 @@ def resume(run: RunConfig, state: TrainState) -> Progress:
     saved = states.load_state(run.out / "states")
     if saved is None:
         return Progress()
-    _refuse_changes(run, saved)
+    _refuse_changes(run, saved, state.accelerator.is_main_process)
+    _refuse_other_data(run, saved.get("corpus"), state.corpus)
     _refuse_other_batches(run, saved.get("bucket_batch"), _bucket_batch(run, state.recipe.source))
     _take_up(state, saved)
     # States of before called it another name, or did not say.
@@ -73,11 +79,38 @@ def resume(run: RunConfig, state: TrainState) -> Progress:
     return Progress(saved["step"], evaluated, saved.get("skipped", 0))
 
 
-def _refuse_changes(run: RunConfig, saved: dict[str, Any]) -> None:
-    if changes := _differences(_saved_meaning(saved["run"], run), json.loads(_meaning(run))):
+def _refuse_changes(run: RunConfig, saved: dict[str, Any], note: bool) -> None:
+    """Refuse what would mix two runs; note what may be changed on the way."""
+    old, new = _saved_meaning(saved["run"], run), json.loads(_meaning(run))
+    allowed = _may_change(old, new)
+    changes = _differences(old, new)
+    if refused := [change for change in changes if change.partition(":")[0] not in allowed]:
         raise UserError(
             f"{run.out} holds a run with another configuration, and going on would mix the two"
-            f" ({'; '.join(changes)}); choose another out=, set the values back, or delete the folder"
+            f" ({'; '.join(refused)}); choose another out=, set the values back, or delete the folder"
+        )
+    if changes and note:
+        logger.warning("going on from step %d with %s", saved["step"], "; ".join(changes))
+        append_line(run.out / "changes.jsonl", {"step": saved["step"], "changes": changes})
+
+
+def _may_change(old: Any, new: Any) -> set[str]:
+    """Settings that a run may go on with otherwise than it began.
+
+    Where the data lie says nothing of what they are, which is checked by itself. At a constant learning rate
+    no step depends on how many are to come, and each has the rate that it is given.
+    """
+    allowed = {"data.urls", "data.path"}
+    if old["optimizer"]["schedule"] == new["optimizer"]["schedule"] == "constant":
+        allowed |= {"optimizer.steps", "optimizer.learning_rate"}
+    return allowed
+
+
+def _refuse_other_data(run: RunConfig, saved: str | None, own: str) -> None:
+    if saved not in (None, own):
+        raise UserError(
+            f"{run.out} was run on other data ({saved}; now {own}), so their order is another, and going on"
+            " would repeat some and leave out others; give it the same data, or choose another out="
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +33,7 @@ class TrainState:
         optimizer: of the parameters.
         ema: their average.
         strategy: how the processes share the work.
+        corpus: what the order of the examples follows from, in short.
     """
 
     recipe: Recipe
@@ -40,6 +43,7 @@ class TrainState:
     optimizer: Any
     ema: AveragedWeights
     strategy: Strategy
+    corpus: str
 
     @property
     def accelerator(self) -> Any:
@@ -87,7 +91,18 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
         optimizer=optimizer,
         ema=AveragedWeights(parameters, config.ema_decay),
         strategy=strategy,
+        corpus=_corpus(recipe.source),
     )
+
+
+def _corpus(source: Any) -> str:
+    """Sizes and buckets of the data: where they are the same, so is the order of the examples."""
+    sizes, buckets = getattr(source, "shard_sizes", None), getattr(source, "bucket_of", None)
+    digest = hashlib.sha256(json.dumps([len(source), sizes]).encode())
+    if buckets is not None:
+        digest.update(buckets.tobytes())
+    shards = f" in {len(sizes)} shards" if sizes else ""
+    return f"{len(source)} examples{shards}, {digest.hexdigest()[:16]}"
 
 
 def _micro_batch(config: OptimizerConfig, processes: int) -> int:

@@ -59,3 +59,12 @@ def test_a_damaged_picture_is_named(folder):
     index = next(i for i in range(len(source)) if source.rows[i]["file_name"] == "5.png")
     with pytest.raises(UnreadableExample, match=r"5\.png: UnidentifiedImageError"):
         source[index]
+
+
+def test_only_line_feeds_end_a_row(folder):
+    """JSON may hold U+2028 and others that Unicode calls ends of lines; editors may begin with a mark."""
+    metadata = folder / "metadata.jsonl"
+    text = metadata.read_text(encoding="utf-8").replace("图3", "a\u2028b\x85c")
+    metadata.write_text("\ufeff" + text.replace("\n", "\r\n"), encoding="utf-8")
+    source = FolderSource(folder, size=16, validation=2)
+    assert "a\u2028b\x85c" in {source.caption(i) for i in range(8)}

@@ -2,7 +2,9 @@
 
 import io
 import json
+import pickle
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import torch
 import webdataset
 from PIL import Image
 
-from bdm.data.batch import stream
+from bdm.data.batch import _collate, _Positions, stream
+from bdm.data.order import WINDOW, draw_indices
 from bdm.data.shards import ShardSource, expand_urls
-from bdm.data.source import WINDOW, UnreadableExample, draw_indices
+from bdm.data.source import UnreadableExample
 from bdm.data.tar import index_shard
 from bdm.errors import UserError
 
@@ -140,6 +143,49 @@ def test_too_many_unusable_examples_end_the_run(tmp_path, workers):
     with pytest.raises(UserError, match=r"no caption in no_such_field.*unreadable_limit") as error:
         list(stream(source, 0, 100, 4, seed=1, workers=workers))
     assert "\n" not in str(error.value)
+
+
+def test_half_a_character_costs_its_sample_alone(tmp_path):
+    """An emoji that was cut in two, which JSON can hold and UTF-8 cannot, in a caption or in what is
+    logged."""
+
+    def cut(shard, row, sample):
+        facts = {"caption": "\ud83d" if row == 1 else "灯笼\U0001f600", f"\ud83d{row}": 1}
+        if row == 2:
+            del facts["caption"]
+        return sample | {"json": json.dumps(facts).encode()}
+
+    captions = {"caption": 1.0}
+    source = ShardSource(write_shards(tmp_path, [4, 1], cut), size=8, captions=captions)
+    assert source[0].caption == "灯笼\U0001f600"
+    with pytest.raises(UnreadableExample, match="half of a character"):
+        source[1]
+    log = tmp_path / "unreadable.jsonl"
+    used = [i for b in stream(source, 0, 4, 2, seed=1, log=log, unreadable_limit=1.0) for i in b.indices]
+    assert set(used) == {0, 3}
+    reasons = {json.loads(line)["reason"] for line in log.read_bytes().split(b"\n") if line}
+    assert reasons == {
+        "its caption holds half of a character",
+        "no caption in caption; it has txt, \ud83d2",
+    }
+    both = ShardSource(str(tmp_path / "*.tar"), size=8, captions={"caption": 1.0, "txt": 1.0})
+    assert both[1].captions == ("0/1",), "another caption is taken"
+
+
+def test_filters_may_leave_out_many(tmp_path):
+    """Only damage, and captions that are not there, count as mistakes."""
+    source = ShardSource(write_shards(tmp_path, [40, 1]), size=8, min_scores={"score": 0.9})
+    used = {i for b in stream(source, 0, 30, 4, seed=1, unreadable_limit=0.0) for i in b.indices}
+    assert used == {36, 37, 38, 39}
+
+
+def test_what_data_workers_are_given_can_be_sent_to_a_new_process(tmp_path):
+    """As where they are not forked: macOS, Windows, and Python 3.14."""
+    source = ShardSource(write_shards(tmp_path, [4, 1]), size=8)
+    given = (_Positions(source, tmp_path / "log", 0.5), partial(_collate, 1))
+    positions, collate = pickle.loads(pickle.dumps(given))
+    batch = collate([positions[0, 2], positions[1, 3]])
+    assert batch.captions == ["0/2", "0/3"]
 
 
 def test_a_run_without_a_usable_example_ends_whatever_the_limit(tmp_path):

@@ -6,7 +6,8 @@ import torch
 
 from bdm.config.data import Colour
 from bdm.data.batch import fixed_batch, make_batch, stream
-from bdm.data.source import draw_indices, to_pixels, to_unit_range
+from bdm.data.order import draw_indices
+from bdm.data.source import to_pixels, to_unit_range
 from bdm.emoji.world import COLOUR_NAMES, COLOURS, TREATMENTS, EmojiSource, World
 from bdm.errors import UserError
 

@@ -9,10 +9,13 @@ import traceback
 
 import pytest
 import torch
-from linear_run import DroppingRecipe, Stop, StoppingRecipe, run
+from linear_run import DroppingRecipe, LinearRecipe, Stop, StoppingRecipe, config, run
 
+from bdm.config.data import FolderConfig
+from bdm.emoji.world import EmojiSource, World
 from bdm.errors import UserError
 from bdm.training import states
+from bdm.training.loop import train
 from bdm.training.metrics import read_metrics
 
 
@@ -101,3 +104,58 @@ def test_a_state_from_before_a_setting_existed_goes_on(tmp_path):
     del old["optimizer"]["name"]
     torch.save(state | {"run": json.dumps(old)}, path)
     run(tmp_path, optimizer=dict(steps=12))
+
+
+CONSTANT = dict(schedule="constant", warmup_steps=2)
+
+
+def test_a_run_at_a_constant_rate_goes_on_longer_than_it_was_meant_to(tmp_path):
+    """Each step of it is what it is in the longer run."""
+    whole = run(tmp_path / "whole", optimizer=CONSTANT)
+    run(tmp_path / "more", optimizer=CONSTANT | {"steps": 7})
+    again = run(tmp_path / "more", optimizer=CONSTANT)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    (change,) = map(json.loads, (tmp_path / "more/changes.jsonl").read_text().splitlines())
+    assert change == {"step": 7, "changes": ["optimizer.steps: 7 -> 12"]}
+    assert not (tmp_path / "whole/changes.jsonl").exists()
+
+
+def test_a_run_at_a_constant_rate_goes_on_with_another(tmp_path):
+    run(tmp_path / "one", optimizer=CONSTANT | {"steps": 7})
+    run(tmp_path / "one", optimizer=CONSTANT | {"learning_rate": 0.01})
+    rows = {row["step"]: row["lr"] for row in read_metrics(tmp_path / "one") if "lr" in row}
+    assert (rows[6], rows[8]) == (0.05, 0.01)
+    with pytest.raises(UserError, match="optimizer.weight_decay"):
+        run(tmp_path / "one", optimizer=CONSTANT | {"steps": 20, "weight_decay": 0.5})
+
+
+def test_a_run_whose_rate_depends_on_its_length_does_not(tmp_path):
+    run(tmp_path, optimizer=dict(steps=8))
+    with pytest.raises(UserError, match=r"optimizer.steps: 8 -> 12"):
+        run(tmp_path)
+
+
+def test_fewer_steps_than_are_done_publish_what_there_is(tmp_path):
+    whole = run(tmp_path, optimizer=CONSTANT)
+    again = run(tmp_path, optimizer=CONSTANT | {"steps": 5})
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    assert json.loads((tmp_path / "model/card.json").read_text())["steps"] == 12
+
+
+def folder_config(out, path):
+    """A run whose data lie in a folder; the recipe brings its own."""
+    return config(out).model_copy(update={"data": FolderConfig(kind="folder", path=path)})
+
+
+def test_data_may_move_but_not_change(tmp_path):
+    recipe = LinearRecipe()
+    train(folder_config(tmp_path / "out", tmp_path / "a"), recipe)
+    train(folder_config(tmp_path / "out", tmp_path / "b"), LinearRecipe())
+    other = LinearRecipe()
+    other.source = EmojiSource(World(), limit=3)
+    with pytest.raises(UserError, match=r"was run on other data \(\d+ examples.*would repeat some"):
+        train(folder_config(tmp_path / "out", tmp_path / "b"), other)
+    sharded = LinearRecipe()
+    sharded.source.shard_sizes = [2, len(sharded.source) - 2]
+    with pytest.raises(UserError, match="in 2 shards"):
+        train(folder_config(tmp_path / "out", tmp_path / "b"), sharded)

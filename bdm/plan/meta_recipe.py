@@ -1,0 +1,77 @@
+"""A run's recipe without weights and without data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..config import RunConfig
+from ..data.source import Example, Source
+from ..errors import UserError
+from ..training.recipes.base import Recipe
+from ..training.recipes.build import build_recipe, build_source
+from .fake_device import FakeDevice
+from .meta_models import make_meta_models
+
+#: A caption of usual length: one chunk of tokens.
+CAPTION = "红灯笼"
+
+
+class BlankSource:
+    """Examples of the right shape in place of data that may lie elsewhere."""
+
+    def __init__(self, example: Example, real: Source | None = None) -> None:
+        self._example, self._real = example, real
+
+    def __len__(self) -> int:
+        return 1 << 20 if self._real is None else len(self._real)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._example
+
+    def caption(self, index: int) -> str:
+        return CAPTION
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    @property
+    def validation(self) -> BlankSource:
+        return self
+
+
+def picture_size(run: RunConfig) -> int:
+    """Side of a run's pictures in pixels.
+
+    That of the square where they come in buckets, whose areas are the same at most.
+
+    Raises:
+        UserError: the pictures were prepared, and what their sizes were is not in the configuration.
+    """
+    if run.data.kind == "prepared":
+        raise UserError(
+            "data.kind is prepared; plan the run on the raw data that were prepared: its table shows the"
+            " speed from caches too"
+        )
+    return run.data.size
+
+
+def make_meta_recipe(run: RunConfig) -> Recipe:
+    """A run's recipe on the meta device; its examples are blank.
+
+    Raises:
+        UserError: a model's configuration is not known, or the recipe cannot be planned.
+    """
+    if run.recipe.kind == "contrastive":
+        raise UserError(
+            "recipe.kind is contrastive, whose loss picks pairs by their values, and a plan has shapes only; "
+            "train.py --dry-run goes through a real step"
+        )
+    size = picture_size(run)
+    pixels = torch.zeros(3, size, size, dtype=torch.uint8)
+    # The judge's labels come from the world's rows.
+    real = build_source(run.data) if run.recipe.kind == "judge" else None
+    ready = make_meta_models(run.recipe)
+    with FakeDevice(), torch.device("meta"):
+        return build_recipe(run, BlankSource(Example(CAPTION, pixels), real), **ready)
