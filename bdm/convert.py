@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import UserError, first_line
+from .errors import UserError, first_line, printable
 from .files import atomic_write, refuse_occupied, write_json
 from .formats.adapter import KOHYA_ENDINGS, split_adapter
 from .formats.bundled import bundled_embeddings, bundled_tensors
@@ -31,11 +32,17 @@ from .formats.checkpoint import (
 from .formats.configs import differs
 from .formats.embedding import embedding_vectors
 from .formats.identify import identify_source, require
+from .formats.kinds import is_vectors
 from .formats.names import controlnet_to_original, flat, vae_to_original
 from .formats.noise import Noise
-from .formats.weights import read_weights, refuse_not_finite
+from .formats.weights import cast, read_weights, refuse_not_finite
 from .method.branch import BranchModel
 from .models.backbone import load_backbone
+
+logger = logging.getLogger("bdm")
+
+#: Rounding to bfloat16 changes a tensor by 0.2% of its size, to float16 by less.
+_LARGEST_LOSS = 0.01
 
 #: Layouts that ``convert`` writes, by kind; the first is the one of files, the others' ends are folders.
 LAYOUTS = {
@@ -74,7 +81,7 @@ def convert(
     if layout not in LAYOUTS[found.kind]:
         raise UserError(f"a {found.kind} has no {layout} layout; allowed: {', '.join(LAYOUTS[found.kind])}")
     folder = layout in ("diffusers", "BDM") and found.kind not in ("adapter", "embedding")
-    if not folder and out.suffix != ".safetensors":
+    if not folder and out.suffix.lower() != ".safetensors":
         raise UserError(f"{out}: the {layout} layout is one file; give a name that ends in .safetensors")
     if folder and out.suffix:
         raise UserError(f"{out}: the {layout} layout is a folder; give a name without an ending")
@@ -99,7 +106,7 @@ def _write(
     if kind in ("adapter", "embedding"):
         write = _adapter if kind == "adapter" else _embedding
         tensors, metadata = write(source, layout, modules)
-        _save(tensors, metadata, partial, dtype)
+        _save(tensors, metadata, partial, dtype, source)
     elif folder:
         _FOLDERS[kind](source, layout, dtype).save_pretrained(partial)
         if layout == "BDM":
@@ -107,16 +114,21 @@ def _write(
             write_json(partial / "config.json", config | {"_class_name": "ControlNetModelBDM"})
     else:
         tensors, metadata = _FILES[kind](source)
-        _save(tensors, metadata, partial, dtype)
+        _save(tensors, metadata, partial, dtype, source)
 
 
 def _save(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, dtype: torch.dtype | None
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    path: Path,
+    dtype: torch.dtype | None,
+    source: Path,
 ) -> None:
     kept = {
-        key: (t.to(dtype) if dtype and t.is_floating_point() else t).contiguous()
+        key: cast(t, dtype if t.is_floating_point() else None, key, source).contiguous()
         for key, t in tensors.items()
     }
+    _warn_of_losses(tensors, kept)
     # safetensors refuses tensors that share memory, as tied weights of old pickles do.
     pointers: set[int] = set()
     for key, tensor in kept.items():
@@ -124,6 +136,23 @@ def _save(
             kept[key] = tensor.clone()
         pointers.add(tensor.data_ptr())
     save_file(kept, path, metadata={"format": "pt", **metadata})
+
+
+def _warn_of_losses(tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    """Say which tensors a precision rounds by more than its last digit: values too small for it."""
+    lost = []
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and kept[key].dtype != tensor.dtype:
+            size = torch.linalg.vector_norm(tensor.double())
+            if torch.linalg.vector_norm(kept[key].double() - tensor.double()) > _LARGEST_LOSS * size:
+                lost.append(key)
+    if lost:
+        precision = str(kept[lost[0]].dtype).removeprefix("torch.")
+        logger.warning(
+            "%d tensors hold values too small for %s and change by more than %g of their size, such as %s;"
+            " another precision keeps them",
+            len(lost), precision, _LARGEST_LOSS, printable(lost[0], 120),
+        )  # fmt: skip
 
 
 def _checkpoint_file(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -171,7 +200,7 @@ def _plain_config(model: Any) -> dict[str, Any]:
 
 def _embedding(source: Path, layout: str, _: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     file = read_weights(source)
-    width = next((t.shape[-1] for t in file.tensors.values() if t.ndim), 0)
+    width = next((t.shape[-1] for t in file.tensors.values() if is_vectors(t)), 0)
     vectors = embedding_vectors(file, width)
     return {"emb_params": vectors} if layout == "A1111" else {source.stem: vectors}, {}
 
@@ -260,7 +289,7 @@ def _diffusers_keys(source: Path, part: str, module: str, change: Change) -> dic
             " layout"
         )
     prefix = f"unet.{module}" if part == "unet" else f"text_encoder.text_model.{module}"
-    up = (factors["up"].float() * change.multiplier).to(factors["up"].dtype)
+    up = cast(factors["up"].float() * change.multiplier, factors["up"].dtype, f"{prefix} times alpha", source)
     keys = {f"{prefix}.lora_A.weight": factors["down"], f"{prefix}.lora_B.weight": up}
     for name in ("magnitude", "row_magnitude"):
         if name in factors:

@@ -1,12 +1,14 @@
 """Conversions are round trips, and what comes out loads elsewhere."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from community_files import make_controlnet, same, write_original
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tiny import TEXT_DIM, make_unet
@@ -15,9 +17,11 @@ from bdm.convert import convert
 from bdm.errors import UserError
 from bdm.formats.adapter import split_adapter
 from bdm.formats.checkpoint import CONFIG_KEY, load_controlnet, read_parts
-from bdm.formats.names import UNetBuild, rename, to_original
+from bdm.formats.configs import differs
+from bdm.formats.names import UNetBuild, rename, to_original, vae_to_original
 from bdm.formats.weights import read_tensors, read_weights
 from bdm.method.branch import BranchModel
+from bdm.models.backbone import load_backbone
 
 KEY = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -270,3 +274,131 @@ def test_a_disk_that_is_full_is_named(branch, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written .*No space left"):
         convert(tmp_path / "calm.pt", tmp_path / "b.safetensors", "A1111")
     assert [path.name for path in tmp_path.iterdir()] == ["calm.pt"]
+
+
+TEXT = "cond_stage_model.transformer.text_model"
+LARGE = {torch.float16: 1e5, torch.bfloat16: 3.4e38}
+
+
+def written_with(pipe, kind, key, value, path):
+    """A file of a kind, one of whose values is large."""
+    if kind == "adapter":
+        tensors = {f"lora_unet_{KEY}.lora_down.weight": torch.randn(4, 768),
+                   f"lora_unet_{KEY}.lora_up.weight": torch.randn(320, 4),
+                   "bundle_emb.mood.emb_params": torch.randn(2, 768)}  # fmt: skip
+        metadata = {}
+    elif kind == "embedding":
+        tensors, metadata = {"emb_params": torch.randn(2, 768)}, {}
+    elif kind == "controlnet":
+        controlnet = make_controlnet(pipe.unet)
+        tensors = {k: v.clone().contiguous() for k, v in controlnet.state_dict().items()}
+        metadata = {CONFIG_KEY: json.dumps({"controlnet": json.loads(controlnet.to_json_string())})}
+    elif kind == "vae":
+        tensors = {k: v.clone().contiguous() for k, v in vae_to_original(pipe.vae.state_dict()).items()}
+        metadata = {CONFIG_KEY: json.dumps({"vae": json.loads(pipe.vae.to_json_string())})}
+    else:
+        tensors, metadata = write_original(pipe, path)
+        tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
+    tensors[key].view(-1)[-1] = value
+    save_file(tensors, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize("dtype", LARGE)
+@pytest.mark.parametrize(
+    ("kind", "key", "layout", "named"),
+    [
+        ("adapter", f"lora_unet_{KEY}.lora_down.weight", "kohya", f"{KEY}.lora_down.weight"),
+        ("adapter", f"lora_unet_{KEY}.lora_up.weight", "diffusers", f"{MODULE}.lora_B.weight"),
+        ("adapter", "bundle_emb.mood.emb_params", "kohya", "bundle_emb.mood.emb_params"),
+        ("embedding", "emb_params", "A1111", "emb_params"),
+        ("embedding", "emb_params", "diffusers", "a holds"),
+        ("vae", "decoder.conv_out.bias", "original", "decoder.conv_out.bias"),
+        ("vae", "decoder.conv_out.bias", "diffusers", "decoder.conv_out.bias"),
+        ("controlnet", "controlnet_mid_block.bias", "original", "control_model.middle_block_out.0.bias"),
+        ("controlnet", "controlnet_mid_block.bias", "diffusers", "controlnet_mid_block.bias"),
+        ("checkpoint", "model.diffusion_model.out.2.bias", "original", "model.diffusion_model.out.2.bias"),
+        ("checkpoint", "model.diffusion_model.out.2.bias", "diffusers", "(unet): conv_out.bias"),
+        ("checkpoint", f"{TEXT}.final_layer_norm.bias", "original", f"{TEXT}.final_layer_norm.bias"),
+    ],
+)
+def test_values_that_leave_a_precision_are_refused(pipe, tmp_path, kind, key, layout, named, dtype):
+    path = written_with(pipe, kind, key, LARGE[dtype], tmp_path / "a.safetensors")
+    out = tmp_path / (
+        "out" if layout == "diffusers" and kind not in ("adapter", "embedding") else "b.safetensors"
+    )
+    precision = str(dtype).removeprefix("torch.")
+    message = f"holds {LARGE[dtype]:g}, and {precision} ends at"
+    with pytest.raises(UserError, match=rf"a\.safetensors.* {re.escape(message)} .*; choose") as raised:
+        convert(path, out, layout, dtype)
+    assert named in str(raised.value)
+    assert not out.exists()
+    if layout != "diffusers":
+        convert(path, out, layout, torch.float32)
+        assert all(t.isfinite().all() for t in read_tensors(out).values())
+
+
+def test_a_scale_that_leaves_a_precision_is_refused(tmp_path):
+    """diffusers has no alpha: it is multiplied into a factor that was half precision before."""
+    tensors = {
+        f"lora_unet_{KEY}.lora_down.weight": torch.randn(4, 768).half(),
+        f"lora_unet_{KEY}.lora_up.weight": torch.full((320, 4), 300.0).half(),
+        f"lora_unet_{KEY}.alpha": torch.tensor(1000.0),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="times alpha holds 75000, and float16"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "diffusers")
+
+
+def test_values_too_small_for_a_precision_are_named(tmp_path, caplog):
+    tensors = {
+        f"lora_unet_{KEY}.lora_down.weight": torch.randn(4, 768),
+        f"lora_unet_{KEY}.lora_up.weight": torch.full((320, 4), 1e-9),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", torch.bfloat16)
+    assert not caplog.records
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", torch.float16)
+    (record,) = caplog.records
+    assert "1 tensors hold values too small for float16" in record.message
+    assert "lora_up" in record.message
+
+
+def test_loading_refuses_them_too(pipe, tmp_path):
+    key = "model.diffusion_model.out.2.bias"
+    path = written_with(pipe, "checkpoint", key, 1e5, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="conv_out.bias holds 100000, and float16"):
+        load_backbone(path, torch.float16)
+    assert load_backbone(path, torch.bfloat16).unet.dtype == torch.bfloat16
+    pipe.branch.controlnet_mid_block.bias.data[0] = 1e5
+    pipe.branch.save_pretrained(tmp_path / "branch")
+    with pytest.raises(UserError, match="controlnet_mid_block.bias holds 100000"):
+        BranchModel.from_pretrained(tmp_path / "branch", torch_dtype=torch.float16)
+
+
+def test_vae_files_with_something_unknown_beside_it(pipe, tmp_path):
+    tensors = {
+        f"first_stage_model.{k}": v.contiguous() for k, v in vae_to_original(pipe.vae.state_dict()).items()
+    }
+    save_file(tensors | {"latents_mean": torch.zeros(4)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="'latents_mean', and what that means"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "original")
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [("unet", {"act_fn": "gelu"}), ("unet", {"flip_sin_to_cos": False}), ("unet", {"norm_eps": 1e-3}),
+     ("vae", {"shift_factor": 0.1}), ("vae", {"scaling_factor": 0.2}), ("vae", {"act_fn": "relu"})],
+)  # fmt: skip
+def test_settings_that_no_weight_tells_are_kept(part, setting):
+    """Of a network that is SD1.5's but for one setting."""
+    with init_empty_weights():
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+        )  # fmt: skip
+    model = {"unet": unet, "vae": vae}[part]
+    config = json.loads(model.to_json_string())
+    assert not differs(part, config, model.state_dict())
+    assert differs(part, config | setting, model.state_dict())

@@ -22,7 +22,7 @@ from bdm.errors import UserError
 from bdm.extras import PACKAGES, require_packages
 from bdm.models.samplers import make_scheduler
 from bdm.plugins.controlnet import annotate
-from bdm.text.native import load_tokenizer
+from bdm.text.encoders import load_tokenizer
 from bdm.text.vocabulary import chinese_clip_tokenizer
 from bdm.training.metrics import plot_metrics
 

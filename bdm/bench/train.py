@@ -38,7 +38,7 @@ NATIVE_TEXT: dict[str, Any] = dict(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """One batch: what is read from the data set, what of it can be kept from epoch to epoch, and what makes
     one of the other.
@@ -152,14 +152,14 @@ class TrainBench(Bench):
         )
         english = torch.tensor([[49406] + [49407] * 76], device=device)
         return Inputs(
-            pixels,
-            english,
-            native,
-            encode_moments(networks.vae, pixels),
-            english_model(english).last_hidden_state,
-            native_model(native).last_hidden_state,
-            english_model,
-            native_model,
+            pixels=pixels,
+            english=english,
+            native=native,
+            moments=encode_moments(networks.vae, pixels),
+            english_features=english_model(english).last_hidden_state,
+            native_features=native_model(native).last_hidden_state,
+            english_model=english_model,
+            native_model=native_model,
         )
 
     def _draws(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,19 +7,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError, printable
+from ..errors import UserError
 from .header import WeightFile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: ``bundle_emb.NAME.KEY``, the key being one of an embedding's file; people choose names, dots and all.
+#: How the keys of embeddings begin that lie in an adapter's file.
 BUNDLED = "bundle_emb."
-_KEY = re.compile(
-    r"bundle_emb\.(?P<name>.+?)(?:\.(?P<key>string_to_param\..*|emb_params|clip_l|clip_g))?", re.DOTALL
+#: Then follow the word, dots and all, and a key of an embedding's file.
+_VECTORS = re.compile(
+    r"bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.[^.]+|emb_params|clip_l|clip_g)", re.DOTALL
 )
 #: What A1111 keeps beside an embedding's vectors.
-_BESIDE = re.compile(r"\.(?:string_to_token\.[^.]+|step|sd_checkpoint|sd_checkpoint_name|name)$")
+_BESIDE_VECTORS = re.compile(r"\.(?:string_to_token\.[^.]+|step|sd_checkpoint|sd_checkpoint_name|name)$")
 
 
 def without_bundled(keys: Iterable[str]) -> list[str]:
@@ -36,23 +37,26 @@ def bundled_embeddings(file: WeightFile) -> dict[str, Tensor]:
     """The (n, D) vectors of embeddings packed beside an adapter, by the words that they stand for.
 
     Raises:
-        UserError: tensors that are no vectors, several for one word, one made for SDXL, or NaN.
+        UserError: a form that is not known, one made for SDXL, two for one word, or NaN.
     """
     found: dict[str, Tensor] = {}
     for key, tensor in bundled_tensors(file.tensors).items():
-        if _BESIDE.search(key):
+        if _BESIDE_VECTORS.search(key):
             continue
-        parts = _KEY.fullmatch(key)
-        # Words are kept with or without their brackets.
-        name = re.sub(r"^<(.+)>$", r"\1", parts["name"]) if parts else ""
-        if parts and parts["key"] == "clip_g":
-            raise UserError(f"{file.path}: the embedding {name!r} in it is made for SDXL; use one for SD1.5")
-        if not name or name in found or tensor.ndim not in (1, 2) or not tensor.is_floating_point():
+        form = _VECTORS.fullmatch(key)
+        if form and form["key"] == "clip_g":
             raise UserError(
-                f"{file.path}: {printable(key, 120)!r} is not the one tensor of an embedding; the file is"
-                " damaged"
+                f"{file.path} bundles {form['word']!r}, which is made for SDXL; give one for SD1.5"
             )
-        found[name] = tensor.reshape(-1, tensor.shape[-1])
+        if form is None or not tensor.is_floating_point() or tensor.ndim not in (1, 2) or not tensor.numel():
+            raise UserError(
+                f"{file.path} bundles {key[:120]!r} of shape {tuple(tensor.shape)}, which is no embedding for"
+                " SD1.5; give a file without it"
+            )
+        word = re.sub(r"^<(.+)>$", r"\1", form["word"])  # words are kept with or without their brackets
+        if word in found:
+            raise UserError(f"{file.path} bundles two embeddings for the word {word!r}; give a file with one")
+        found[word] = tensor.reshape(-1, tensor.shape[-1])
     _refuse_not_finite(found, file.path)
     return found
 

@@ -35,6 +35,7 @@ from .signs import MARKERS, file_noise
 from .weights import (
     ANY_FILES,
     WeightFile,
+    cast,
     json_object,
     read_json,
     read_weights,
@@ -213,14 +214,13 @@ def assign_weights(
     """Make tensors a model's weights, all of them and in place of what it has.
 
     Raises:
-        UserError: missing, superfluous or misshapen weights.
+        UserError: missing, superfluous or misshapen weights, or values that the dtype cannot hold.
     """
     own = model.state_dict()
     weights = named_like(own, weights)
     check_weights(own, weights, source)
-    model.load_state_dict(
-        {key: t.to(dtype or t.dtype) for key, t in weights.items()}, strict=True, assign=True
-    )
+    kept = {key: cast(tensor, dtype, key, source) for key, tensor in weights.items()}
+    model.load_state_dict(kept, strict=True, assign=True)
 
 
 def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: object) -> None:
@@ -350,6 +350,8 @@ def read_vae(source: Path, files: FileChoice = ANY_FILES) -> Parts:
         else:
             file = read_weights(source)
             tensors, config = file.tensors, _kept_configs(file).get("vae")
-        weights = vae_to_diffusers(_part(tensors, PREFIXES["vae"]) or tensors)
+        if own := _part(tensors, PREFIXES["vae"]):
+            refuse_unknown(tensors, (PREFIXES["vae"],), source)
+        weights = vae_to_diffusers(own or tensors)
         refuse_not_finite(weights, source)
     return Parts({"vae": weights}, {"vae": config} if config else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -175,10 +176,20 @@ def check_counts(noted: Mapping[str, Any], told: Mapping[str, Any]) -> None:
 
 
 def differs(name: str, noted: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bool:
-    """Whether a configuration says anything else than what the shapes tell."""
-    return any(
-        _listed(noted.get(key, value)) != _listed(value) for key, value in _INFER[name](weights).items()
-    )
+    """Whether a configuration says anything else than what a file without one would be read as."""
+    plain = _defaults(name) | _INFER[name](weights)
+    return any(_listed(noted[key]) != _listed(plain[key]) for key in noted.keys() & plain.keys())
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """What a network's class takes where nothing is said; of a text encoder only the told settings count."""
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+
+    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "controlnet": ControlNetModel}
+    if name not in classes:
+        return {}
+    parameters = inspect.signature(classes[name].__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _listed(value: Any) -> Any:

@@ -24,7 +24,8 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
         width: of the text encoder's token embeddings (768 for SD1.5).
 
     Raises:
-        UserError: not an embedding, made for another base, or NaN.
+        UserError: not an embedding, made for another base, NaN, or with something in it whose meaning is not
+            known.
     """
     require(identify(file.tensors), ("embedding",), file.path)
     found = {key: t for key, t in file.tensors.items() if is_vectors(t)}
@@ -43,10 +44,10 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
 
 
 def as_rows(tensor: Tensor, width: int, path: Path) -> Tensor:
-    """The (n, width) vectors of an embedding.
+    """An embedding's tensor as (n, width) vectors.
 
     Raises:
-        UserError: too many, or of another width.
+        UserError: of another width, or more of them than a text holds.
     """
     vectors = tensor.reshape(-1, tensor.shape[-1])
     if vectors.shape[1] != width or not 1 <= len(vectors) <= MOST_VECTORS:

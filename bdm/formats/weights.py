@@ -146,6 +146,37 @@ def is_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(bound.item()) for bound in tensor.detach().aminmax()) if tensor.numel() else True
 
 
+def cast(tensor: Tensor, dtype: torch.dtype | None, name: str, source: object) -> Tensor:
+    """A weight in another precision.
+
+    Args:
+        tensor: the weight.
+        dtype: None keeps its own.
+        name: of the weight, for messages.
+        source: what it is of, for messages.
+
+    Raises:
+        UserError: a value that the precision cannot hold.
+    """
+    if dtype in (None, tensor.dtype):
+        return tensor
+    kept = tensor.to(dtype)
+    if not tensor.is_floating_point() or _largest(dtype) >= _largest(tensor.dtype):
+        return kept
+    if not kept.is_meta and not is_finite(kept) and is_finite(tensor):
+        largest = tensor.double().abs().max().item()
+        precision = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"{source}: {name} holds {largest:g}, and {precision} ends at {_largest(dtype):g}; choose"
+            f" {'float32' if dtype == torch.bfloat16 else 'bfloat16 or float32'}"
+        )
+    return kept
+
+
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max
+
+
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Refuse weights that are NaN or infinite.
 

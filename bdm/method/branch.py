@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats.load_options import LoadKeywords, read_options
-from ..formats.weights import read_weights_folder, resolve_folder
+from ..formats.weights import cast, read_weights_folder, resolve_folder
 from ..models.backbone import check_backbone
 
 
@@ -241,7 +241,8 @@ class BranchModel(ModelMixin, ConfigMixin):
         tensors = read_weights_folder(folder, loading.files)
         _check_weights(branch, tensors, folder)
         branch.load_state_dict(
-            {key: tensor.to(loading.device, loading.dtype) for key, tensor in tensors.items()}, assign=True
+            {key: cast(t, loading.dtype, key, folder).to(loading.device) for key, t in tensors.items()},
+            assign=True,
         )
         return branch.eval()
 

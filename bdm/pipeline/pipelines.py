@@ -45,7 +45,7 @@ from .exclusive import exclusively
 from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
 from .parts import PartsMixin, Vae, check_parts
-from .texts import Texts, TextsMixin
+from .texts import Texts, TextsMixin, adapters_scaled
 
 
 class BridgeMixin(TextsMixin, PartsMixin):
@@ -172,7 +172,8 @@ class BridgeMixin(TextsMixin, PartsMixin):
         guided = self._is_guided(inputs)
         positive, negative = self._native_features(native, guided)
         # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
-        ours, theirs = self._english_features(english, clip_skip, guided)
+        with adapters_scaled(self.text_encoder, inputs):
+            ours, theirs = self._english_features(english, clip_skip, guided)
         condition = NativeCondition(
             positive, negative, **settings, steps=self._timesteps, parts=self._parts,
             images_per_prompt=inputs["num_images_per_prompt"],

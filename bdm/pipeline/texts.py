@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from torch import Tensor
 
 from ..errors import UserError
@@ -150,3 +152,20 @@ class TextsMixin:
                 " negative_prompt_en_embeds, or load it with english=True"
             )
         return features[[distinct.index(text) for text in texts]]
+
+
+@contextmanager
+def adapters_scaled(text_encoder: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """peft's adapters of the text encoder at the share of their strength that a call asks for.
+
+    diffusers scales the UNet's by the same number, and leaves it to ``encode_prompt`` to scale these.
+    """
+    scale = (inputs.get("cross_attention_kwargs") or {}).get("scale")
+    if text_encoder is None or scale is None:
+        yield
+        return
+    scale_lora_layers(text_encoder, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(text_encoder, scale)

@@ -35,7 +35,7 @@ STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 CAPTION = "红灯笼"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepFigures:
     """What one process needs for one micro-batch.
 

@@ -17,7 +17,8 @@ from ..formats.checkpoint import PREFIXES, Parts, empty_part, read_parts
 from ..formats.weights import read_json, read_weights, resolve_folder
 from ..models.backbone import Backbone, check_backbone
 from ..models.samplers import make_scheduler
-from ..text.native import NativeTextEncoder, build_text_model, cn_clip_config, load_tokenizer
+from ..text.encoders import build_text_model, cn_clip_config, load_tokenizer
+from ..text.native import NativeTextEncoder
 from ..text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 
 #: SD1.5's configurations, where its classes have other defaults (the config.json files of its repository).

@@ -61,7 +61,7 @@ class AdapterKind(PluginKind):
         if not any(key.startswith(BUNDLED) for key in file.tensors):
             return WeightDelta()
         width = self.to.words.width()
-        vectors = {word: as_rows(t, width, path) for word, t in bundled_embeddings(file).items()}
+        vectors = {word: as_rows(tensor, width, path) for word, tensor in bundled_embeddings(file).items()}
         return self.to.words.rows(vectors, path)
 
     def _refuse_missing_text(self, keys: Iterable[str], path: Path) -> None:

@@ -85,6 +85,10 @@ def call_is_known(call: UNetCall) -> bool:
     """Whether all arguments of a UNet's call are understood, for samples that are alike in their timestep."""
     if any(value is not None and name not in _KNOWN_ARGUMENTS for name, value in call.values.items()):
         return False
+    down = call.values.get("down_block_additional_residuals")
+    middle = call.values.get("mid_block_additional_residual")
+    if down is not None and middle is None:
+        return False  # a T2I-adapter's in their old form: they enter the encoder
     timestep, text = call.values["timestep"], call.text
     alike = not isinstance(timestep, Tensor) or timestep.numel() == 1
     fits = isinstance(text, Tensor) and text.ndim == 3 and len(text) == len(call.sample)

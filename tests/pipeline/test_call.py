@@ -13,6 +13,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
+from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 
 from bdm.errors import UserError
@@ -161,6 +162,15 @@ def test_callbacks(pipe):
     drawn = draw(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
     assert seen == [(0, set(names)), (1, set(names))]
     assert not drawn.any()
+
+
+def test_the_scale_of_a_call_reaches_the_text_encoders_adapters_too(pipe):
+    before = draw(pipe, prompt_en="a lantern")
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), pipe.text_encoder)
+    drawn = [draw(pipe, prompt_en="a lantern", cross_attention_kwargs={"scale": s}) for s in (0.0, 1.0)]
+    outputs_agree(drawn[0], before)
+    assert (drawn[1] - before).abs().max() > 1e-3
+    outputs_agree(draw(pipe, prompt_en="a lantern"), drawn[1])
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def backbone_recipe(
     text_encoder: str | CLIPTextModel,
     unet: dict[str, Any] | None = None,
     backbone: str | Backbone | None = None,
+    *,
     prediction: Prediction | None = None,
     seed: int = 0,
     **rest: Any,

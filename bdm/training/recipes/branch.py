@@ -153,6 +153,7 @@ def branch_recipe(
     source: Source,
     backbone: str | Backbone,
     native_text_encoder: str | NativeTextEncoder,
+    *,
     branch: str | None = None,
     shuffle_captions: bool = False,
     frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",

@@ -105,6 +105,7 @@ def edge_tensor(pixels: Sequence[Tensor] | Tensor) -> Tensor:
 def controlnet_recipe(
     source: Source,
     backbone: str | Backbone,
+    *,
     widths: tuple[int, ...] = (16, 32, 96),
     trigger: str = "",
     seed: int = 0,

@@ -73,6 +73,7 @@ class EmbeddingDenoiser(Denoiser):
 def embedding_recipe(
     source: Source,
     backbone: str | Backbone,
+    *,
     trigger: str = "mood",
     vectors: int = 2,
     initial: str = "background",

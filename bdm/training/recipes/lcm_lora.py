@@ -92,6 +92,7 @@ class ConsistencyLoss(nn.Module):
 def lcm_lora_recipe(
     source: Source,
     backbone: str | Backbone,
+    *,
     guidance: tuple[float, float] = (2.0, 3.0),
     solver_steps: int = 50,
     rank: int = 8,
@@ -108,7 +109,7 @@ def lcm_lora_recipe(
     sampler = make_scheduler("LCM", stock.scheduler.config["prediction_type"])
     # What it learns has the guidance in it.
     preview: dict[str, Any] = dict(scheduler=sampler, steps=FEW_STEPS, guidance=1.0)
-    denoiser = LoraDenoiser(stock, rank, alpha, trigger, seed, **preview)
+    denoiser = LoraDenoiser(stock, rank=rank, alpha=alpha, trigger=trigger, seed=seed, **preview)
     recipe = community_recipe(source, backbone, stock, denoiser, seed=seed, **rest)
     assert isinstance(recipe.loss, DenoisingLoss)
     recipe.loss = ConsistencyLoss(recipe.loss, denoiser.predict_without, guidance, solver_steps)

@@ -47,6 +47,7 @@ class LoraDenoiser(Denoiser):
     def __init__(
         self,
         stock: Backbone,
+        *,
         rank: int = 8,
         alpha: int = 8,
         trigger: str = "",
@@ -101,6 +102,7 @@ class LoraDenoiser(Denoiser):
 def lora_recipe(
     source: Source,
     backbone: str | Backbone,
+    *,
     rank: int = 8,
     alpha: int = 8,
     trigger: str = "",
@@ -109,5 +111,5 @@ def lora_recipe(
 ) -> DenoisingRecipe:
     """Train a LoRA on a backbone (see ``LoraDenoiser`` and ``community_recipe``)."""
     stock = load_stock(backbone)
-    denoiser = LoraDenoiser(stock, rank, alpha, trigger, seed)
+    denoiser = LoraDenoiser(stock, rank=rank, alpha=alpha, trigger=trigger, seed=seed)
     return community_recipe(source, backbone, stock, denoiser, seed=seed, **rest)
