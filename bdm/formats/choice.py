@@ -78,8 +78,8 @@ class FileChoice:
         safe = Path(path).suffix.lower() == ".safetensors"
         if self.use_safetensors not in (None, safe):
             raise UserError(
-                f"{path} is {'no ' * (not safe)}safetensors file and use_safetensors={self.use_safetensors};"
-                " leave that out, or give another file"
+                f"{path} is {'a' if safe else 'no'} safetensors file and"
+                f" use_safetensors={self.use_safetensors}; leave that out, or give another file"
             )
 
     def _kinds(self) -> Iterator[tuple[str | None, str]]:

@@ -101,8 +101,9 @@ def modern(case: Case) -> dict[str, type]:
 def classic(case: Case) -> type:
     """diffusers' unittest classes on a case."""
     common, parameters = module("pipelines.test_pipelines_common"), module("pipelines.pipeline_params")
-    mixins = [Encoding, Saving, Reusing, common.PipelineTesterMixin, common.IPAdapterTesterMixin]
-    mixins += [common.SDFunctionTesterMixin, common.PipelineFromPipeTesterMixin]
+    mixins = [Reusing, common.SDFunctionTesterMixin, common.PipelineFromPipeTesterMixin]
+    if case.old_tests:
+        mixins += [Encoding, Saving, common.PipelineTesterMixin, common.IPAdapterTesterMixin]
     if not case.moves:
         schedulers = (Scheduling, common.PipelineKarrasSchedulerTesterMixin)
         mixins += [common.PipelineLatentTesterMixin, *schedulers]

@@ -92,6 +92,14 @@ def test_parts_that_are_there_are_taken_as_they_are(pipe, tmp_path):
     assert loaded.unet.dtype == torch.float16
 
 
+def test_loaded_parts_come_to_lie_on_the_device(pipe, tmp_path):
+    """Those that are there already stay where they are, as in diffusers."""
+    pipe.save_pretrained(tmp_path)
+    loaded = BridgePipeline.from_pretrained(tmp_path, device_map="meta", unet=pipe.unet)
+    devices = {name: next(getattr(loaded, name).parameters()).device.type for name in NETWORKS}
+    assert devices == dict.fromkeys(NETWORKS, "meta") | {"unet": "cpu"}
+
+
 def test_parts_that_are_none_are_left_out(pipe, tmp_path):
     expected, features = draw(pipe), pipe.native_text_encoder.encode(["红灯笼", ""])
     pipe.save_pretrained(tmp_path)
