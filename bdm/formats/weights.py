@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +84,8 @@ def resolve_folder(
         UserError: a file, a folder that is not there, or a name that the hub does not give.
     """
     path = find_path(source)
-    if not path.is_dir():
-        if path.is_file():
+    if not os.path.isdir(path):  # which takes names of any length
+        if os.path.isfile(path):
             raise UserError(f"{source} is a file; give the folder that holds config.json and the weights")
         if path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) != 2:
             raise UserError(
@@ -100,6 +101,12 @@ def resolve_folder(
                 "give a local folder, or set HF_ENDPOINT to a mirror"
             ) from None
     return path / subfolder if subfolder else path
+
+
+def is_weight_file(source: str | Path) -> bool:
+    """Whether a source is a file of weights, or is called like one that is not there."""
+    named = Path(source).suffix.lower() in WEIGHT_SUFFIXES
+    return os.path.isfile(source) or (named and not os.path.isdir(source))
 
 
 def weight_files(folder: Path, choice: FileChoice = ANY_FILES) -> list[Path]:
@@ -184,7 +191,7 @@ def read_weights(path: str | Path, header_only: bool = False) -> WeightFile:
             sparse, quantised or complex ones.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such weight file; check the path")
     # Files are renamed in the wild, so their beginning tells what they are, not their ending.
     start = _beginning(path)
