@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -14,12 +15,16 @@ language = "en"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+smartquotes = False  # "" is a prompt
+highlight_language = "none"  # blocks that name no language are no code
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
+suppress_warnings = [
+    "ref.python"
+]  # annotations say "Bridge", and there are two: the paper's, and ours around it
 napoleon_use_ivar = True  # the fields of a dataclass are documented where its docstring lists them, once
 
 html_theme = "furo"
@@ -60,4 +65,15 @@ def write_api_pages() -> None:
             page.write_text(text, encoding="utf-8")
 
 
-write_api_pages()
+def escape(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain English: (B, *shape), |a - b| and branch_* mark nothing up."""
+    for i, line in enumerate(lines):
+        parts = line.split("``")
+        parts[::2] = [re.sub(r"(?<!\\)([*|](?=\S)|_(?!\w))", r"\\\1", part) for part in parts[::2]]
+        lines[i] = "``".join(parts)
+
+
+def setup(app: Any) -> None:
+    """What Sphinx calls: the pages of the rooms, and docstrings as they are meant."""
+    write_api_pages()
+    app.connect("autodoc-process-docstring", escape, priority=900)  # after napoleon has read the sections

@@ -1,4 +1,4 @@
-"""Tiny runs for tests/test_parallel.py, by whatever processes start them: KIND FOLDER OUT OPTIONS (JSON)."""
+"""Tiny runs for tests/parallel, by whatever processes start them: KIND FOLDER OUT OPTIONS (JSON)."""
 
 import json
 import os
@@ -16,7 +16,9 @@ from bdm.data.source import Example
 from bdm.emoji.world import EmojiSource, World
 from bdm.training.loop import train
 from bdm.training.recipes.base import Recipe
-from bdm.training.recipes.branch import BranchRecipe
+from bdm.training.recipes.branch import branch_recipe
+from bdm.training.recipes.denoising import DenoisingRecipe
+from bdm.training.recipes.latents import draw_latents
 
 
 class Recording:
@@ -93,17 +95,19 @@ class RecordingTinyRecipe(Recording, TinyRecipe):
     pass
 
 
-class RecordingBranchRecipe(Recording, BranchRecipe):
+class RecordingBranchRecipe(Recording, DenoisingRecipe):
+    """One figure of validation; its weights are saved as they are read from the finished branch."""
+
     @torch.no_grad()
     def validate(self):
         batch = fixed_batch(self.source.validation, 4, self.seed)
-        return {"t500": self.errors(batch, torch.full((4,), 500), batch.captions).mean().item()}
+        told = self._tell(batch, batch.captions)
+        x_0, t = draw_latents(self.vae, batch), torch.full((4,), 500)
+        return {"t500": self.loss.error(told, x_0, t, batch).mean().item()}
 
     def save(self, folder):
         super().save(folder)
-        torch.save(
-            BranchRecipe.parts(self)["branch"].from_pretrained(folder).state_dict(), folder / "weights.pt"
-        )
+        torch.save(self.denoiser.branch.from_pretrained(folder).state_dict(), folder / "weights.pt")
 
 
 def main(kind: str, folder: Path, out: Path, **options) -> None:
@@ -122,11 +126,11 @@ def main(kind: str, folder: Path, out: Path, **options) -> None:
     if kind == "tiny":
         recipe = RecordingTinyRecipe()
     else:
-        recipe = RecordingBranchRecipe(
-            EmojiSource(World(), limit=4, size=64), **parts, seed=3, grid_prompts=("红灯笼",)
-        )
+        source = EmojiSource(World(), limit=4, size=64)
+        recipe = branch_recipe(source, **parts, seed=3, grid_prompts=("红灯笼",))
+        recipe.__class__ = RecordingBranchRecipe
         torch.manual_seed(0)
-        recipe.branch.load_state_dict(make_branch(recipe.unet).state_dict())
+        recipe.denoiser.branch.load_state_dict(make_branch(recipe.denoiser.unet).state_dict())
     recipe.log = out / f"seen-{stop}-{os.environ.get('RANK', '0')}.jsonl"
     recipe.stop = stop
     train(run, recipe)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "README.zh", "CONTRIBUTING")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 CONFIGS = sorted((ROOT / "configs").rglob("*.*"))
 
 

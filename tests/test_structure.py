@@ -22,7 +22,13 @@ INSIDE = {
         stand_in rows watched kernels recognise approximate packing folding sharing lean_backward bridge
         optimize
     """),
-    "pipeline": names("exclusive groups auto loading reuse parts pipelines"),
+    "plugins": names("""
+        parameters stack words control_images controlnet_hook attachments kind vae checkpoint adapter
+        embedding controlnet registry
+    """),
+    "pipeline": names("exclusive inputs groups texts auto loading reuse parts pipelines"),
+    "parallel": names("processes whole strategies ray"),
+    "plan": names("operations fake_device meta_models fake_step plan drawing_memory report"),
     "training": names("""
         averaging metrics optimizers states stopping recipes setup resuming evaluating publishing loop
     """),

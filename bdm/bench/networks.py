@@ -32,7 +32,7 @@ VAE: dict[str, Any] = dict(
 UNET: dict[str, Any] = dict(cross_attention_dim=768)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Networks:
     """What both sides compute with; text encoders only where they come from a folder."""
 
@@ -56,23 +56,25 @@ def build_networks(config: BenchModelConfig) -> Networks:
         unet = UNet2DConditionModel(**sizes)
         vae = AutoencoderKL(**VAE | config.vae)
         networks = Networks(
-            unet, random_branch(unet, config.native_width), vae, DDIMScheduler(**SD15_SCHEDULE)
+            unet=unet,
+            branch=random_branch(unet, config.native_width),
+            vae=vae,
+            scheduler=DDIMScheduler(**SD15_SCHEDULE),
         )
     else:
         stock = load_backbone(config.model)
         native = NativeTextEncoder.from_pretrained(config.model / "native_text_encoder")
         networks = Networks(
-            stock.unet, _folder_branch(config.model / "branch", stock.unet, native.text_dim), stock.vae,
-            DDIMScheduler(**SD15_SCHEDULE), stock.text_encoder, stock.tokenizer, native,
-        )  # fmt: skip
-    for part in (
-        networks.unet,
-        networks.branch,
-        networks.vae,
-        networks.text_encoder,
-        networks.native_text_encoder,
-    ):
-        if part is not None:
+            unet=stock.unet,
+            branch=_folder_branch(config.model / "branch", stock.unet, native.text_dim),
+            vae=stock.vae,
+            scheduler=DDIMScheduler(**SD15_SCHEDULE),
+            text_encoder=stock.text_encoder,
+            tokenizer=stock.tokenizer,
+            native_text_encoder=native,
+        )
+    for part in vars(networks).values():
+        if isinstance(part, nn.Module):
             freeze(part, config)
     return networks
 

@@ -15,8 +15,9 @@ from torch.nn.functional import mse_loss
 from ..config import BenchTrainConfig
 from ..method.bridge import Bridge
 from ..method.condition import NativeCondition
+from ..method.loss import DenoisingLoss
 from ..models.backbone import encode_moments, sample_latents
-from ..models.noise_schedule import SD15_SCHEDULE, NoiseSchedule, denoising_error
+from ..models.noise_schedule import SD15_SCHEDULE, NoiseSchedule
 from ..speed.lean_backward import lean_backward
 from .compare import OURS, Bench, Side, count_flops, stopwatch
 from .networks import Networks, build_networks, freeze, peer_controlnet
@@ -37,7 +38,7 @@ NATIVE_TEXT: dict[str, Any] = dict(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """One batch: what is read from the data set, what of it can be kept from epoch to epoch, and what makes
     one of the other.
@@ -61,6 +62,21 @@ class Inputs:
     native_features: Tensor
     english_model: Any
     native_model: Any
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Noise that was drawn before, the same for all sides."""
+
+    eps: Tensor
+
+    def randn(self, *shape: int) -> Tensor:
+        """(B, *shape), the noise."""
+        return self.eps.view(-1, *shape)
+
+    def rand(self) -> Tensor:
+        """Nothing else is drawn."""
+        raise NotImplementedError
 
 
 class TrainBench(Bench):
@@ -136,14 +152,14 @@ class TrainBench(Bench):
         )
         english = torch.tensor([[49406] + [49407] * 76], device=device)
         return Inputs(
-            pixels,
-            english,
-            native,
-            encode_moments(networks.vae, pixels),
-            english_model(english).last_hidden_state,
-            native_model(native).last_hidden_state,
-            english_model,
-            native_model,
+            pixels=pixels,
+            english=english,
+            native=native,
+            moments=encode_moments(networks.vae, pixels),
+            english_features=english_model(english).last_hidden_state,
+            native_features=native_model(native).last_hidden_state,
+            english_model=english_model,
+            native_model=native_model,
         )
 
     def _draws(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,14 +172,15 @@ class TrainBench(Bench):
 
     def _our_loss(self, networks: Networks, inputs: Inputs) -> Callable[[], Tensor]:
         bridge = Bridge(networks.branch)
-        schedule = NoiseSchedule().to(inputs.moments.device)
+        denoising = DenoisingLoss(NoiseSchedule()).to(inputs.moments.device)
         english = inputs.english_features.expand(len(inputs.moments), -1, -1)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return networks.unet(x_t.to(inputs.moments.dtype), t, english).sample
 
         def loss() -> Tensor:
             posterior, eps, t = self._draws(inputs)
-            x_t = schedule.add_noise(sample_latents(networks.vae, inputs.moments, posterior), eps, t).to(
-                eps.dtype
-            )
+            x_0 = sample_latents(networks.vae, inputs.moments, posterior)
             bridge.attach(networks.unet)
             # Anew in every step, and folded anew, because the peers compute with the same UNet; in training
             # it is done once.
@@ -172,7 +189,7 @@ class TrainBench(Bench):
                     bridge.condition(NativeCondition(inputs.native_features)),
                     lean_backward(networks.unet),
                 ):
-                    return denoising_error(networks.unet(x_t, t, english).sample, eps).mean()
+                    return denoising(denoise, x_0, t, Drawn(eps)).mean()
             finally:
                 bridge.detach()
 

@@ -26,6 +26,7 @@ DEMO_PROMPTS = (
 
 
 def add_commands(commands: Any) -> None:
+    """Add ``infer`` and ``demo`` to a parser's commands."""
     infer = commands.add_parser("infer", help="draw pictures for native prompts")
     _infer_options(infer)
     infer.set_defaults(run=_infer)
@@ -246,17 +247,17 @@ class Painter:
         control_images = _attach_plugins(self.pipe, options)
         guidance = default_guidance(options.model) if options.guidance is None else options.guidance
         self.settings = Settings(
-            str(options.model),
-            options.steps,
-            guidance,
-            options.sampler,
-            options.branch_scale,
-            options.width,
-            options.height,
-            options.clip_skip,
-            options.enlarge,
-            control_images,
-            _approximation(options),
+            model=str(options.model),
+            steps=options.steps,
+            guidance=guidance,
+            sampler=options.sampler,
+            branch_scale=options.branch_scale,
+            width=options.width,
+            height=options.height,
+            clip_skip=options.clip_skip,
+            enlarge=options.enlarge,
+            control_images=control_images,
+            approximation=_approximation(options),
         )
         self._parts = 0
         self.stages.end("model")

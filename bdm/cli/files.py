@@ -10,6 +10,7 @@ from .quiet import quiet
 
 
 def add_commands(commands: Any) -> None:
+    """Add ``inspect``, ``convert`` and ``assemble`` to a parser's commands."""
     inspect = commands.add_parser(
         "inspect", help="say what weight files are: kind, base, rank, trigger words, hashes"
     )

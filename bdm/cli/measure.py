@@ -10,6 +10,7 @@ from .quiet import quiet
 
 
 def add_commands(commands: Any) -> None:
+    """Add ``evaluate``, ``bench`` and ``memory`` to a parser's commands."""
     evaluate = commands.add_parser(
         "evaluate", help="score a model with the independent judge and write a report"
     )

@@ -14,6 +14,7 @@ from .quiet import quiet
 
 
 def add_commands(commands: Any) -> None:
+    """Add ``train``, ``prepare`` and ``plan`` to a parser's commands."""
     train = commands.add_parser("train", help="train what a configuration describes")
     train.add_argument("config", help="YAML file, such as configs/quickstart.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.steps=100")

@@ -42,6 +42,7 @@ class ParquetShard:
     def __init__(
         self,
         url: str,
+        *,
         group: int,
         rows: int,
         columns: tuple[str, ...],
@@ -52,7 +53,7 @@ class ParquetShard:
         self.sizes: np.ndarray | None = None
         if measured:
             name = [*stamp(url, locate(url)[2]), group, columns[0]]
-            self.sizes = keep_arrays(cache, name, self._measure)["sizes"]
+            self.sizes = keep_arrays(cache, name, self._picture_sizes)["sizes"]
 
     def __len__(self) -> int:
         return self._rows
@@ -76,7 +77,7 @@ class ParquetShard:
     def _table(self) -> Any:
         return _read_group(self.url, self.group, self.columns, os.getpid())
 
-    def _measure(self) -> dict[str, np.ndarray]:
+    def _picture_sizes(self) -> dict[str, np.ndarray]:
         names = set(_open(self.url, os.getpid()).schema_arrow.names)
         if {"width", "height"} <= names:
             table = _read_group(self.url, self.group, ("width", "height"), os.getpid())
@@ -130,7 +131,15 @@ class ParquetSource(ShardedSource):
             ]
             kept = cache or beside(url)
             openers += [
-                partial(ParquetShard, url, group, rows, columns, kept, bool(checked.buckets))
+                partial(
+                    ParquetShard,
+                    url,
+                    group=group,
+                    rows=rows,
+                    columns=columns,
+                    cache=kept,
+                    measured=bool(checked.buckets),
+                )
                 for group, rows in enumerate(groups)
             ]
         super().__init__(openers, checked, validation_shards, f"{urls} (row groups)")

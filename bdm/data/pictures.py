@@ -22,7 +22,7 @@ from .source import Example, UnreadableExample, crop_to
 MOST_PIXELS = 64_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PictureRules:
     """What the sources of raw pictures share.
 

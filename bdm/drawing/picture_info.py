@@ -13,6 +13,7 @@ _USER_COMMENT, _EXIF_IFD = 0x9286, 0x8769
 
 
 def describe(
+    *,
     prompt: str,
     negative: str,
     prompt_en: str,

@@ -34,7 +34,7 @@ class Request:
     negative_en: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What all pictures of a run have in common; arguments of ``BridgePipeline`` under the same names."""
 
@@ -141,19 +141,19 @@ def draw_requests(pipe: Any, requests: Sequence[Request], settings: Settings) ->
     ).images
     for request, picture in zip(requests, pictures, strict=True):
         facts = describe(
-            request.prompt,
-            request.negative,
-            request.prompt_en,
-            request.negative_en,
-            request.seed,
-            settings.steps,
-            settings.guidance,
-            settings.sampler or type(pipe.scheduler).__name__,
-            settings.branch_scale,
-            picture.size,
-            settings.model,
-            settings.clip_skip,
-            list(pipe.plugins),
+            prompt=request.prompt,
+            negative=request.negative,
+            prompt_en=request.prompt_en,
+            negative_en=request.negative_en,
+            seed=request.seed,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            sampler=settings.sampler or type(pipe.scheduler).__name__,
+            branch_scale=settings.branch_scale,
+            size=picture.size,
+            model=settings.model,
+            clip_skip=settings.clip_skip,
+            plugins=list(pipe.plugins),
         )
         picture = picture.resize((picture.width * settings.enlarge, picture.height * settings.enlarge), 0)
         save_picture(picture, request.path, **picture_info(facts, request.path.suffix))

@@ -11,16 +11,18 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .bundled import without_bundled
-from .change import Change, rank, refuse_unknown_form
+from .header import WeightFile
 from .names import UNetBuild, flat
 from .peft_settings import PeftSettings
-from .weights import WeightFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .change import Change
 
 #: Endings of keys and what they are called here. kohya/LyCORIS, peft and diffusers name the same factors
 #: differently.
@@ -120,6 +122,8 @@ def split_adapter(file: WeightFile, modules: Mapping[str, Iterable[str]]) -> dic
     Raises:
         UserError: keys that belong to no module, or factors that are of no known form together.
     """
+    from .change import Change, rank, refuse_unknown_form  # who only asks what a file is needs no PyTorch
+
     lookup = {part: _lookup(names, part) for part, names in modules.items()}
     found: dict[str, dict[str, dict[str, Tensor]]] = {part: {} for part in modules}
     unknown = []
@@ -165,6 +169,8 @@ def _factors(file: WeightFile) -> dict[str, Tensor]:
     Raises:
         UserError: a factor that is neither a tensor nor a number.
     """
+    import torch
+
     factors = {key: file.tensors[key] for key in without_bundled(file.tensors)}
     texts = {key: text for key, text in file.metadata.items() if is_factor(key)}
     for key, text in texts.items():

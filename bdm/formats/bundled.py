@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-
-from torch import Tensor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .weights import WeightFile, refuse_not_finite
+from .header import WeightFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: How the keys of embeddings begin that lie in an adapter's file.
 BUNDLED = "bundle_emb."
@@ -54,5 +57,13 @@ def bundled_embeddings(file: WeightFile) -> dict[str, Tensor]:
         if word in found:
             raise UserError(f"{file.path} bundles two embeddings for the word {word!r}; give a file with one")
         found[word] = tensor.reshape(-1, tensor.shape[-1])
-    refuse_not_finite({f"the embedding {word!r}": t for word, t in found.items() if not t.is_meta}, file.path)
+    _refuse_not_finite(found, file.path)
     return found
+
+
+def _refuse_not_finite(vectors: Mapping[str, Tensor], path: Path) -> None:
+    read = {f"the embedding {name!r}": tensor for name, tensor in vectors.items() if not tensor.is_meta}
+    if read:
+        from .weights import refuse_not_finite
+
+        refuse_not_finite(read, path)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .header import WeightFile
 from .signs import says_yes, yaml_beside
-from .weights import WeightFile
 
 #: Settings that have the conditions averaged over the picture: the original program's and diffusers'.
 _POOLED = ("global_average_pooling", "global_pool_conditions")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from .weights import looks_like_safetensors, weight_files
+from .folders import weight_files
+from .header import looks_like_safetensors
 
 
 def file_hashes(path: Path) -> dict[str, str]:

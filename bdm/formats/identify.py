@@ -8,11 +8,12 @@ from ..errors import UserError, printable
 from .adapter import adapter_metadata, split_key
 from .bundled import bundled_embeddings
 from .control_signs import control_signs
+from .folders import read_json
 from .hashes import file_hashes, source_hash
+from .header import WeightFile, read_header
 from .kinds import FileKind, Kind, base_of_width, identify
 from .noise import folder_noise
 from .signs import file_noise, metadata_claims
-from .weights import WeightFile, read_json, read_weights
 
 #: Bases of diffusers pipelines, by the start of their class's name; "" for SD1.5's, whose folder then lacks
 #: its UNet.
@@ -42,7 +43,7 @@ def identify_source(source: Path) -> FileKind:
         UserError: it does not exist or cannot be read.
     """
     if not source.is_dir():
-        return identify(read_weights(source, header_only=True).tensors)
+        return identify(read_header(source).tensors)
     if (source / "model_index.json").is_file():
         if (source / "unet" / "config.json").is_file():
             return FileKind("checkpoint", identify_source(source / "unet").base, "diffusers")
@@ -110,7 +111,7 @@ def _folder_facts(path: Path) -> dict[str, str]:
 
 
 def _file_facts(path: Path) -> dict[str, str]:
-    file = read_weights(path, header_only=True)
+    file = read_header(path)
     found = identify(file.tensors)
     parameters = sum(t.numel() for t in file.tensors.values())
     facts = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from .adapter import is_factor, split_key
 from .bundled import without_bundled
 from .families import family_of_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal[
     "checkpoint", "unet", "vae", "text encoder", "controlnet", "branch", "adapter", "embedding", "unknown"

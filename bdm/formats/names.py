@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .remains import without_text_remains
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: (original, diffusers) names inside one residual block of the UNet and of the VAE.
 _UNET_RESNET = (

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError, first_line
-from .weights import read_json
+from ..extras import require_packages
+from .folders import read_json
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -24,6 +25,8 @@ SCHEDULERS = (
     "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
     "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
+#: Settings whose defaults in these classes are not SD1.5's; the others' are.
+OWN_DEFAULTS = {"beta_start", "beta_end", "beta_schedule"}
 
 
 @dataclass(frozen=True)
@@ -119,25 +122,20 @@ def read_scheduler(folder: Path) -> Any:
         A diffusers scheduler, or None where the folder has none.
 
     Raises:
-        UserError: a class that is not diffusers' for such models, or settings that it does not take.
+        UserError: a class that is not diffusers' for such models, settings that it does not take, or one
+            that needs a package which is missing.
     """
-    import diffusers
-
-    config = folder / "scheduler" / "scheduler_config.json"
+    config = _config(folder)
     if not config.is_file():
         return None
-    settings = read_json(config)
-    name = settings.get("_class_name")
-    if name not in SCHEDULERS:
-        raise UserError(
-            f"{config} names the scheduler {str(name)[:80]!r}; allowed are {', '.join(SCHEDULERS)}: get the"
-            " folder again, or name one of these"
-        )
-    if settings.get("use_flow_sigmas"):
-        raise UserError(f"{config} says use_flow_sigmas; models of flows cannot be used here")
-    said = Noise.of(settings, config)
+    settings = _read_settings(config)
+    name = settings["_class_name"]
+    if name == "LMSDiscreteScheduler":
+        require_packages("the sampler LMS")
+    import diffusers
+
     kind = getattr(diffusers, name)
-    if said.rescale_betas_zero_snr and "rescale_betas_zero_snr" not in kind._get_init_keys(kind):
+    if settings.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in kind._get_init_keys(kind):
         raise UserError(
             f"{config} says rescale_betas_zero_snr, which a {name} cannot do; name a DDIMScheduler there"
         )
@@ -150,11 +148,35 @@ def read_scheduler(folder: Path) -> Any:
     return scheduler
 
 
+def _config(folder: Path) -> Path:
+    return folder / "scheduler" / "scheduler_config.json"
+
+
+def _read_settings(config: Path) -> dict[str, Any]:
+    settings = read_json(config)
+    name = settings.get("_class_name")
+    if name not in SCHEDULERS:
+        raise UserError(
+            f"{config} names the scheduler {str(name)[:80]!r}; allowed are {', '.join(SCHEDULERS)}: get the"
+            " folder again, or name one of these"
+        )
+    if settings.get("use_flow_sigmas"):
+        raise UserError(f"{config} says use_flow_sigmas; models of flows cannot be used here")
+    Noise.of(settings, config)
+    return settings
+
+
 def folder_noise(folder: Path) -> Noise:
     """What a diffusers folder says of its denoiser's noise; SD1.5's where it has no scheduler.
 
     Raises:
         UserError: see ``read_scheduler``.
     """
-    scheduler = read_scheduler(folder)
-    return SD15_NOISE if scheduler is None else Noise.of(scheduler.config, folder)
+    config = _config(folder)
+    if not config.is_file():
+        return SD15_NOISE
+    settings = _read_settings(config)
+    # Nothing is left for its class to decide or to refuse, so it is not imported.
+    if settings.keys() >= OWN_DEFAULTS and not settings.get("rescale_betas_zero_snr"):
+        return Noise.of(settings, config)
+    return Noise.of(read_scheduler(folder).config, config)

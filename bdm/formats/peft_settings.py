@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .weights import WeightFile, json_object, read_json
+from .folders import json_object, read_json
+from .header import WeightFile
 
 #: Ways to begin a training that change the base's weights.
 _CHANGED = ("pissa", "olora", "corda", "loftq")

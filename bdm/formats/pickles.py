@@ -11,13 +11,11 @@ from typing import Any
 import torch
 
 from ..errors import UserError, printable
+from .header import ZIP
 
 #: More entries, or a longer name, than any model's file holds: nested mappings that a pickle names many times
 #: over would otherwise be walked for ever.
 _MOST_ENTRIES, _LONGEST_NAME = 100_000, 500
-
-#: What torch itself writes before a pickle: a zip archive, or (before 1.6) a pickle at once.
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 #: numpy's kinds of numbers in the words of ``struct``.
 _NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B"}
@@ -55,11 +53,6 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def is_pickle(start: bytes) -> bool:
-    """Whether a file that begins so is what torch writes, by its first four bytes."""
-    return start.startswith((_ZIP, _PICKLE))
-
-
 def unpickle(path: Path, header_only: bool, archive: bool | None = None) -> Any:
     """What a torch pickle holds; objects of the stand-ins are ``Inert``.
 
@@ -73,7 +66,7 @@ def unpickle(path: Path, header_only: bool, archive: bool | None = None) -> Any:
     """
     if archive is None:
         with open(path, "rb") as file:
-            archive = file.read(4) == _ZIP
+            archive = file.read(4) == ZIP
     try:
         if archive:
             _check_archive(path)

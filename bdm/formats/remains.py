@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import UserError, printable
 from .signs import MARKERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Beside a checkpoint's parts: the noise schedule (alphas_cumprod and betas are compared with SD1.5's in
 #: ``bdm.formats.signs``, the others follow from them), counters of its training, and markers of signs.

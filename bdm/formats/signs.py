@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, first_line, printable
+from .header import WeightFile
 from .noise import SD15_NOISE, Noise
-from .weights import WeightFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Tensors that say something by being there, and what.
 MARKERS: dict[str, tuple[str, Any]] = {
@@ -117,6 +117,11 @@ def _prediction(text: Any, path: Path, where: str) -> str:
 
 
 def says_yes(text: Any, path: Path, where: str) -> bool:
+    """Whether a setting says yes, in any spelling.
+
+    Raises:
+        UserError: it says neither yes nor no.
+    """
     word = str(text).strip().lower()
     if word in ("true", "yes", "1", "on"):
         return True
@@ -166,6 +171,8 @@ def _ends_in_noise(file: WeightFile, name: str) -> bool:
 
 def _near(given: Tensor, known: Tensor) -> bool:
     """Equal but for rounding to half precision."""
+    import torch
+
     if given.shape != known.shape or not given.is_floating_point():
         return False
     return torch.allclose(given.double(), known, rtol=0.01, atol=2e-4)
@@ -173,6 +180,8 @@ def _near(given: Tensor, known: Tensor) -> bool:
 
 def _schedule(zero_snr: bool) -> dict[str, Tensor]:
     """SD1.5's betas and the products of what they leave, or both rescaled (arXiv 2305.08891, algorithm 1)."""
+    import torch
+
     start, end = math.sqrt(SD15_NOISE.beta_start), math.sqrt(SD15_NOISE.beta_end)
     betas = torch.linspace(start, end, SD15_NOISE.num_train_timesteps, dtype=torch.float64) ** 2
     products = (1 - betas).cumprod(0)

@@ -2,119 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UserError, first_line
-from ..shipped import find_path
+from ..errors import UserError
 from .choice import FileChoice
-from .pickles import entries, is_pickle, unpickle
+from .folders import ANY_FILES as ANY_FILES
+from .folders import json_object as json_object
+from .folders import read_json as read_json
+from .folders import resolve_folder as resolve_folder
+from .folders import weight_files as weight_files
+from .header import DTYPE_NAMES, is_safetensors, not_whole, safetensors_header
+from .header import WeightFile as WeightFile
+from .pickles import entries, unpickle
 
 #: Precisions by the names that configurations and options use.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-#: Safetensors before pickles, full precision before half.
-ANY_FILES = FileChoice()
-
 #: Endings of the files that hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """A file's tensors by name, and the texts beside them.
-
-    Attributes:
-        path: where it lies.
-        tensors: by name; names inside nested mappings are joined by dots. On the meta device if only the
-            header was read, otherwise views of the mapped file, which take memory as they are used. The file
-            must stay as it is while they are in use: written over in place it changes them, and cut short it
-            ends the process. Replacing it by renaming another is safe.
-        metadata: the safetensors header's texts, or the plain values in a pickle.
-        others: kinds of what else a pickle holds, which is not read.
-    """
-
-    path: Path
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    others: dict[str, str] = field(default_factory=dict)
-
-
-def resolve_folder(
-    source: str | Path,
-    subfolder: str | None = None,
-    files: list[str] | None = None,
-    hub: Mapping[str, Any] | None = None,
-) -> Path:
-    """A local model folder for a path, the name of a shipped one (``assets/emoji``) or a hub name.
-
-    The hub's are downloaded through ``huggingface_hub``; HF_ENDPOINT is honoured.
-
-    Args:
-        source: folder or hub name.
-        subfolder: folder inside it.
-        files: patterns of the files that are wanted of a hub's model, such as ``["*.json"]``; all if None.
-        hub: what ``huggingface_hub.snapshot_download`` is told besides, such as ``local_files_only``.
-
-    Raises:
-        UserError: a file, a folder that is not there, or a name that the hub does not give.
-    """
-    path = find_path(source)
-    if not os.path.isdir(path):  # which takes names of any length
-        if os.path.isfile(path):
-            raise UserError(f"{source} is a file; give the folder that holds config.json and the weights")
-        if path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) != 2:
-            raise UserError(
-                f"{source}: no such folder; give a local folder or a hub name of the form owner/model"
-            )
-        from huggingface_hub import snapshot_download
-
-        try:
-            path = Path(snapshot_download(str(source), allow_patterns=files, **(hub or {})))
-        except Exception as error:  # offline, unknown name, no permission: one line for each
-            raise UserError(
-                f"{source}: neither a local folder nor a model the hub gives ({type(error).__name__}); "
-                "give a local folder, or set HF_ENDPOINT to a mirror"
-            ) from None
-    return path / subfolder if subfolder else path
 
 
 def is_weight_file(source: str | Path) -> bool:
     """Whether a source is a file of weights, or is called like one that is not there."""
     named = Path(source).suffix.lower() in WEIGHT_SUFFIXES
     return os.path.isfile(source) or (named and not os.path.isdir(source))
-
-
-def weight_files(folder: Path, choice: FileChoice = ANY_FILES) -> list[Path]:
-    """The files that a folder's weights are read from: the preferred whole one, else its shards.
-
-    None if it holds none.
-    """
-    return choice.find(folder)[0]
 
 
 def read_weights_folder(folder: Path, choice: FileChoice = ANY_FILES) -> dict[str, Tensor]:
@@ -140,38 +58,6 @@ def read_weights_folder(folder: Path, choice: FileChoice = ANY_FILES) -> dict[st
     return {key: tensor for file in files for key, tensor in read_tensors(file).items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model folder.
-
-    Raises:
-        UserError: missing, not JSON, or not an object.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}); get the folder again") from None
-    return json_object(text, path)
-
-
-def json_object(text: str, what: object) -> dict[str, Any]:
-    """A JSON object out of a file or a header.
-
-    Args:
-        text: JSON.
-        what: for messages.
-
-    Raises:
-        UserError: not JSON, nested too deep, or not an object.
-    """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} cannot be read as JSON ({first_line(error)}); get it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{what} holds a JSON {type(content).__name__}, not an object; get it again")
-    return content
-
-
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file by name (see ``read_weights``)."""
     return read_weights(path).tensors
@@ -191,56 +77,28 @@ def read_weights(path: str | Path, header_only: bool = False) -> WeightFile:
             sparse, quantised or complex ones.
     """
     path = Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such weight file; check the path")
-    # Files are renamed in the wild, so their beginning tells what they are, not their ending.
-    start = _beginning(path)
-    if looks_like_safetensors(path) or (path.suffix.lower() == ".safetensors" and not is_pickle(start)):
-        return _read_safetensors(path, header_only)
-    return _read_pickle(path, header_only)
-
-
-def _beginning(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(9)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
-
-
-def looks_like_safetensors(path: Path) -> bool:
-    """Whether a file begins with the length of a header within it, and with a JSON object.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    start = _beginning(path)
-    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
+    return _read_safetensors(path, header_only) if is_safetensors(path) else _read_pickle(path, header_only)
 
 
 def _read_safetensors(path: Path, header_only: bool) -> WeightFile:
+    headers, metadata = safetensors_header(path)
+    if header_only:
+        tensors = {
+            key: torch.empty(header.shape, dtype=_dtype(header.dtype), device="meta")
+            for key, header in headers.items()
+        }
+        return WeightFile(path, tensors, metadata)
     try:
-        # Opening checks that header and file agree; the values stay on disk until they are asked for.
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {} if header_only else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if header_only:
-            with open(path, "rb") as raw:
-                header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
-            header.pop("__metadata__", None)
-            tensors = {
-                key: torch.empty(
-                    entry["shape"], dtype=_SAFETENSORS_DTYPES.get(entry["dtype"], torch.uint8), device="meta"
-                )
-                for key, entry in header.items()
-            }
+            tensors = {key: file.get_tensor(key) for key in headers}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}); download or save it again"
-        ) from None
-    return WeightFile(
-        path, {key: _plain(tensor, key, path, header_only) for key, tensor in tensors.items()}, metadata
-    )
+        raise not_whole(path, error) from None
+    return WeightFile(path, {key: _plain(t, key, path, header_only) for key, t in tensors.items()}, metadata)
+
+
+def _dtype(name: str) -> torch.dtype:
+    """A precision by its name; uint8 stands for those that PyTorch does not know."""
+    return getattr(torch, name) if name in DTYPE_NAMES.values() else torch.uint8
 
 
 def _read_pickle(path: Path, header_only: bool) -> WeightFile:

@@ -61,8 +61,9 @@ def make_scheduler(name: str, prediction: str | None = None, noise: Noise = SD15
     else:
         known = ", ".join(SAMPLERS)
         raise UserError(f"unknown sampler {name!r}; known are {known}, each also with Karras or Exponential")
-    kind = scheduler_class(class_name)
-    assert kind is not None
+    if class_name == "LMSDiscreteScheduler":
+        require_packages("the sampler LMS")
+    kind = getattr(diffusers, class_name)
     arguments = {**noise.settings, **SAMPLERS[title][1]}
     accepted = kind._get_init_keys(kind)
     if schedule:
@@ -107,14 +108,3 @@ def scheduler_noise(scheduler: Any) -> Noise:
     """
     config: Mapping[str, Any] = scheduler.config
     return Noise.of(config, f"the {type(scheduler).__name__} of this pipeline")
-
-
-def scheduler_class(name: str) -> Any:
-    """A scheduler of diffusers by its class name; None if there is none.
-
-    Raises:
-        UserError: it needs a package that is not installed.
-    """
-    if name == "LMSDiscreteScheduler":
-        require_packages("the sampler LMS")
-    return getattr(diffusers, name, None)

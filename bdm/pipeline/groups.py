@@ -35,6 +35,21 @@ def as_seed(seed: SupportsIndex) -> int:
     return number
 
 
+def as_count(count: SupportsIndex | None) -> int:
+    """How many pictures of each prompt; None is one.
+
+    Raises:
+        UserError: no whole number from 1 on.
+    """
+    try:
+        number = 1 if count is None else count.__index__()
+    except AttributeError:
+        number = 0
+    if number < 1:
+        raise UserError(f"num_images_per_prompt {count!r}: give a whole number from 1 on")
+    return number
+
+
 def draw_in_groups(draw: Draw, groups: Sequence[list[int]], inputs: dict[str, Any], control: Any) -> Any:
     """Draw each group of prompts for itself and give the pictures in the order of the prompts.
 

@@ -19,6 +19,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
@@ -28,6 +29,9 @@ from ..method.bridge import Bridge
 from ..text.native import NativeTextEncoder
 from .loading import PipelineKeywords, keep_empty_english, load_parts
 from .reuse import reuse_parts
+
+#: Where diffusers tells its users what it loads.
+_LOGGER = logging.get_logger("diffusers.pipelines.pipeline_utils")
 
 #: The VAEs that stock pipelines draw with.
 Vae = AutoencoderKL | AutoencoderTiny | AsymmetricAutoencoderKL | ConsistencyDecoderVAE
@@ -143,6 +147,8 @@ class PartsMixin:
     ) -> Self:
         names = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         parts = load_parts(f"{cls.__name__}.{reader}", names, source, backbone, english, options)
+        for name in parts.arguments:
+            _LOGGER.info("Loaded %s of %s.", name, source or backbone)
         pipe: Any = cls(**parts.arguments)
         pipe.empty_english = parts.empty_english
         pipe.register_to_config(_name_or_path=str(source or backbone))

@@ -42,9 +42,10 @@ from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, groups_of_one_length
 from .auto import register
 from .exclusive import exclusively
-from .groups import as_seed, draw_in_groups
+from .groups import as_count, as_seed, draw_in_groups
+from .inputs import check_inputs, stock_inputs, with_inputs_of
 from .parts import PartsMixin, Vae, check_parts
-from .texts import Texts, TextsMixin
+from .texts import Texts, TextsMixin, adapters_scaled
 
 
 class BridgeMixin(TextsMixin, PartsMixin):
@@ -54,6 +55,11 @@ class BridgeMixin(TextsMixin, PartsMixin):
     """
 
     _optimized: Optimized | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" not in cls.__dict__:
+            cls.__call__ = with_inputs_of(super(PartsMixin, cls).__call__, cls.__call__)
 
     @torch.no_grad()
     def __call__(
@@ -70,7 +76,7 @@ class BridgeMixin(TextsMixin, PartsMixin):
         branch_scale: float = 1.0,
         branch_start: float = 0.0,
         branch_end: float = 1.0,
-        num_images_per_prompt: int = 1,
+        num_images_per_prompt: SupportsIndex | None = 1,
         seed: SupportsIndex | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         height: int | None = None,
@@ -121,6 +127,9 @@ class BridgeMixin(TextsMixin, PartsMixin):
         Raises:
             UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing.
         """
+        check_inputs(stock, super().__call__, type(self))
+        self._check_complete(stock)
+        each = as_count(num_images_per_prompt)
         native = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         english = self._english_pairs(
             prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, len(native)
@@ -130,21 +139,20 @@ class BridgeMixin(TextsMixin, PartsMixin):
         if seed is not None:
             if generator is not None:
                 raise UserError("both seed and generator are given; give one of them")
-            first, samples = as_seed(seed), len(native) * num_images_per_prompt
+            first, samples = as_seed(seed), len(native) * each
             generator = [torch.Generator().manual_seed(first + i) for i in range(samples)]
         size, latents = self._sizes(height, width, stock)
-        inputs = stock | size | {"generator": generator, "num_images_per_prompt": num_images_per_prompt}
+        inputs = stock | size | {"generator": generator, "num_images_per_prompt": each}
         condition = {"scale": branch_scale, "start": branch_start, "end": branch_end}
 
         def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
             plugged = self.plugins.during_call(
-                pictures, plugin_strength, self._timesteps, num_images_per_prompt, latents,
-                len(chosen) * num_images_per_prompt, self._parts,
+                pictures, plugin_strength, self._timesteps, each, latents, len(chosen) * each, self._parts
             )  # fmt: skip
             with plugged:
                 return self._draw(
-                    native.take(chosen), english.take(chosen), clip_skip or 1, condition, inputs, share,
-                    approximation,
+                    native.take(chosen), english.take(chosen), 1 if clip_skip is None else clip_skip,
+                    condition, inputs, share, approximation,
                 )  # fmt: skip
 
         groups = groups_of_one_length(self._native_lengths(native), self._english_lengths(english))
@@ -161,9 +169,11 @@ class BridgeMixin(TextsMixin, PartsMixin):
         approximation: Approximation,
     ) -> Any:
         """Pictures for prompts whose texts are equally long, as the stock pipeline draws them."""
-        positive, negative = self._native_features(native)
+        guided = self._is_guided(inputs)
+        positive, negative = self._native_features(native, guided)
         # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
-        ours, theirs = self._english_features(english, clip_skip)
+        with adapters_scaled(self.text_encoder, inputs):
+            ours, theirs = self._english_features(english, clip_skip, guided)
         condition = NativeCondition(
             positive, negative, **settings, steps=self._timesteps, parts=self._parts,
             images_per_prompt=inputs["num_images_per_prompt"],
@@ -177,6 +187,21 @@ class BridgeMixin(TextsMixin, PartsMixin):
             if share and self.vae is not None:
                 fold_layers(stack, self.vae)
             return super().__call__(prompt_embeds=ours, negative_prompt_embeds=theirs, **inputs)
+
+    def _check_complete(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse to draw without a part that is needed; a pipeline may be put together without it."""
+        needed = ["unet", "branch", "scheduler"]
+        if inputs.get("output_type", "pil") != "latent":
+            needed.append("vae")
+        for name in needed:
+            if getattr(self, name) is None:
+                instead = ", or ask for output_type='latent'" if name == "vae" else ""
+                raise UserError(f"the pipeline has no {name}, so it cannot draw; give it one{instead}")
+
+    def _is_guided(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether the stock pipeline is about to use guidance, and with it negative prompts."""
+        default = stock_inputs(super().__call__)["guidance_scale"].default
+        return inputs.get("guidance_scale", default) > 1
 
     def _timesteps(self) -> Tensor:
         """The timesteps of the call at hand, which may begin inside the scheduler's (image to image)."""

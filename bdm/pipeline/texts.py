@@ -1,16 +1,22 @@
 """A pipeline's prompts in both languages, encoded."""
 
+# A mixin calls the methods of the stock pipeline it is mixed into, which the type checker cannot see.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from torch import Tensor
 
 from ..errors import UserError
 from ..text.english import encode_english, english_chunks
 from ..text.native import NativeTextEncoder
-from ..text.pairs import TextPairs, encode_pairs, make_pairs
+from ..text.pairs import TextPairs, encode_pairs, make_pairs, sequence_of
 
 Texts = str | Sequence[str]
 
@@ -33,7 +39,7 @@ class TextsMixin:
     ) -> TextPairs:
         if embeds is not None and prompt is not None:
             raise UserError("both prompt and prompt_embeds are given; give one of them")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+        prompts = [prompt] if isinstance(prompt, str) else sequence_of(prompt or [], "prompt")
         if embeds is None and not prompts:
             raise UserError('no prompt is given; give at least one native prompt, such as "红灯笼"')
         return make_pairs(
@@ -61,7 +67,59 @@ class TextsMixin:
             return [0] * len(pairs)
         return pairs.chunks(lambda text: english_chunks(text, self.tokenizer))
 
-    def _native_features(self, pairs: TextPairs) -> tuple[Tensor, Tensor]:
+    def encode_prompt(
+        self,
+        prompt: Texts | None = None,
+        device: torch.device | str | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: Texts | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Encode native prompts before they are drawn, under diffusers' name for that.
+
+        Args:
+            prompt: P native prompts.
+            device: where the features come to lie; where the pipeline computes by default.
+            num_images_per_prompt: how often each prompt's features are repeated.
+            do_classifier_free_guidance: whether negative features are wanted.
+            negative_prompt: one native negative prompt, or P.
+            prompt_embeds: (P, L, D) features instead of ``prompt``.
+            negative_prompt_embeds: (P, L, D) features instead of ``negative_prompt``.
+            lora_scale: of no effect; adapters change the English text encoder alone.
+            clip_skip: likewise.
+
+        Returns:
+            (P x num_images_per_prompt, L, D) features as ``prompt_embeds`` takes them, and the same for
+            ``negative_prompt_embeds``.
+
+        Raises:
+            UserError: no prompt, numbers that do not fit, or no native text encoder where one is needed.
+        """
+        nothing_wanted = negative_prompt_embeds is not None or not do_classifier_free_guidance
+        if prompt is None and prompt_embeds is not None and nothing_wanted:
+            # Nothing is to be encoded. The stock pipeline's call comes here, too, with its English features.
+            prompt_embeds, negative_prompt_embeds = super().encode_prompt(
+                None, device, num_images_per_prompt, do_classifier_free_guidance, None, prompt_embeds,
+                negative_prompt_embeds, lora_scale, clip_skip,
+            )  # fmt: skip
+        else:
+            pairs = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+            positive, negative = self._native_features(pairs, guided=do_classifier_free_guidance)
+            negative = negative if do_classifier_free_guidance else negative_prompt_embeds
+            place = self._execution_device if device is None else device
+            prompt_embeds, negative_prompt_embeds = (
+                None if side is None else side.to(place).repeat_interleave(num_images_per_prompt, 0)
+                for side in (positive, negative)
+            )
+        return prompt_embeds, negative_prompt_embeds
+
+    def _native_features(self, pairs: TextPairs, guided: bool) -> tuple[Tensor, Tensor | None]:
+        if not guided and self.native_text_encoder is None and pairs.only_positive is not None:
+            return pairs.only_positive, None
         return encode_pairs(pairs, self._encode_native, "negative_prompt_embeds")
 
     def _encode_native(self, texts: list[str]) -> Tensor:
@@ -71,7 +129,12 @@ class TextsMixin:
             )
         return self.native_text_encoder(texts)  # as a call, so that hooks that offload it see it
 
-    def _english_features(self, pairs: TextPairs, clip_skip: int) -> tuple[Tensor, Tensor]:
+    def _english_features(
+        self, pairs: TextPairs, clip_skip: int, guided: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        knows = self.text_encoder is not None or self.empty_english is not None
+        if not guided and not knows and pairs.only_positive is not None:
+            return pairs.only_positive, None
         return encode_pairs(
             pairs, lambda texts: self._encode_english(texts, clip_skip), "negative_prompt_en_embeds"
         )
@@ -89,3 +152,20 @@ class TextsMixin:
                 " negative_prompt_en_embeds, or load it with english=True"
             )
         return features[[distinct.index(text) for text in texts]]
+
+
+@contextmanager
+def adapters_scaled(text_encoder: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """peft's adapters of the text encoder at the share of their strength that a call asks for.
+
+    diffusers scales the UNet's by the same number, and leaves it to ``encode_prompt`` to scale these.
+    """
+    scale = (inputs.get("cross_attention_kwargs") or {}).get("scale")
+    if text_encoder is None or scale is None:
+        yield
+        return
+    scale_lora_layers(text_encoder, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(text_encoder, scale)

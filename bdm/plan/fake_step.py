@@ -35,7 +35,7 @@ STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 CAPTION = "红灯笼"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepFigures:
     """What one process needs for one micro-batch.
 
@@ -161,11 +161,10 @@ def recipe_figures(
     pixels = fake.blank(3, size, size, dtype=torch.uint8)
     parts = train_and_freeze(recipe, run.optimizer.checkpointing)
     with fake:
-        owners = {
-            module: name for name, part in reversed([*recipe.named_children()]) for module in part.modules()
-        }
+        models = recipe.models()
+        owners = {module: name for name, model in reversed(models.items()) for module in model.modules()}
         trained = {id(p) for part in parts.values() for p in part.parameters()}
-        sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in recipe.named_children()}
+        sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
         names = {owners.get(part, name) for name, part in parts.items()}
         fake.place(recipe, lambda p: "trained weights" if id(p) in trained else "frozen weights")
         parameters = [p for part in recipe.parts().values() for p in part.parameters()]
@@ -242,11 +241,11 @@ def _encode(recipe: Recipe, pixels: Tensor, fake: FakeDevice) -> tuple[Tensor | 
     if not isinstance(recipe, DenoisingRecipe):
         return None, None, 0.0
     fake.label = "encoding"
+    recipe.features([""])  # what dropped captions become
+    fake.flops.clear()
     moments = encode_moments(recipe.vae, pixels[None].float())
-    features = recipe.text_features([CAPTION])
-    operations = fake.flops.total()
-    recipe.text_features([""])  # what dropped captions become
-    return moments, features, operations
+    features = recipe.features([CAPTION])
+    return moments, features, fake.flops.total()
 
 
 def _batch(pixels: Tensor, moments: Tensor | None, count: int, fake: FakeDevice) -> Batch:

@@ -62,7 +62,7 @@ class Fit:
     memory: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a run needs.
 

@@ -7,19 +7,17 @@ import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats.checkpoint import check_weights, named_like
+from .controlnet_hook import ControlNetHook
 from .parameters import plain
 from .stack import Place, WeightStack
 from .words import TriggerWords
-
-if TYPE_CHECKING:
-    from .controlnet_hook import ControlNetHook
 
 #: Who has asked for a module. Two that put deltas on it would each take the other's for the base.
 _SHARED: WeakKeyDictionary[nn.Module, WeakSet[Attachments]] = WeakKeyDictionary()
@@ -41,7 +39,7 @@ class Attachments:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.weights = WeightStack(self.part)
-        self.words = TriggerWords(self)
+        self.words = TriggerWords(pipe, self.weights)
         self.controlnets: dict[str, ControlNetHook] = {}
         self._hung: dict[str, ExitStack] = {}
         self._modules: dict[str, nn.Module] = {}

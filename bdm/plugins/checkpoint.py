@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import UserError
 from ..formats.checkpoint import read_parts
+from ..formats.noise import SD15_NOISE, Noise
+from ..models.samplers import scheduler_noise
+from .attachments import Attachments
 from .kind import PluginKind
 from .stack import WeightDelta
 from .vae import refuse_other_scaling
@@ -20,6 +24,7 @@ class CheckpointKind(PluginKind):
         """Put a checkpoint's weights in place of the pipeline's (see ``PluginKind.attach``)."""
         parts = read_parts(path)
         refuse_other_scaling(parts, self.to, path)
+        _refuse_other_noise(parts.noise, self.to, path)
         delta = WeightDelta()
         for part, weights in parts.weights.items():
             if self.to.has(part):
@@ -29,3 +34,18 @@ class CheckpointKind(PluginKind):
     def detach(self, name: str) -> None:
         """Give the pipeline its own weights back."""
         self.to.weights.remove(name)
+
+
+def _refuse_other_noise(noise: Noise, to: Attachments, path: Path) -> None:
+    """Refuse a UNet that predicts something else than the pipeline takes it for, or on another schedule.
+
+    Raises:
+        UserError: names what differs.
+    """
+    scheduler = getattr(to.pipe, "scheduler", None)
+    ours = SD15_NOISE if scheduler is None else scheduler_noise(scheduler)
+    if to.has("unet") and (different := noise.differences(ours)):
+        raise UserError(
+            f"{path} is made for {'; '.join(different)}, which this pipeline's scheduler is set to; load it"
+            " as the backbone (backbone=), or give the pipeline a scheduler of its kind first"
+        )

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -19,6 +20,9 @@ from .control_images import open_picture as open_picture
 from .controlnet_hook import ControlCondition as ControlCondition
 from .controlnet_hook import ControlNetHook as ControlNetHook
 from .kind import PipelineCall, PluginKind, Strengths, finite
+
+#: What a ControlNet can compute in.
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class ControlNetKind(PluginKind):
@@ -55,7 +59,8 @@ class ControlNetKind(PluginKind):
         unet: Any = self.to.part("unet")
         if unet.device.type == "meta":
             raise UserError("the UNet is offloaded; attach ControlNets before sequential offload is enabled")
-        network = load_controlnet(path, unet.dtype, backbone=self._backbone).to(unet.device)
+        dtype = unet.dtype if unet.dtype in _DTYPES else torch.float32  # weights may be kept in fewer bits
+        network = load_controlnet(path, dtype, backbone=self._backbone).to(unet.device)
         _settle_pooling(network, pooled, path)
         hook = ControlNetHook(network, scale, start, end)
         self.to.hang(name, hook)

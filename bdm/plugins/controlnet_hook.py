@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -121,19 +121,24 @@ class ControlNetHook:
         values = named_arguments(unet, args, kwargs)
         if not session.in_window(values["timestep"], self.start, self.end) or self.scale == 0.0:
             return None
-        down, middle = self._residuals(session, values, unet)
+        rows: slice | Tensor = slice(None)
+        if self.controlnet.config["global_pool_conditions"]:
+            rows = session.positive_rows(values["sample"], values["encoder_hidden_states"], unet)
+            if not len(rows):
+                return None
+        down, middle = self._residuals(session.condition, values, rows)
         given = list(values)[: len(args)]
         add_residuals(values, down, middle, values["sample"].dtype)
         return tuple(values.pop(name) for name in given), values
 
-    def _residuals(self, session: _Session, values: dict[str, Any], unet: Any) -> tuple[Any, Any]:
+    def _residuals(
+        self, condition: ControlCondition, values: dict[str, Any], rows: slice | Tensor
+    ) -> tuple[Any, Any]:
+        """The residuals of a batch, those of samples that are not among ``rows`` zero."""
         sample, text = values["sample"], values["encoder_hidden_states"]
         if (self.controlnet.device, self.controlnet.dtype) != (sample.device, sample.dtype):
             self.controlnet.to(sample.device, sample.dtype)  # the pipeline was moved after attaching
-        pictures = self._pictures(session.condition, sample)
-        rows = slice(None)
-        if self.controlnet.config["global_pool_conditions"]:
-            rows = session.positive_rows(sample, text, unet)
+        pictures = self._pictures(condition, sample)
         down, middle = self.controlnet(
             sample[rows], _rows_of(values["timestep"], rows), encoder_hidden_states=text[rows],
             controlnet_cond=pictures[rows], conditioning_scale=self.scale, return_dict=False,
@@ -162,6 +167,7 @@ class _Session:
     condition: ControlCondition
     clock: StepClock
     reader: PartReader
+    rows: dict[tuple[Part, ...], Tensor] = field(default_factory=dict)
 
     def in_window(self, timestep: Any, start: float, end: float) -> bool:
         if start <= 0.0 and end >= 1.0:
@@ -171,9 +177,11 @@ class _Session:
     def positive_rows(self, sample: Tensor, text: Tensor, unet: Any) -> Tensor:
         """Indices of a batch's samples that are drawn for positive prompts."""
         parts = self.reader.parts(len(sample), text, unet)
-        each = len(sample) // len(parts)
-        positive = torch.tensor([part == "positive" for part in parts]).repeat_interleave(each)
-        return positive.nonzero().flatten().to(sample.device)
+        if parts not in self.rows:  # one tensor for all steps
+            positive = torch.tensor([part == "positive" for part in parts])
+            rows = positive.repeat_interleave(len(sample) // len(parts)).nonzero().flatten()
+            self.rows[parts] = rows.to(sample.device)
+        return self.rows[parts]
 
 
 def _rows_of(timestep: Any, rows: slice | Tensor) -> Any:

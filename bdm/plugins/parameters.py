@@ -18,6 +18,8 @@ _LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
 #: Ordinary parameters, watched (see ``bdm.speed.watched``) or not.
 _ORDINARY = (nn.Parameter, WatchedParameter)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+#: What diffusers hangs in a UNet beside its own layers, for an IP-Adapter.
+_ADDED = ("processor", "encoder_hid_proj")
 #: diffusers' hooks that keep copies of weights and put these back, or hold them in another dtype.
 _KEEPERS = ("group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting")
 
@@ -76,6 +78,8 @@ def _layers(
         return
     yield path, module, parent, wrapper
     for name, child in module.named_children():
+        if name in _ADDED:
+            continue
         yield from _layers(child, f"{path}.{name}" if path else name, module, None)
 
 

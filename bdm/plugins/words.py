@@ -6,35 +6,33 @@ import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..text.english import loaded_tokens, trigger_tokens
-from .stack import Place, WeightDelta
-
-if TYPE_CHECKING:
-    from .attachments import Attachments
+from .stack import Place, WeightDelta, WeightStack
 
 
 class TriggerWords:
     """The trigger words on a pipeline.
 
     Args:
-        to: what they hang on.
+        pipe: the pipeline, whose tokenizer learns them.
+        weights: its weights, of which one is the token table.
     """
 
-    def __init__(self, to: Attachments) -> None:
-        self._to = to
+    def __init__(self, pipe: Any, weights: WeightStack) -> None:
+        self._pipe, self._weights = pipe, weights
         self._pristine: Any = None  # the tokenizer without trigger words, while there are any
         self._built: tuple[Any, int] | None = None  # the one with them, and how many tokens it had
         self._counts: list[tuple[str, int]] = []  # which they are, and how many vectors each stands for
 
     def of(self, name: str) -> list[str]:
         """The words that a plug-in has brought."""
-        return list(self._to.weights.deltas.get(name, WeightDelta()).words)
+        return list(self._weights.deltas.get(name, WeightDelta()).words)
 
     def width(self) -> int:
         """Of the vectors that the text encoder takes.
@@ -68,7 +66,7 @@ class TriggerWords:
         Raises:
             UserError: the delta does not fit, or the tokenizer refuses a word.
         """
-        self._to.weights.put(name, delta)
+        self._weights.put(name, delta)
         if not delta.words:
             return
         try:
@@ -86,26 +84,26 @@ class TriggerWords:
         Raises:
             UserError: the token table, or the tokenizer, was changed by others; nothing has changed then.
         """
-        delta = self._to.weights.deltas.get(name, WeightDelta())
+        delta = self._weights.deltas.get(name, WeightDelta())
         if delta.words:
             self._check_unchanged()
-        self._to.weights.remove(name)
+        self._weights.remove(name)
         self._rebuild()
 
     def _table(self) -> tuple[Place, Tensor]:
         """The token table's place, and what it is without trigger words."""
-        encoder: Any = self._to.part("text_encoder")
-        base = self._to.weights.base("text_encoder")
+        base = self._weights.base("text_encoder")
         names = [name for name in base if name.endswith("token_embedding.weight")]
         if len(names) != 1:
+            kind = type(self._pipe.text_encoder).__name__
             raise UserError(
-                f"the text encoder is a {type(encoder).__name__} without one token table that embeddings"
-                " could be added to; use CLIP's"
+                f"the text encoder is a {kind} without one token table that embeddings could be added to; use"
+                " CLIP's"
             )
         return ("text_encoder", names[0]), base[names[0]]
 
     def _check_tokenizer(self, rows: int) -> None:
-        pristine = self._pristine or getattr(self._to.pipe, "tokenizer", None)
+        pristine = self._pristine or getattr(self._pipe, "tokenizer", None)
         if pristine is None:
             raise UserError(
                 "the pipeline has no tokenizer that could learn a trigger word; attach embeddings to a"
@@ -119,7 +117,7 @@ class TriggerWords:
 
     def _check_unchanged(self) -> None:
         """Refuse a tokenizer that others exchanged, or taught words, since ours were put in it."""
-        tokenizer: Any = getattr(self._to.pipe, "tokenizer", None)
+        tokenizer: Any = getattr(self._pipe, "tokenizer", None)
         if self._built is None or tokenizer is self._pristine:
             return
         if tokenizer is not self._built[0] or len(tokenizer) != self._built[1]:
@@ -137,7 +135,7 @@ class TriggerWords:
             remedy = "detach what has it, or give a file without it"
         if not word.strip() or re.search(r"[<>\ud800-\udfff]", word):
             raise UserError(f"{what} cannot be: it is empty or holds <, > or half a character; {remedy}")
-        tokenizer = self._to.pipe.tokenizer
+        tokenizer = self._pipe.tokenizer
         tokens = {token.lower() for token in trigger_tokens(word, vectors)}
         known = {token.lower() for token in tokenizer.get_vocab()} | taken
         loaded = {other.lower() for other in loaded_tokens(tokenizer)}
@@ -152,11 +150,11 @@ class TriggerWords:
         """
         from tokenizers import AddedToken
 
-        deltas = self._to.weights.deltas.values()
+        deltas = self._weights.deltas.values()
         counts = [item for delta in deltas for item in delta.words.items()]
         if counts == self._counts:
             return
-        pipe = self._to.pipe
+        pipe = self._pipe
         # Assigned in this order, so that an interrupt leaves nothing that the next call does not mend.
         if self._pristine is None:
             self._pristine = pipe.tokenizer

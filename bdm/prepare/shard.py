@@ -47,7 +47,7 @@ class Encoders:
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardSettings:
     """What decides a shard's content beside the models.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules import module as all_modules
 
 from ..method.hooks import Hook, hooks_of
 from ..method.step import UNetCall
+from .stand_in import class_of
 from .watched import WatchedParameter
 
 #: Where the classes of known modules are defined.
@@ -38,12 +40,18 @@ def is_known(module: nn.Module) -> bool:
     """Whether a module computes what its class says: nobody else's hook, wrapper or kind of weight."""
     return (
         type(module).__module__.startswith(_KNOWN_ROOMS)
-        and "forward" not in vars(module)
+        and _forward_is_its_own(module)
         and hooks_are_ours(module)
         and not getattr(module, "parametrizations", None)
         and all(type(weight) in (nn.Parameter, WatchedParameter) for weight in own_weights(module))
         and _processor_is_known(module)
     )
+
+
+def _forward_is_its_own(module: nn.Module) -> bool:
+    """Whether nobody wraps a module's ``forward``; accelerate leaves the plain one there when it goes."""
+    forward = vars(module).get("forward")
+    return forward is None or forward == MethodType(class_of(module).forward, module)
 
 
 def hooks_are_ours(module: nn.Module) -> bool:
@@ -77,6 +85,10 @@ def call_is_known(call: UNetCall) -> bool:
     """Whether all arguments of a UNet's call are understood, for samples that are alike in their timestep."""
     if any(value is not None and name not in _KNOWN_ARGUMENTS for name, value in call.values.items()):
         return False
+    down = call.values.get("down_block_additional_residuals")
+    middle = call.values.get("mid_block_additional_residual")
+    if down is not None and middle is None:
+        return False  # a T2I-adapter's in their old form: they enter the encoder
     timestep, text = call.values["timestep"], call.text
     alike = not isinstance(timestep, Tensor) or timestep.numel() == 1
     fits = isinstance(text, Tensor) and text.ndim == 3 and len(text) == len(call.sample)

@@ -43,12 +43,12 @@ def stand_in(stack: ExitStack, module: nn.Module, compute: Callable[..., Any]) -
 
     Args:
         stack: ends it.
-        module: nothing is done where something stands in for it already.
+        module: nothing is done where something stands in for it already, or wraps its ``forward``.
         compute: gets the module, its class's own ``forward``, and the arguments.
     """
     with _STANDING_IN:
         own = type(module)
-        if issubclass(own, StandIn):
+        if issubclass(own, StandIn) or "forward" in vars(module):  # which would hide another class's
             return
         kind = _stand_in_class(own)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +28,12 @@ class TextPairs:
 
     def __len__(self) -> int:
         return len(self.positive)
+
+    @property
+    def only_positive(self) -> Tensor | None:
+        """The positive features where nothing but them is given: no other features, and no negative text."""
+        given = isinstance(self.positive, Tensor) and not isinstance(self.negative, Tensor)
+        return self.positive if given and not any(self.negative) else None  # pyright: ignore
 
     def take(self, indices: Sequence[int]) -> TextPairs:
         """The pairs of some prompts."""
@@ -60,17 +67,29 @@ def groups_of_one_length(*lengths: Sequence[int]) -> list[list[int]]:
     return list(groups.values())
 
 
+def sequence_of(texts: Any, name: str) -> list[Any]:
+    """What stands for several texts, as a list.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not isinstance(texts, Iterable):
+        raise UserError(f"{name} is {texts!r}, which is no text; give a text, or one for each prompt")
+    return list(texts)
+
+
 def one_each(texts: str | Sequence[str] | None, count: int, name: str) -> list[str]:
     """One text for all prompts, or one for each.
 
     Raises:
         UserError: another number of texts, or something that is no text.
     """
-    each = [texts or ""] * count if texts is None or isinstance(texts, str) else list(texts)
+    each = [texts or ""] * count if texts is None or isinstance(texts, str) else sequence_of(texts, name)
     if len(each) != count:
         raise UserError(f"{name} has {len(each)} texts for {count} prompts; give one, or one for each")
-    if wrong := next((text for text in each if not isinstance(text, str)), None):
-        raise UserError(f"{name} holds {wrong!r}, which is no text; give a text, or one for each prompt")
+    for text in each:
+        if not isinstance(text, str):
+            raise UserError(f"{name} holds {text!r}, which is no text; give a text, or one for each prompt")
     return each
 
 

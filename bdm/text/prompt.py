@@ -1,6 +1,6 @@
-"""Bracket syntax of prompts.
+r"""Bracket syntax of prompts.
 
-``(x)`` 1.1, ``[x]`` 1/1.1, ``(x:1.3)``, escapes ``\\(`` ``\\)`` ``\\[`` ``\\]``.
+``(x)`` 1.1, ``[x]`` 1/1.1, ``(x:1.3)``, escapes ``\(`` ``\)`` ``\[`` ``\]``.
 """
 
 from __future__ import annotations

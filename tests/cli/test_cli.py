@@ -179,7 +179,19 @@ def test_infer_draws_with_the_shipped_weights(tmp_path, capsys):
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".webp"])
 def test_chinese_facts_survive_in_the_picture(tmp_path, ending):
-    facts = describe("红灯笼", "模糊", "best", "", 7, 30, 7.5, "DPM++ 2M", 1.0, (32, 32), "emoji")
+    facts = describe(
+        prompt="红灯笼",
+        negative="模糊",
+        prompt_en="best",
+        negative_en="",
+        seed=7,
+        steps=30,
+        guidance=7.5,
+        sampler="DPM++ 2M",
+        branch_scale=1.0,
+        size=(32, 32),
+        model="emoji",
+    )
     path = tmp_path / f"a{ending}"
     save_picture(Image.new("RGB", (32, 32)), path, **picture_info(facts, ending))
     with Image.open(path) as picture:

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,3 +167,14 @@ def test_a_wrong_line_is_found(line):
     check('import bdm\npipe = bdm.BridgePipeline.from_pretrained("assets/emoji")', reader)
     with pytest.raises((AttributeError, TypeError, AssertionError)):
         check(line, reader)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["drawing.md", "speed.md"])
+def test_a_page_runs_from_its_first_block_to_its_last(name, tmp_path):
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    program = "\n".join(block.text for block in blocks(ROOT / "docs" / name, "python"))
+    picture = "from PIL import Image\nImage.new('RGB', (64, 64)).save('lantern.png')\n"
+    command = [sys.executable, "-c", f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{picture}{program}"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from bdm.convert import convert
 from bdm.errors import UserError
+from bdm.extras import is_installed
 from bdm.formats.checkpoint import CONFIG_KEY, read_parts
-from bdm.formats.noise import SCHEDULERS, Noise, read_scheduler
+from bdm.formats.noise import OWN_DEFAULTS, SCHEDULERS, SD15_NOISE, Noise, folder_noise, read_scheduler
 from bdm.formats.signs import file_noise
 from bdm.formats.weights import WeightFile, read_tensors, read_weights
 from bdm.models.backbone import load_backbone
@@ -228,11 +229,28 @@ def test_folders_name_no_class_but_a_known_scheduler(folder, name):
         read_scheduler(folder(_class_name=name, prediction_type="epsilon"))
 
 
+def here():
+    """The schedulers whose packages are installed."""
+    return [name for name in SCHEDULERS if name != "LMSDiscreteScheduler" or is_installed("scipy")]
+
+
 def test_known_schedulers_are_diffusers_own(folder):
-    for name in SCHEDULERS:
+    for name in here():
         made = read_scheduler(folder(_class_name=name, prediction_type="v_prediction", auto_map={"x": "y"}))
         assert (type(made).__name__, made.config["prediction_type"]) == (name, "v_prediction")
         assert type(made).__module__.startswith("diffusers.schedulers.")
+
+
+def test_settings_that_are_left_out_mean_the_same_whether_the_class_is_asked(folder):
+    said = {name: SD15_NOISE.settings[name] for name in OWN_DEFAULTS}
+    for name in here():
+        for more in ({}, {"prediction_type": "v_prediction"}, {"beta_end": 0.02}):
+            path = folder(_class_name=name, **said | more)
+            assert folder_noise(path) == Noise.of(read_scheduler(path).config, path)
+    for left_out in OWN_DEFAULTS:
+        rest = {key: value for key, value in said.items() if key != left_out}
+        path = folder(_class_name="DDIMScheduler", **rest)
+        assert folder_noise(path) == Noise.of(read_scheduler(path).config, path) != SD15_NOISE
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from bdm.pipeline import (
     BridgeInpaintPipeline,
     BridgePipeline,
 )
+from bdm.text.english import encode_english
 from bdm.text.vocabulary import clip_tokenizer
 
 SIDE = 64
@@ -72,13 +73,13 @@ class Case:
         """Parts that are the same at every call."""
         torch.manual_seed(0)
         unet = make_unet()
-        parts = dict(unet=unet, scheduler=DDIMScheduler(**SD15_SCHEDULE), vae=make_vae())
+        parts = dict(unet=unet, scheduler=DDIMScheduler(**SD15_SCHEDULE), vae=make_wide_vae())
         parts |= dict(text_encoder=make_text_encoder(), tokenizer=clip_tokenizer())
         parts |= dict(feature_extractor=None, image_encoder=None)
         if self.controlnets:
             made = [make_controlnet(unet) for _ in range(self.controlnets)]
             parts |= dict(controlnet=made[0] if self.controlnets == 1 else made)
-        if issubclass(self.kind, BridgePipelines):
+        if self.is_ours:
             parts |= dict(branch=make_branch(unet), native_text_encoder=make_native())
         if self.moves:
             adapter = MotionAdapter(
@@ -97,10 +98,38 @@ class Case:
         }
         return values | {name: picture(name) for name in self.images} | self.options
 
+    @property
+    def is_ours(self) -> bool:
+        return issubclass(self.kind, BridgePipelines)
+
+    @torch.no_grad()
+    def english_features(self) -> dict[str, Any]:
+        """Inputs of ours that say "" in English without a text encoder; a stock pipeline has none."""
+        if not self.is_ours:
+            return {}
+        parts = self.components()
+        features = encode_english([""], parts["text_encoder"], parts["tokenizer"])
+        return {"prompt_en_embeds": features, "negative_prompt_en_embeds": features}
+
+    @torch.no_grad()
+    def native_features(self) -> dict[str, Any]:
+        """Inputs of ours that take the prompt's place."""
+        if not self.is_ours:
+            return {}
+        positive, negative = self.components()["native_text_encoder"].encode([self.prompt, ""]).split(1)
+        return {"prompt": None, "prompt_embeds": positive, "negative_prompt_embeds": negative}
+
 
 BridgePipelines = (
     BridgePipeline, BridgeImg2ImgPipeline, BridgeInpaintPipeline, BridgeControlNetPipeline
 )  # fmt: skip
+
+
+def make_wide_vae() -> Any:
+    """A VAE whose tiles are as large as the pictures: tiles of 4 x 4 latents would show on random weights."""
+    vae = make_vae()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = SIDE, SIDE // 8
+    return vae
 
 
 def picture(name: str) -> Tensor:

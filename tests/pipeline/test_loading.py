@@ -171,7 +171,7 @@ def test_a_class_of_others_with_our_parts_is_loaded_by_diffusers(pipe, tmp_path)
             self.register_modules(branch=branch, native_text_encoder=native_text_encoder)
 
     Others(pipe.branch, pipe.native_text_encoder).save_pretrained(tmp_path)
-    loaded = Others.from_pretrained(tmp_path, dtype=torch.float16)
+    loaded = Others.from_pretrained(tmp_path, torch_dtype=torch.float16)
     assert {loaded.branch.dtype, loaded.native_text_encoder.dtype} == {torch.float16}
     assert same_weights(loaded.branch.float(), pipe.branch.half().float())
 

@@ -106,7 +106,7 @@ def allocated(recipe, batch):
 
     step()  # AdamW takes the memory of its states in its first step
     states = [value for state in optimizer.state.values() for value in state.values()]
-    features = list(getattr(recipe, "_features", {}).values())
+    features = list(recipe.features.kept.values())
     kept = [*recipe.parameters(), *recipe.buffers(), *average.average, *states, *features]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
@@ -120,7 +120,7 @@ def allocated(recipe, batch):
 
 def check_memory(run, count, figures=None):
     recipe = real_recipe(run)
-    recipe.fill_caches(None) if not run.recipe.cache else recipe.text_features([CAPTION, ""])
+    recipe.fill_caches(None) if not run.recipe.cache else recipe.features([CAPTION, ""])
     real = allocated(recipe, real_batch(recipe, count))
     planned = (figures or step_figures(run, count, validate=False)).peak
     print(f"\nplanned {planned / 2**20:.1f} MiB, real {real / 2**20:.1f} MiB, ratio {planned / real:.3f}")
@@ -261,9 +261,11 @@ def test_mixed_precision_halves_activations_and_keeps_the_optimizer(run, plain):
 def test_what_stays_from_step_to_step_is_counted_exactly(run, plain):
     recipe = real_recipe(run)
     frozen = [
-        t for t in (*recipe.parameters(), *recipe.buffers()) if t not in set(recipe.branch.parameters())
+        t
+        for t in (*recipe.parameters(), *recipe.buffers())
+        if t not in set(recipe.denoiser.branch.parameters())
     ]
-    trained = sum(p.nbytes for p in recipe.branch.parameters())
+    trained = sum(p.nbytes for p in recipe.denoiser.branch.parameters())
     assert plain.at_peak["trained weights"] == plain.at_peak["moving average"] == trained
     assert plain.at_peak["optimizer states"] == 2 * trained
     assert plain.at_peak["frozen weights"] == sum(t.nbytes for t in frozen)

@@ -100,6 +100,45 @@ def test_a_later_stock_lora_adds_up(pipe, files, dora):
     assert same(weights_of(pipe.unet), before)
 
 
+def test_pictures_with_a_lora_that_diffusers_loads_later(pipe, files):
+    """Both act, each follows its own strength, and either may go first."""
+    control = torch.linspace(0, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+
+    def draw(**settings):
+        pictures = control if "edges" in pipe.plugins else None
+        return pipe(
+            "龙",
+            prompt_en="mood",
+            seed=1,
+            num_inference_steps=2,
+            output_type="pt",
+            control_images=pictures,
+            **settings,
+        ).images
+
+    before = draw()
+    for name in ("ink", "edges", "mood"):
+        pipe.plugins.attach(files[name])
+    plugged = draw()
+    factors = {
+        f"unet.{TO_K}.lora_A.weight": torch.randn(2, 32),
+        f"unet.{TO_K}.lora_B.weight": torch.randn(16, 2),
+        "text_encoder.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.randn(2, 32),
+        "text_encoder.encoder.layers.0.self_attn.q_proj.lora_B.weight": torch.randn(32, 2),
+    }
+    pipe.load_lora_weights(factors, adapter_name="stock")
+    both = draw()
+    assert not torch.allclose(both, plugged)
+    weak = draw(plugin_strength={"ink": 0.1})
+    assert not torch.allclose(weak, both)
+    torch.testing.assert_close(draw(), both)
+    pipe.plugins.clear()
+    alone = draw()
+    assert not torch.allclose(alone, before)
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(draw(), before)
+
+
 def test_a_later_fused_lora_must_be_undone_first(pipe, files):
     before = weights_of(pipe.unet)
     pipe.plugins.attach(files["ink"])

@@ -30,7 +30,7 @@ from bdm.prepare.report import describe_report
 from bdm.prepare.run import Job, prepare
 from bdm.text.native import NativeTextEncoder
 from bdm.text.vocabulary import clip_tokenizer
-from bdm.training.recipes.branch import BranchRecipe
+from bdm.training.recipes.branch import branch_recipe
 
 SHARDS, ROWS = 3, 6
 #: More than one chunk of 50 tokens.
@@ -170,10 +170,10 @@ def test_two_workers_of_ray_write_the_same_bytes(world, prepared, tmp_path):
 
 
 def losses(source, world, steps=2):
-    recipe = BranchRecipe(source, str(world / "backbone"), str(world / "native"), empty_caption=0.3, seed=0)
+    recipe = branch_recipe(source, str(world / "backbone"), str(world / "native"), empty_caption=0.3, seed=0)
     # As the loop does.
     recipe.requires_grad_(False).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(recipe.branch.requires_grad_(True).parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(recipe.denoiser.branch.requires_grad_(True).parameters(), lr=1e-2)
     found = []
     for batch in stream(source, 0, steps, 4, seed=1):
         loss = recipe(batch)["loss"]
@@ -229,20 +229,20 @@ def test_other_models_are_refused(world, prepared, tmp_path):
     encoders = Job(configuration(world, prepared)).encoders
     encoders.vae.decoder.conv_in.weight.data.mul_(2)
     encoders.vae.save_pretrained(tmp_path / "backbone/vae")
-    BranchRecipe(source, str(tmp_path / "backbone"), str(world / "native"))  # only the encoder prepares
+    branch_recipe(source, str(tmp_path / "backbone"), str(world / "native"))  # only the encoder prepares
     encoders.vae.encoder.conv_in.weight.data.mul_(2)
     encoders.vae.save_pretrained(tmp_path / "backbone/vae")
     with pytest.raises(
         UserError,
         match=rf"its vae was {world}/backbone \(\w+\), in use is {tmp_path}/backbone \(\w+\); use those",
     ):
-        BranchRecipe(source, str(tmp_path / "backbone"), str(world / "native"))
+        branch_recipe(source, str(tmp_path / "backbone"), str(world / "native"))
     settings = dataclasses.replace(encoders.native.settings, mask=True)
     NativeTextEncoder(encoders.native.model, encoders.native.tokenizer, settings).save_pretrained(
         tmp_path / "native"
     )
     with pytest.raises(UserError, match=r"its text encoder was .*native \(\w+\), in use is .*native"):
-        BranchRecipe(source, str(world / "backbone"), str(tmp_path / "native"))
+        branch_recipe(source, str(world / "backbone"), str(tmp_path / "native"))
 
 
 def test_a_missing_scorer_is_named_and_can_be_done_without(world, tmp_path):

@@ -113,6 +113,31 @@ def test_stock_pipelines_keep_nothing_between_steps(pipe):
     assert Bridge(pipe.branch, share=False).helpers == ()
 
 
+@pytest.mark.parametrize("name", ["down_intrablock_additional_residuals", "down_block_additional_residuals"])
+def test_an_adapters_residuals_switch_sharing_off(pipe, monkeypatch, name):
+    """A T2I-adapter's (the second name is their old form): they may make the halves differ."""
+    seen = rows_seen(monkeypatch)
+    block = pipe.unet.down_blocks[1].resnets[0]
+    x, text = torch.randn(1, 4, 8, 8).repeat(2, 1, 1, 1), torch.randn(1, 77, 32).repeat(2, 1, 1)
+    condition = NativeCondition(torch.randn(1, 52, 48), torch.randn(1, 52, 48))
+    shapes = ((2, 16, 8, 8), (2, 16, 4, 4), (2, 32, 2, 2), (2, 32, 1, 1))
+    adapted = {name: [torch.randn(shape) for shape in shapes]}
+
+    @torch.no_grad()
+    def run(share, **residuals):
+        bridge = Bridge(pipe.branch, share).attach(pipe.unet)
+        with bridge.condition(condition):
+            result = pipe.unet(x, 500, text, **{key: list(value) for key, value in residuals.items()}).sample
+        bridge.detach()
+        return result
+
+    plain = run(share=False, **adapted)
+    torch.testing.assert_close(run(share=True, **adapted), plain, atol=1e-5, rtol=3e-5)
+    assert seen(block) == [2, 2]
+    assert (plain - run(share=True)).abs().max() > 0.1
+    assert seen(block) == [2, 2, 1], "without them it is shared"
+
+
 def test_weights_changed_between_calls_count(pipe):
     bridge = Bridge(pipe.branch).attach(pipe.unet)
     condition = NativeCondition(torch.randn(1, 52, 48), torch.randn(1, 52, 48))

@@ -229,6 +229,25 @@ def test_english_features(text_encoder):
     torch.testing.assert_close(raised, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_emphasis_lies_in_the_chunk_where_its_words_are(text_encoder):
+    """Each chunk is encoded, weighed and rescaled here; joined, they are the long prompt's features."""
+    tokenizer = clip_tokenizer()
+    found = encode_english(["x " * 70 + "(green:0.5) " + "x " * 20 + "(red:1.4)"], text_encoder, tokenizer)
+    x, green, red = tokenizer("x green red", add_special_tokens=False).input_ids
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    first = [begin, *[x] * 70, green, *[x] * 4, end]
+    second = [begin, *[x] * 16, red, *[end] * 59]
+    chunks = []
+    for ids, place, weight in ((first, 71, 0.5), (second, 17, 1.4)):
+        features = text_encoder(torch.tensor([ids])).last_hidden_state[0]
+        weights = torch.ones(77)
+        weights[place] = weight
+        weighed = features * weights[:, None]
+        chunks.append(weighed * features.mean() / weighed.mean())
+    expected = torch.cat([chunks[0][:-1], chunks[1][1:]])
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_bad_text_encoders_are_named(tmp_path, full_clip):
     with pytest.raises(UserError, match="no such folder"):
         NativeTextEncoder.from_pretrained(tmp_path / "none")

@@ -3,90 +3,94 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextModel
 
 from ...data.source import Source
 from ...models.backbone import Backbone, load_backbone, load_clip_text, load_vae
-from ...models.noise_schedule import SD15_SCHEDULE
-from .denoising import DenoisingRecipe
-from .preview import draw_stock, stock_pipeline
+from ...models.noise_schedule import SD15_SCHEDULE, Prediction
+from ...text.vocabulary import clip_tokenizer
+from .captions import EnglishCaptions
+from .denoising import Denoiser, DenoisingRecipe
+from .prepared import check_prepared
+from .preview import StockPreview
 
 
-class BackboneRecipe(DenoisingRecipe):
-    """Trains a UNet beside a frozen VAE and CLIP text encoder: a small Stable Diffusion.
+class BackboneDenoiser(Denoiser):
+    """A UNet that learns beside a frozen VAE and text encoder.
 
     Args:
-        vae: the VAE, or its folder.
-        text_encoder: the text part of a CLIP with CLIP's own vocabulary, or a CLIP's folder.
-        unet: arguments of ``UNet2DConditionModel``, for a fresh one.
-        backbone: a trained backbone, or its folder, file or hub name, to go on from in its place.
-        rest: see ``DenoisingRecipe``.
+        stock: the parts of the whole.
+        cards: by part, the card of the model that it came from.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        vae: str | AutoencoderKL,
-        text_encoder: str | CLIPTextModel,
-        unet: dict[str, Any] | None = None,
-        backbone: str | Backbone | None = None,
-        seed: int = 0,
-        **rest: Any,
-    ) -> None:
-        from ...text.vocabulary import clip_tokenizer
-
-        folders = {
-            name: Path(part)
-            for name, part in (("vae", vae), ("text_encoder", text_encoder))
-            if isinstance(part, str)
-        }
-        super().__init__(source, load_vae(vae) if isinstance(vae, str) else vae, seed=seed, **rest)
-        self.check_cache(vae)
-        self.text_encoder = load_clip_text(text_encoder) if isinstance(text_encoder, str) else text_encoder
-        self.tokenizer = clip_tokenizer()
-        self._cards = {name: folder / "card.json" for name, folder in folders.items()}
-        torch.manual_seed(seed)
-        if backbone is None:
-            self.unet = UNet2DConditionModel(**unet or {})
-        else:
-            self.unet = (backbone if isinstance(backbone, Backbone) else load_backbone(backbone)).unet
+    def __init__(self, stock: Backbone, cards: dict[str, Path]) -> None:
+        captions = EnglishCaptions(stock.text_encoder, stock.tokenizer)
+        self._stock = StockPreview(stock, captions)
+        super().__init__(stock.unet, captions, self._stock)
+        self.text_encoder = stock.text_encoder
+        self._cards = cards
 
     def parts(self) -> dict[str, nn.Module]:
         return {"unet": self.unet}
 
-    def recomputable(self) -> dict[str, Any]:
-        return {"unet": self.unet}
-
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        from ...text.english import encode_english
-
-        return encode_english(texts, self.text_encoder, self.tokenizer)
-
-    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return self.unet(x_t, t, text).sample
-
-    def pipeline(self) -> Any:
-        """A stock diffusers pipeline of the parts."""
-        from diffusers import DDIMScheduler
-
-        schedule: dict[str, Any] = {**SD15_SCHEDULE, "prediction_type": self.schedule.prediction}
-        return stock_pipeline(
-            self.vae, self.text_encoder, self.tokenizer, self.unet, DDIMScheduler(**schedule)
-        )
-
-    def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
-        positive, negative = self.encode_texts(prompts), self.encode_texts([""] * len(prompts))
-        return draw_stock(self.pipeline(), positive, negative, self.grid_guidance, seed)
-
     def save(self, folder: Path) -> None:
-        self.pipeline().save_pretrained(folder)
+        """Write a diffusers folder."""
+        self._stock.pipeline().save_pretrained(folder)
         for part, card in self._cards.items():
             if card.is_file():
                 shutil.copy(card, folder / part / "card.json")
+
+
+def backbone_recipe(
+    source: Source,
+    vae: str | AutoencoderKL,
+    text_encoder: str | CLIPTextModel,
+    unet: dict[str, Any] | None = None,
+    backbone: str | Backbone | None = None,
+    *,
+    prediction: Prediction | None = None,
+    seed: int = 0,
+    **rest: Any,
+) -> DenoisingRecipe:
+    """Train a UNet beside a frozen VAE and CLIP text encoder.
+
+    Args:
+        source: pictures with English captions.
+        vae: the VAE, or its folder.
+        text_encoder: the text part of a CLIP with CLIP's own vocabulary, or a CLIP's folder.
+        unet: arguments of ``UNet2DConditionModel``, for a fresh one.
+        backbone: a trained backbone, or its folder, file or hub name, to go on from in its place.
+        prediction: what the UNet predicts; the noise if None.
+        seed: seed of the run.
+        rest: see ``DenoisingRecipe``.
+    """
+    named = {"vae": vae, "text_encoder": text_encoder}
+    cards = {part: Path(folder) / "card.json" for part, folder in named.items() if isinstance(folder, str)}
+    stock = Backbone(
+        vae=load_vae(vae) if isinstance(vae, str) else vae,
+        text_encoder=load_clip_text(text_encoder) if isinstance(text_encoder, str) else text_encoder,
+        tokenizer=clip_tokenizer(),
+        unet=_unet(unet, backbone, seed),
+        scheduler=_scheduler(prediction or "epsilon"),
+    )
+    check_prepared(source, vae=(vae, stock.vae))
+    denoiser = BackboneDenoiser(stock, cards)
+    return DenoisingRecipe(source, denoiser, stock.vae, prediction=prediction, seed=seed, **rest)
+
+
+def _scheduler(prediction: Prediction) -> DDIMScheduler:
+    settings: dict[str, Any] = {**SD15_SCHEDULE, "prediction_type": prediction}
+    return DDIMScheduler(**settings)
+
+
+def _unet(arguments: dict[str, Any] | None, backbone: str | Backbone | None, seed: int) -> Any:
+    if backbone is None:
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(**arguments or {})
+    return (backbone if isinstance(backbone, Backbone) else load_backbone(backbone)).unet

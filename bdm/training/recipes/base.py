@@ -21,6 +21,10 @@ class Recipe(nn.Module):
 
     The loop asks only for what stands here: which parts receive gradients, the loss of a batch, the
     validation figures, a picture to look at and how the result is saved.
+
+    Args:
+        source: the examples.
+        seed: of the run.
     """
 
     def __init__(self, source: Source, seed: int = 0) -> None:
@@ -34,22 +38,25 @@ class Recipe(nn.Module):
         """The sub-modules that are trained, by name. Everything else must be frozen."""
         raise NotImplementedError
 
-    def train_parts(self, checkpointing: Sequence[str] = ()) -> dict[str, nn.Module]:
-        """Let every part train and freeze everything else.
+    def models(self) -> dict[str, nn.Module]:
+        """All models that take part, by name, for reports."""
+        return dict(self.named_children())
 
-        ``checkpointing`` as in ``recompute_activations``. Gives the parts.
+    def train_parts(self, recomputed: Sequence[str] = ()) -> dict[str, nn.Module]:
+        """Let every part train and freeze everything else; gives the parts.
+
+        Args:
+            recomputed: see ``recompute_activations``.
         """
         self.requires_grad_(False)
         parts = self.parts()
         for part in parts.values():
             part.requires_grad_(True).train()
-        self.recompute_activations(checkpointing)
+        self.recompute_activations(recomputed)
         return parts
 
     def recomputable(self) -> dict[str, Any]:
-        """Diffusers models whose activations can be computed again in the backward pass instead of being
-        kept, by name.
-        """
+        """Diffusers models, by name, that can compute activations again in the backward pass."""
         return {}
 
     def recompute_activations(self, names: Sequence[str]) -> None:

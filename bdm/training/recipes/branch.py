@@ -18,77 +18,119 @@ from ...formats.weights import DTYPES
 from ...method.branch import BranchModel
 from ...method.bridge import Bridge
 from ...method.condition import NativeCondition
-from ...models.backbone import Backbone, decode_latents, load_backbone
+from ...models.backbone import Backbone, decode_latents
 from ...speed.lean_backward import lean_backward
+from ...text.english import encode_english
 from ...text.native import NativeTextEncoder
-from .denoising import DenoisingRecipe
+from .community import load_stock
+from .denoising import Denoiser, DenoisingRecipe
+from .prepared import check_prepared
 
 
-class BranchRecipe(DenoisingRecipe):
-    """Trains the branch: backbone frozen and fed "", native captions through the branch (arXiv 2309.00952,
-    equation 3).
+class NativeCaptions:
+    """The native captions that a branch is told.
 
     Args:
-        backbone: the backbone, or folder, single file or hub name of an SD1.5 model.
-        native_text_encoder: the native text encoder, or its folder or file.
-        branch: folder or hub name of a trained branch to start from, such as the released one; a fresh one if
-            None.
-        shuffle_captions: give every picture another picture's caption (a control that must not learn).
-        frozen_dtype: precision in which UNet and text encoders, which are frozen, are kept; the VAE stays in
-            fp32, because SD1.5's overflows in fp16. The branch is copied before, so it starts from full
-            precision.
-        rest: see ``DenoisingRecipe``.
+        encoder: of the native language.
+        shuffled: the source whose captions pictures get from each other (a control that must not learn); None
+            gives them their own.
+        seed: who gets whose.
+    """
+
+    dropped = ""
+
+    def __init__(self, encoder: NativeTextEncoder, shuffled: Source | None = None, seed: int = 0) -> None:
+        self._encoder, self._source = encoder, shuffled
+        count = len(shuffled) if shuffled is not None else 0
+        self._others = random.Random(seed).sample(range(count), count)
+
+    def of(self, batch: Batch) -> Sequence[str | Tensor]:
+        if self._source is None:
+            return batch.text_inputs
+        return [self._source.caption(self._others[i]) for i in batch.indices]
+
+    def encode(self, texts: Sequence[str | Tensor]) -> Tensor:
+        return self._encoder.encode(texts)
+
+
+class BridgePreview:
+    """Draws with a ``BridgePipeline`` of a recipe's own parts.
+
+    Args:
+        stock: the backbone.
+        native_text_encoder: of the native language.
+        bridge: the recipe's; it steps aside while the pipeline's own is there.
+    """
+
+    def __init__(self, stock: Backbone, native_text_encoder: NativeTextEncoder, bridge: Bridge) -> None:
+        self._stock, self._native, self._bridge = stock, native_text_encoder, bridge
+
+    def draw(self, prompts: Sequence[str], guidance: float, seed: int, held_out: Source) -> Tensor:
+        """See ``Preview``."""
+        from ...pipeline import BridgePipeline
+
+        stock, bridge = self._stock, self._bridge
+        pipe = BridgePipeline(
+            stock.vae,
+            stock.text_encoder,
+            stock.tokenizer,
+            stock.unet,
+            stock.scheduler,
+            bridge.branch,
+            self._native,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        bridge.detach()
+        try:
+            latents = pipe(
+                list(prompts),
+                seed=seed,
+                num_inference_steps=30,
+                guidance_scale=guidance,
+                output_type="latent",
+                # The plain way: what belongs to the optimizer, and to whoever splits it over processes, is
+                # neither moved nor put into another form.
+                share=False,
+            ).images
+        finally:
+            bridge.attach(stock.unet)
+        return decode_latents(stock.vae, latents)
+
+
+class BranchDenoiser(Denoiser):
+    """The branch learns on a frozen backbone, which is fed "" (arXiv 2309.00952, equation 3).
+
+    Args:
+        stock: the backbone.
+        native_text_encoder: of the native language.
+        branch: what is trained.
+        captions: what it is told.
+        dtype: precision in which UNet and text encoders, which are frozen, are kept; the VAE stays in fp32,
+            because SD1.5's overflows in fp16.
     """
 
     def __init__(
         self,
-        source: Source,
-        backbone: str | Backbone,
-        native_text_encoder: str | NativeTextEncoder,
-        branch: str | None = None,
-        shuffle_captions: bool = False,
-        frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
-        seed: int = 0,
-        **rest: Any,
+        stock: Backbone,
+        native_text_encoder: NativeTextEncoder,
+        branch: BranchModel,
+        captions: NativeCaptions,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        from ...text.english import encode_english
-
-        stock = backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
-        super().__init__(
-            source, stock.vae, seed=seed, inherited=stock.scheduler.config["prediction_type"], **rest
-        )
-        self.unet = stock.unet
-        native = native_text_encoder
-        self.native_text_encoder = (
-            native if isinstance(native, NativeTextEncoder) else NativeTextEncoder.from_pretrained(native)
-        )
-        self.check_cache(backbone, (native, self.native_text_encoder))
-        torch.manual_seed(seed)
-        if branch is None:
-            self.branch = BranchModel.from_backbone(self.unet, self.native_text_encoder.text_dim)
-        else:
-            self.branch = BranchModel.from_pretrained(branch, torch_dtype=torch.float32)
-        self.bridge = Bridge(self.branch).attach(self.unet)
-        frugal = ExitStack()
-        frugal.enter_context(lean_backward(self.unet))
-        # Ends with the recipe, or with the process while its modules are still there.
-        weakref.finalize(self, frugal.close)
+        bridge = Bridge(branch).attach(stock.unet)
+        super().__init__(stock.unet, captions, BridgePreview(stock, native_text_encoder, bridge))
+        self.branch, self.native_text_encoder, self.bridge = branch, native_text_encoder, bridge
+        lean = ExitStack()
+        lean.enter_context(lean_backward(stock.unet))
+        # Ends with the denoiser, or with the process while its modules are still there.
+        weakref.finalize(self, lean.close)
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
-        dtype = DTYPES[frozen_dtype]
         empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)
         self.register_buffer("empty_english", empty, persistent=False)
         self.empty_english: Tensor
-        for frozen in (self.unet, self.native_text_encoder, stock.text_encoder):
+        for frozen in (stock.unet, native_text_encoder, stock.text_encoder):
             # nn.Module's own: ModelMixin's warns about float32 modules even where there are none.
             nn.Module.to(frozen.requires_grad_(False), dtype)
-        self._components = {
-            "scheduler": stock.scheduler,
-            "text_encoder": stock.text_encoder,
-            "tokenizer": stock.tokenizer,
-        }
-        self._shuffle = (
-            random.Random(seed).sample(range(len(source)), len(source)) if shuffle_captions else None
-        )
 
     def parts(self) -> dict[str, nn.Module]:
         return {"branch": self.branch}
@@ -97,45 +139,57 @@ class BranchRecipe(DenoisingRecipe):
         # Gradients reach the branch through the backbone's decoder; its encoder keeps nothing anyway.
         return {"branch": self.branch, "decoder": self.unet}
 
-    def encode_texts(self, texts: Sequence[str | Tensor]) -> Tensor:
-        return self.native_text_encoder.encode(texts)
-
-    def caption_of(self, batch: Batch) -> Sequence[str | Tensor]:
-        if self._shuffle is None:
-            return batch.text_inputs
-        return [self.source.caption(self._shuffle[i]) for i in batch.indices]
-
-    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor, **given: Tensor) -> Tensor:
+        english = self.empty_english.expand(len(x_t), -1, -1)
         with self.bridge.condition(NativeCondition(text)):
-            return self.unet(x_t.to(self.unet.dtype), t, self.empty_english.expand(len(x_t), -1, -1)).sample
-
-    def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
-        from ...pipeline import BridgePipeline
-
-        pipe = BridgePipeline(
-            vae=self.vae,
-            unet=self.unet,
-            branch=self.branch,
-            native_text_encoder=self.native_text_encoder,
-            **self._components,
-        )
-        pipe.set_progress_bar_config(disable=True)
-        # The pipeline brings a bridge of its own.
-        self.bridge.detach()
-        try:
-            latents = pipe(
-                list(prompts),
-                seed=seed,
-                num_inference_steps=30,
-                guidance_scale=self.grid_guidance,
-                output_type="latent",
-                # Packing moves weights, and these belong to the optimizer and to whoever spreads them over
-                # processes.
-                share=False,
-            ).images
-        finally:
-            self.bridge.attach(self.unet)
-        return decode_latents(self.vae, latents)
+            return self.unet(x_t.to(self.unet.dtype), t, english).sample
 
     def save(self, folder: Path) -> None:
+        """Write a folder with the branch alone."""
         self.branch.save_pretrained(folder)
+
+
+def branch_recipe(
+    source: Source,
+    backbone: str | Backbone,
+    native_text_encoder: str | NativeTextEncoder,
+    *,
+    branch: str | None = None,
+    shuffle_captions: bool = False,
+    frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    seed: int = 0,
+    **rest: Any,
+) -> DenoisingRecipe:
+    """Train the branch of a Bridge Diffusion Model.
+
+    Args:
+        source: pictures with native captions.
+        backbone: the backbone, or folder, single file or hub name of an SD1.5 model.
+        native_text_encoder: the native text encoder, or its folder or file.
+        branch: folder or hub name of a trained branch to start from, such as the released one; a fresh one if
+            None.
+        shuffle_captions: see ``NativeCaptions``.
+        frozen_dtype: see ``BranchDenoiser``. The branch is copied before, so it starts from full precision.
+        seed: seed of the run.
+        rest: see ``DenoisingRecipe``.
+    """
+    stock, native = load_stock(backbone), native_text_encoder
+    if not isinstance(native, NativeTextEncoder):
+        native = NativeTextEncoder.from_pretrained(native)
+    check_prepared(source, vae=(backbone, stock.vae), native=(native_text_encoder, native))
+    denoiser = BranchDenoiser(
+        stock,
+        native,
+        _branch(branch, stock.unet, native.text_dim, seed),
+        NativeCaptions(native, source if shuffle_captions else None, seed),
+        DTYPES[frozen_dtype],
+    )
+    inherited = stock.scheduler.config["prediction_type"]
+    return DenoisingRecipe(source, denoiser, stock.vae, inherited=inherited, seed=seed, **rest)
+
+
+def _branch(trained: str | None, unet: Any, text_dim: int, seed: int) -> BranchModel:
+    torch.manual_seed(seed)
+    if trained is None:
+        return BranchModel.from_backbone(unet, text_dim)
+    return BranchModel.from_pretrained(trained, torch_dtype=torch.float32)

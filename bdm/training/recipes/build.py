@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 from ...config import DataConfig, PicturesConfig, RecipeConfig, RunConfig
@@ -12,26 +13,53 @@ from ...data.source import Source
 from ...errors import UserError
 from .base import Recipe
 
+#: What each kind of data is built with, by module and name: imported when asked for, for each has libraries
+#: of its own.
+SOURCES = {
+    "emoji": ("emoji.world", "EmojiSource"),
+    "shards": ("data.shards", "ShardSource"),
+    "parquet": ("data.parquet", "ParquetSource"),
+    "folder": ("data.folder", "FolderSource"),
+    "prepared": ("data.prepared", "PreparedSource"),
+}
+
+#: The same of each kind of recipe.
+RECIPES = {
+    "autoencoder": ("autoencoder", "AutoencoderRecipe"),
+    "contrastive": ("contrastive", "ContrastiveRecipe"),
+    "backbone": ("backbone", "backbone_recipe"),
+    "branch": ("branch", "branch_recipe"),
+    "checkpoint": ("checkpoint", "checkpoint_recipe"),
+    "lora": ("lora", "lora_recipe"),
+    "lcm_lora": ("lcm_lora", "lcm_lora_recipe"),
+    "embedding": ("embedding", "embedding_recipe"),
+    "controlnet": ("controlnet", "controlnet_recipe"),
+    "judge": ("judge", "JudgeRecipe"),
+}
+
+
+def source_maker(kind: str) -> Any:
+    """What builds the data of a kind."""
+    module, name = SOURCES[kind]
+    return getattr(import_module(f"...{module}", __package__), name)
+
+
+def recipe_maker(kind: str) -> Any:
+    """What builds the recipe of a kind."""
+    module, name = RECIPES[kind]
+    return getattr(import_module(f".{module}", __package__), name)
+
 
 def build_source(config: DataConfig) -> Source:
     """The data source that a configuration names."""
     arguments = config.model_dump(exclude={"kind"})
     if isinstance(config, PicturesConfig):
         arguments["buckets"] = build_buckets(config)
-    match config.kind:
-        case "emoji":
-            from ...emoji.world import EmojiSource, World
+    if config.kind == "emoji":
+        from ...emoji.world import World
 
-            return EmojiSource(World(**arguments.pop("world")), **arguments)
-        case "shards":
-            from ...data.shards import ShardSource as Built
-        case "parquet":
-            from ...data.parquet import ParquetSource as Built
-        case "folder":
-            from ...data.folder import FolderSource as Built
-        case "prepared":
-            from ...data.prepared import PreparedSource as Built
-    return Built(**arguments)
+        arguments["world"] = World(**arguments["world"])
+    return source_maker(config.kind)(**arguments)
 
 
 def build_buckets(config: DataConfig) -> tuple[tuple[int, int], ...]:
@@ -57,29 +85,7 @@ def build_recipe(run: RunConfig, source: Source | None = None, **ready: Any) -> 
         source = build_source(run.data)
         _refuse_empty(source, validated=run.recipe.kind != "judge")
     arguments = run.recipe.model_dump(exclude={"kind"}) | ready
-    match run.recipe.kind:
-        case "autoencoder":
-            from .autoencoder import AutoencoderRecipe as Built
-        case "contrastive":
-            from .contrastive import ContrastiveRecipe as Built
-        case "backbone":
-            from .backbone import BackboneRecipe as Built
-        case "branch":
-            from .branch import BranchRecipe as Built
-        case "checkpoint":
-            from .community import CheckpointRecipe as Built
-        case "lora":
-            from .community import LoraRecipe as Built
-        case "lcm_lora":
-            from .distill import LcmLoraRecipe as Built
-        case "embedding":
-            from .community import EmbeddingRecipe as Built
-        case "controlnet":
-            from .community import ControlNetRecipe as Built
-        case "judge":
-            from .judge import JudgeRecipe as Built
-    # The configuration's own check has paired recipe and data.
-    return Built(source, **arguments, seed=run.seed)  # pyright: ignore[reportArgumentType]
+    return recipe_maker(run.recipe.kind)(source, **arguments, seed=run.seed)
 
 
 def check_model_arguments(config: RecipeConfig) -> None:

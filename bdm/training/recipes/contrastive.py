@@ -82,6 +82,7 @@ class ContrastiveRecipe(Recipe):
         architecture: Literal["clip", "chinese_clip"],
         text: dict[str, Any],
         vision: dict[str, Any],
+        *,
         temperature: float = 0.07,
         uniformity: float = 1.0,
         thumbnail: float = 2.0,

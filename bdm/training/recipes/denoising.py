@@ -1,88 +1,116 @@
-"""What every recipe shares that learns to take noise away.
-
-Latents, timesteps, the error, its validation and the grid.
-"""
+"""Recipes that learn to take noise away: a denoiser, what it is told, and the loss of its predictions."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from ...data.batch import Batch, fixed_batch
-from ...data.source import Example, Source, UnreadableExample, example_or_reason, to_pixels, to_unit_range
+from ...data.source import Source, to_pixels
 from ...drawing.grid import labelled_grid
 from ...errors import UserError
-from ...models.backbone import encode_moments, sample_latents
-from ...models.fingerprint import check_fingerprints, text_fingerprint, tokens_fingerprint, vae_fingerprint
-from ...models.noise_schedule import LossWeight, NoiseSchedule, Prediction, Timesteps, denoising_error
-from ...text.native import NativeTextEncoder
+from ...method.loss import DenoisingLoss, LossWeight, TimestepDensity
+from ...models.noise_schedule import NoiseSchedule, Prediction
 from .base import Recipe
+from .captions import Captions, TextFeatures
+from .latents import draw_latents, encode_source
+from .preview import Preview, spread_captions
 
 #: Timestep buckets of the validation loss.
 BUCKETS = 4
 
-#: Pictures that the VAE encodes at once.
-AT_ONCE = 16
 
-
-class CachedSource:
-    """A source whose pictures were encoded once; every draw of latents from the kept moments is still fresh.
+class Denoiser(nn.Module):
+    """A UNet that is told texts, and predicts what of a noisy latent is noise, or its velocity.
 
     Args:
-        source: what was encoded; whatever is asked of it beside examples it answers itself.
-        examples: its examples without their pictures, or why one cannot be used.
-        moments: (N, 2C, h, w) of the VAE posterior.
+        unet: the network.
+        captions: what it is told.
+        preview: draws with it.
+    """
+
+    def __init__(self, unet: Any, captions: Captions, preview: Preview) -> None:
+        super().__init__()
+        self.unet, self.captions, self.preview = unet, captions, preview
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """See ``Recipe.parts``."""
+
+    def recomputable(self) -> dict[str, Any]:
+        """See ``Recipe.recomputable``."""
+        return {"unet": self.unet}
+
+    def given(self, batch: Batch) -> dict[str, Tensor]:
+        """What ``predict`` is given of a batch beside its texts."""
+        return {}
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor, **given: Tensor) -> Tensor:
+        """The prediction for (B, C, h, w) latents at timesteps (B,), told features (B, L, D)."""
+        return self.unet(x_t, t, text).sample
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """See ``Recipe.save``."""
+
+
+class Told:
+    """A denoiser that was told the texts of a batch: a function of noisy latents and timesteps.
+
+    Args:
+        denoiser: the networks.
+        features: encodes texts.
+        texts: B of them.
+        given: see ``Denoiser.given``.
     """
 
     def __init__(
-        self, source: Source, examples: Sequence[Example | UnreadableExample], moments: Tensor
+        self, denoiser: Denoiser, features: TextFeatures, texts: Sequence[Any], given: dict[str, Tensor]
     ) -> None:
-        self._source, self._examples, self._moments = source, examples, moments
+        self._denoiser, self._features, self._given = denoiser, features, given
+        self.text = features(texts)
+        self.empty_texts = [""] * len(texts)
 
-    def __len__(self) -> int:
-        return len(self._examples)
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction for (B, C, h, w) latents at timesteps (B,)."""
+        return self._denoiser.predict(x_t, t, self.text, **self._given)
 
-    def __getitem__(self, index: int) -> Example:
-        example = self._examples[index]
-        if isinstance(example, UnreadableExample):
-            raise example
-        return replace(example, moments=self._moments[index])
+    def empty(self) -> Tensor:
+        """(B, L, D) features of no text."""
+        return self._features(self.empty_texts)
 
-    def caption(self, index: int) -> str:
-        return self._source.caption(index)
 
-    @property
-    def validation(self) -> Source:
-        return self._source.validation
+class Loss(Protocol):
+    """What a denoiser is trained with; see ``DenoisingLoss``."""
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked for while a data worker unpickles it
-            raise AttributeError(name)
-        return getattr(self._source, name)
+    schedule: NoiseSchedule
+
+    def draw_timesteps(self, draws: Batch) -> Tensor: ...
+
+    def error(self, denoise: Told, x_0: Tensor, t: Tensor, draws: Batch) -> Tensor: ...
+
+    def __call__(self, denoise: Told, x_0: Tensor, t: Tensor, draws: Batch) -> Tensor: ...
 
 
 class DenoisingRecipe(Recipe):
-    """The loss of latent diffusion, with an abstract ``predict`` that says which networks see which text.
+    """Latent diffusion: it draws latents, timesteps, noise and texts, and asks the loss.
 
     Args:
         source: pictures with captions.
+        denoiser: what is trained.
         vae: frozen.
-        empty_caption: share of the samples whose caption is dropped, that is becomes "", for guidance.
-        timesteps: density of the timesteps (see ``NoiseSchedule.draw_timesteps``).
-        loss_weight: weight of the squared error by timestep (see ``NoiseSchedule.weight``).
+        empty_caption: share of the samples whose caption is dropped, for guidance.
+        timesteps: density of the timesteps (see ``DenoisingLoss``).
+        loss_weight: weight of the squared error by timestep (likewise).
         prediction: what the network predicts; what the frozen backbone does (``inherited``) if None.
-        offset_noise: standard deviation of a further noise that is one number for each channel, so that the
-            mean colour of a picture, which the schedule hardly destroys, is learned too.
+        offset_noise: see ``DenoisingLoss``.
         inherited: what the backbone predicts, where there is one.
         cache: encode every picture once, before the first step, and every caption when it is first met, and
             keep them in memory.
@@ -94,9 +122,11 @@ class DenoisingRecipe(Recipe):
     def __init__(
         self,
         source: Source,
-        vae: AutoencoderKL,
+        denoiser: Denoiser,
+        vae: Any,
+        *,
         empty_caption: float = 0.1,
-        timesteps: Timesteps = "uniform",
+        timesteps: TimestepDensity = "uniform",
         loss_weight: LossWeight = "none",
         prediction: Prediction | None = None,
         offset_noise: float = 0.0,
@@ -107,180 +137,74 @@ class DenoisingRecipe(Recipe):
         seed: int = 0,
     ) -> None:
         super().__init__(source, seed)
-        self.vae = vae
-        if prediction and inherited and prediction != inherited:
-            raise UserError(
-                f"recipe.prediction is {prediction!r} and the backbone's scheduler says {inherited!r}; what"
-                " joins a frozen backbone must predict the same: leave prediction out"
-            )
-        self.schedule = NoiseSchedule(prediction or inherited or "epsilon")
-        self.offset_noise = offset_noise
+        self.vae, self.denoiser = vae, denoiser
+        schedule = NoiseSchedule(_agreed(prediction, inherited))
+        self.loss: Loss = DenoisingLoss(schedule, timesteps, loss_weight, offset_noise)
         self.empty_caption, self.cache = empty_caption, cache
-        self.timesteps: Timesteps = timesteps
-        self.loss_weight: LossWeight = loss_weight
         self.grid_prompts, self.grid_guidance = tuple(grid_prompts), grid_guidance
-        self._features: dict[str, Tensor] = {}
+        self.features = TextFeatures(denoiser.captions.encode, keep=cache)
 
-    @property
-    def dropped_caption(self) -> str:
-        """What a caption becomes when it is dropped."""
-        return ""
+    def models(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae, **dict(self.denoiser.named_children())}
 
-    def encode_texts(self, texts: Sequence[Any]) -> Tensor:
-        """(B, L, D) features of captions for the network that is trained."""
-        raise NotImplementedError
+    def parts(self) -> dict[str, nn.Module]:
+        return self.denoiser.parts()
 
-    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Noise or velocity predicted for (B, C, h, w) latents at timesteps (B,), given caption features (B,
-        L, D).
-        """
-        raise NotImplementedError
+    def recomputable(self) -> dict[str, Any]:
+        return self.denoiser.recomputable()
 
-    def sample(self, prompts: Sequence[str], seed: int) -> Tensor:
-        """Draw a picture for each prompt: (B, 3, H, W) in [-1, 1]."""
-        raise NotImplementedError
-
-    def caption_of(self, batch: Batch) -> Sequence[Any]:
-        """What the trained network is told, before some of it is dropped.
-
-        Captions, or what was prepared for them.
-        """
-        return batch.captions
-
-    def check_cache(self, vae: Any, native: tuple[Any, NativeTextEncoder] | None = None) -> None:
-        """Refuse prepared data that was made with other models than this run's.
-
-        Args:
-            vae: what the VAE was loaded from, for the message.
-            native: the same of the native text encoder, and the encoder, if there is one.
-
-        Raises:
-            UserError: see ``check_fingerprints``.
-        """
-        cached = getattr(self.source, "fingerprints", None)
-        if not cached:
-            return
-        own = {"vae": (vae, vae_fingerprint(self.vae))}
-        if native is not None:
-            own["text_encoder"] = (native[0], text_fingerprint(native[1]))
-            own["tokenizer"] = (native[0], tokens_fingerprint(native[1]))
-        check_fingerprints(cached, own, getattr(self.source, "origin", "the data"))
-
-    @torch.no_grad()
     def fill_caches(self, accelerator: Accelerator) -> None:
-        if not self.cache:
-            return
-        own = range(accelerator.process_index, len(self.source), accelerator.num_processes)
-        bar = tqdm(own, desc="encoding pictures", disable=not accelerator.is_main_process, mininterval=2)
-        examples: list[Example | UnreadableExample] = []
-        moments: list[Tensor | None] = []
-        for start in range(0, len(own), 64):
-            found = [example_or_reason(self.source, i) for i in own[start : start + 64]]
-            encoded = iter(
-                self._encode_pictures(
-                    [e.pixels for e in found if isinstance(e, Example) and e.pixels is not None]
-                )
-            )
-            moments += [next(encoded) if isinstance(e, Example) else None for e in found]
-            examples += [replace(e, pixels=None) if isinstance(e, Example) else e for e in found]
-            bar.update(len(found))
-        bar.close()
-        some = next((m for m in moments if m is not None), None)
-        if some is None:
-            raise UserError(
-                f"none of {len(own)} pictures can be used, the first because of {examples[:1]}; look at the"
-                " data"
-            )
-        rows = torch.stack([torch.zeros_like(some) if m is None else m for m in moments])
-        gathered = accelerator.gather(accelerator.pad_across_processes(rows))
-        assert isinstance(gathered, Tensor)
-        # Process r encoded pictures r, r + P, ...: interleave the processes' rows again.
-        rows = gathered.view(accelerator.num_processes, -1, *gathered.shape[1:]).transpose(0, 1).flatten(0, 1)
-        parts = gather_object([examples])
-        ordered = [parts[i % len(parts)][i // len(parts)] for i in range(len(self.source))]
-        self.source = CachedSource(self.source, ordered, rows[: len(self.source)].cpu())
-
-    def _encode_pictures(self, pixels: list[Tensor]) -> Sequence[Tensor]:
-        if not pixels:
-            return []
-        return encode_moments(self.vae, to_unit_range(torch.stack(pixels)).to(self.vae.device)).unbind()
-
-    @torch.no_grad()
-    def text_features(self, captions: Sequence[Any]) -> Tensor:
-        """Caption features, each caption encoded once if caching is on."""
-        if not self.cache:
-            return self.encode_texts(captions)
-        for caption in set(captions) - self._features.keys():
-            # Alone, so that its features do not depend on when it is met, and a resumed run sees the same.
-            self._features[caption] = self.encode_texts([caption])[0]
-        rows = [self._features[caption] for caption in captions]
-        return torch.stack(rows) if len({len(row) for row in rows}) == 1 else self.encode_texts(captions)
-
-    def latents(self, batch: Batch) -> Tensor:
-        """(B, C, h, w) fresh scaled latents of a batch's pictures."""
-        with torch.no_grad():
-            if batch.moments is None:
-                assert batch.pixels is not None
-                # A validation's pictures at once would take more memory than a training step.
-                parts = batch.pixels.split(AT_ONCE)
-                moments = torch.cat(
-                    [encode_moments(self.vae, to_unit_range(part.to(self.vae.device))) for part in parts]
-                )
-            else:
-                moments = batch.moments.to(self.vae.device, torch.float32)
-            noise = batch.randn(moments.shape[1] // 2, *moments.shape[2:]).to(moments)
-            return sample_latents(self.vae, moments, noise)
-
-    def errors(self, batch: Batch, t: Tensor, captions: Sequence[Any]) -> Tensor:
-        """(B,) squared errors of the prediction at timesteps (B,)."""
-        x_0 = self.latents(batch)
-        eps = batch.randn(*x_0.shape[1:]).to(x_0)
-        if self.offset_noise:
-            eps = eps + self.offset_noise * batch.randn(x_0.shape[1], 1, 1).to(x_0)
-        x_t = self.schedule.add_noise(x_0, eps, t)
-        return denoising_error(
-            self.predict(x_t, t, self.text_features(captions)), self.schedule.target(x_0, eps, t)
-        )
+        if self.cache:
+            self.source = encode_source(self.source, self.vae, accelerator)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        t = self.schedule.draw_timesteps(batch.rand().to(self.vae.device), self.timesteps)
+        t = self.loss.draw_timesteps(batch)
+        told = self._tell(batch, self._drop(batch))
+        x_0 = draw_latents(self.vae, batch)
+        return {"loss": self.loss(told, x_0, t, batch).mean()}
+
+    def _drop(self, batch: Batch) -> list[Any]:
+        """The texts of a batch, some of them dropped."""
+        captions = self.denoiser.captions
         dropped = (batch.rand() < self.empty_caption).tolist()
-        captions = [
-            self.dropped_caption if drop else text
-            for drop, text in zip(dropped, self.caption_of(batch), strict=True)
+        return [
+            captions.dropped if drop else text for drop, text in zip(dropped, captions.of(batch), strict=True)
         ]
-        return {"loss": (self.schedule.weight(t, self.loss_weight) * self.errors(batch, t, captions)).mean()}
+
+    def _tell(self, batch: Batch, texts: Sequence[Any]) -> Told:
+        return Told(self.denoiser, self.features, texts, self.denoiser.given(batch))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Unweighted error per timestep bucket on held-out examples, noise and captions fixed."""
-        width = len(self.schedule) // BUCKETS
+        width = len(self.loss.schedule) // BUCKETS
         figures = {}
         for bucket in range(BUCKETS):
             batch = fixed_batch(self.source.validation, 64, self.seed + bucket)
             t = (bucket * width + batch.randint(width)).to(self.vae.device)
-            figures[f"t{bucket * width}-{(bucket + 1) * width}"] = (
-                self.errors(batch, t, self.caption_of(batch)).mean().item()
-            )
+            told = self._tell(batch, self.denoiser.captions.of(batch))
+            errors = self.loss.error(told, draw_latents(self.vae, batch), t, batch)
+            figures[f"t{bucket * width}-{(bucket + 1) * width}"] = errors.mean().item()
         return figures
 
     @torch.no_grad()
     def grid(self) -> Image.Image | None:
-        prompts = [*self.grid_prompts[: self.grid_size]] or spread_captions(
-            self.source.validation, self.grid_size
-        )
+        held_out = self.source.validation
+        prompts = [*self.grid_prompts[: self.grid_size]] or spread_captions(held_out, self.grid_size)
         if not prompts:
             return None
-        return labelled_grid(to_pixels(self.sample(prompts, self.seed).cpu()), prompts, columns=8, scale=3)
+        pictures = self.denoiser.preview.draw(prompts, self.grid_guidance, self.seed, held_out)
+        return labelled_grid(to_pixels(pictures.cpu()), prompts, columns=8, scale=3)
+
+    def save(self, folder: Path) -> None:
+        self.denoiser.save(folder)
 
 
-def spread_captions(source: Source, count: int) -> list[str]:
-    """At most ``count`` different captions of evenly spread examples.
-
-    Those without one are left out, as in ``fixed_batch``.
-    """
-    captions = []
-    for i in range(0, len(source), len(source) // count + 1):
-        with suppress(UnreadableExample):
-            captions.append(source.caption(i))
-    return list(dict.fromkeys(captions))
+def _agreed(prediction: Prediction | None, inherited: Prediction | None) -> Prediction:
+    """What a network predicts that joins a backbone which predicts ``inherited``."""
+    if prediction and inherited and prediction != inherited:
+        raise UserError(
+            f"recipe.prediction is {prediction!r} and the backbone's scheduler says {inherited!r}; what"
+            " joins a frozen backbone must predict the same: leave prediction out"
+        )
+    return prediction or inherited or "epsilon"

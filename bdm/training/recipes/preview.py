@@ -1,66 +1,116 @@
-"""The stock diffusers pipeline of a recipe's own parts, which draws its sample grids."""
+"""Sample grids: what a recipe shows while it trains, and how a stock diffusers pipeline draws it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ...models.backbone import decode_latents
+from ...data.source import Source, UnreadableExample
+from ...models.backbone import Backbone, decode_latents
+from .captions import EnglishCaptions
 
 #: Denoising steps of a grid's pictures.
 GRID_STEPS = 20
 
 
-def stock_pipeline(
-    vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, controlnet: Any = None
-) -> Any:
-    """``StableDiffusionPipeline`` of these parts, or its ControlNet variant, without safety checker and
-    progress bar.
-    """
-    from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+class Preview(Protocol):
+    """Draws with what a recipe has learned so far."""
 
-    parts: dict[str, Any] = dict(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
-    )
-    none: dict[str, Any] = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipe: Any = (
-        StableDiffusionPipeline(**parts, **none)
-        if controlnet is None
-        else StableDiffusionControlNetPipeline(controlnet=controlnet, **parts, **none)
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    def draw(self, prompts: Sequence[str], guidance: float, seed: int, held_out: Source) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1]; picture i uses seed + i.
+
+        Args:
+            prompts: B texts.
+            guidance: guidance scale.
+            seed: of the first picture.
+            held_out: examples for what else is needed to draw.
+        """
+        ...
 
 
-def draw_stock(
-    pipe: Any,
-    prompts: Tensor,
-    negatives: Tensor,
-    guidance: float,
-    seed: int,
-    steps: int = GRID_STEPS,
-    **inputs: Any,
-) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1]; picture i uses seed + i.
+class StockPreview:
+    """Draws with ``StableDiffusionPipeline``, or its ControlNet variant, of a recipe's own parts.
 
     Args:
-        pipe: from ``stock_pipeline``.
-        prompts: (B, L, D) text features.
-        negatives: the same of the negative prompts.
-        guidance: guidance scale.
-        seed: of the first picture.
+        stock: the parts.
+        captions: how prompts are told.
+        scheduler: in place of the stock one's.
         steps: denoising steps.
-        inputs: further arguments of the pipeline, such as a ControlNet's ``image``.
+        guidance: in place of the grid's.
     """
-    latents = pipe(
-        prompt_embeds=prompts,
-        negative_prompt_embeds=negatives,
-        guidance_scale=guidance,
-        num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
-        output_type="latent",
-        **inputs,
-    ).images
-    return decode_latents(pipe.vae, latents)
+
+    def __init__(
+        self,
+        stock: Backbone,
+        captions: EnglishCaptions,
+        scheduler: Any = None,
+        steps: int = GRID_STEPS,
+        guidance: float | None = None,
+    ) -> None:
+        self._stock, self._captions = stock, captions
+        self._scheduler, self._steps, self._guidance = scheduler or stock.scheduler, steps, guidance
+
+    def pipeline(self, controlnet: Any = None) -> Any:
+        """The stock pipeline, without safety checker and progress bar."""
+        from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+
+        stock = self._stock
+        parts: dict[str, Any] = dict(
+            vae=stock.vae,
+            text_encoder=self._captions.text_encoder,
+            tokenizer=self._captions.tokenizer,
+            unet=stock.unet,
+            scheduler=self._scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipe: Any = (
+            StableDiffusionPipeline(**parts)
+            if controlnet is None
+            else StableDiffusionControlNetPipeline(controlnet=controlnet, **parts)
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        guidance: float,
+        seed: int,
+        held_out: Source,
+        *,
+        controlnet: Any = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """See ``Preview``.
+
+        Further ``inputs`` are arguments of the pipeline, such as a ControlNet's ``image``.
+        """
+        captions, pipe = self._captions, self.pipeline(controlnet)
+        latents = pipe(
+            prompt_embeds=captions.encode(captions.with_trigger(prompts)),
+            negative_prompt_embeds=captions.encode([""] * len(prompts)),
+            guidance_scale=guidance if self._guidance is None else self._guidance,
+            num_inference_steps=self._steps,
+            generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
+            output_type="latent",
+            **inputs,
+        ).images
+        return decode_latents(pipe.vae, latents)
+
+
+def spread_captions(source: Source, count: int) -> list[str]:
+    """At most ``count`` different captions of evenly spread examples.
+
+    Those without one are left out, as in ``fixed_batch``.
+    """
+    captions = []
+    for i in range(0, len(source), len(source) // count + 1):
+        with suppress(UnreadableExample):
+            captions.append(source.caption(i))
+    return list(dict.fromkeys(captions))
