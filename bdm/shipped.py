@@ -5,6 +5,7 @@ Both lie in the top folder of a checkout, and inside the package where it was in
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +28,8 @@ def shipped(name: str) -> Path:
 def find_path(path: str | Path) -> Path:
     """A path as it is given or, where nothing lies there, what is shipped under that very name."""
     path = Path(path)
-    if path.exists() or path.parts[:1] not in [(folder,) for folder in FOLDERS] or ".." in path.parts:
+    # Names may be of any length.
+    if os.path.exists(path) or path.parts[:1] not in [(folder,) for folder in FOLDERS] or ".." in path.parts:
         return path
     found = _home() / path
     return found if found.exists() else path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def resolve_folder(
         UserError: a file, a folder that is not there, or a name that the hub does not give.
     """
     path = find_path(source)
-    if not path.is_dir():
-        if path.is_file():
+    if not os.path.isdir(path):  # which takes names of any length
+        if os.path.isfile(path):
             raise UserError(f"{source} is a file; give the folder that holds config.json and the weights")
         if path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) != 2:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -144,7 +145,7 @@ def is_safetensors(path: Path) -> bool:
     Raises:
         UserError: there is no such file, or it cannot be read.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # which takes names of any length
         raise UserError(f"{path}: no such weight file; check the path")
     start = _beginning(path)
     return looks_like_safetensors(path) or (path.suffix.lower() == ".safetensors" and not is_pickle(start))

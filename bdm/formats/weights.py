@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: Endings of the files that hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def is_weight_file(source: str | Path) -> bool:
+    """Whether a source is a file of weights, or is called like one that is not there."""
+    named = Path(source).suffix.lower() in WEIGHT_SUFFIXES
+    return os.path.isfile(source) or (named and not os.path.isdir(source))
 
 
 def read_weights_folder(folder: Path, choice: FileChoice = ANY_FILES) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from ..formats.load_options import LoadKeywords, LoadOptions, read_options
 from ..formats.weights import read_json, read_tensors, resolve_folder
 from ..method.branch import BranchModel
 from ..models.backbone import Backbone, build_backbone, empty_prompt_features, find_backbone
+from ..text.encoders import read_encoder_config
 from ..text.native import NativeTextEncoder
 
 #: What "" means to an English text encoder that is not in the folder.
@@ -214,7 +215,13 @@ class PartLoader:
 
     def transformer_of(self, name: str, kind: Any) -> Any:
         """A model of transformers that a pipeline can do without."""
-        part = self.read(name, kind.from_pretrained, optional=True)
+
+        def load(place: str | Path, **keywords: Any) -> Any:
+            folder = resolve_folder(place, hub=self.model.loading.elsewhere())
+            # transformers would fetch kernels that a configuration names.
+            return kind.from_pretrained(folder, config=read_encoder_config(folder), **keywords)
+
+        part = self.read(name, load, optional=True)
         if part is None or name in self.given:
             return part
         return part.eval().requires_grad_(False).to(self.model.loading.device)

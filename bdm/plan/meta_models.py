@@ -14,10 +14,16 @@ import torch
 from ..config import RecipeConfig
 from ..errors import UserError
 from ..formats.checkpoint import PREFIXES, Parts, empty_part, read_parts
-from ..formats.weights import read_json, read_weights, resolve_folder
+from ..formats.weights import is_weight_file, read_json, read_weights, resolve_folder
 from ..models.backbone import Backbone, check_backbone
 from ..models.samplers import make_scheduler
-from ..text.encoders import build_text_model, cn_clip_config, load_tokenizer
+from ..text.encoders import (
+    build_text_model,
+    cn_clip_config,
+    cn_clip_tower,
+    load_tokenizer,
+    read_encoder_config,
+)
 from ..text.native import NativeTextEncoder
 from ..text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 
@@ -96,14 +102,10 @@ def make_meta_backbone(source: str) -> Backbone:
 
 def make_meta_native_text_encoder(source: str) -> NativeTextEncoder:
     """A native text encoder from a folder, a file of cn_clip or a hub name; none of its values is read."""
-    from transformers import AutoConfig, ChineseCLIPTextConfig
+    from transformers import ChineseCLIPTextConfig
 
-    if source.endswith(".pt"):
-        names = {
-            key.removeprefix("module."): value
-            for key, value in read_weights(source, header_only=True).tensors.items()
-        }
-        bert = {key.removeprefix("bert."): value for key, value in names.items() if key.startswith("bert.")}
+    if is_weight_file(source):
+        bert = cn_clip_tower(read_weights(source, header_only=True).tensors)
         return _native(cn_clip_config(bert, Path(source)), chinese_clip_tokenizer())
     if source in CHINESE_CLIPS and not Path(source).is_dir():
         width, layers = CHINESE_CLIPS[source]
@@ -115,7 +117,7 @@ def make_meta_native_text_encoder(source: str) -> NativeTextEncoder:
         )
         return _native(ChineseCLIPTextConfig(vocab_size=21128, **sizes), chinese_clip_tokenizer())
     folder = _configurations(source)
-    return _native(AutoConfig.from_pretrained(folder), load_tokenizer(folder))
+    return _native(read_encoder_config(folder), load_tokenizer(folder))
 
 
 def _make_part(name: str, source: str) -> Any:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from ..formats.weights import read_json, read_weights_folder, resolve_folder
+from ..text.encoders import read_encoder_config
 from ..text.vocabulary import chinese_clip_tokenizer
 
 #: Positions of a caption in Chinese CLIP.
@@ -34,7 +35,7 @@ class CaptionScorer(nn.Module):
     """
 
     def __init__(self, source: str, mask: bool = True) -> None:
-        from transformers import ChineseCLIPConfig, ChineseCLIPModel
+        from transformers import ChineseCLIPModel
 
         super().__init__()
         self.mask = mask
@@ -51,7 +52,7 @@ class CaptionScorer(nn.Module):
                 f"scorer {source} is no whole Chinese CLIP (text and picture encoder); give one, or set"
                 " scorer: null"
             )
-        config: Any = ChineseCLIPConfig.from_pretrained(folder)
+        config = read_encoder_config(folder)
         self.clip: Any = ChineseCLIPModel(config)
         # By hand, because from_pretrained zeroes the row of [PAD]. Poolers are not read.
         missing = [

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .prompt import parse_emphasis
 
 logger = logging.getLogger("bdm")
@@ -127,6 +128,7 @@ def count_chunks(
 
 
 def _all_ids(prompt: str, tokenizer: Any, normalize: Callable[[str], str]) -> tuple[list[int], list[float]]:
+    refuse_half_characters(prompt)
     ids: list[int] = []
     weights: list[float] = []
     for text, weight in parse_emphasis(prompt):
@@ -134,6 +136,33 @@ def _all_ids(prompt: str, tokenizer: Any, normalize: Callable[[str], str]) -> tu
         ids += piece
         weights += [weight] * len(piece)
     return ids, weights
+
+
+def refuse_half_characters(text: str) -> None:
+    """Refuse a text with a lone surrogate, which no tokenizer and no file takes.
+
+    Raises:
+        UserError: names the text.
+    """
+    if half := next((character for character in text if "\ud800" <= character <= "\udfff"), None):
+        raise UserError(
+            f"the text {text[:60]!r} holds half a character (U+{ord(half):04X}), as where an emoji was cut in"
+            " two; write it whole"
+        )
+
+
+def check_ids(ids: Tensor, model: Any) -> None:
+    """Refuse tokens that a text encoder has no row for: its tokenizer is another model's.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if ids.numel() and (largest := int(ids.max())) >= rows:
+        raise UserError(
+            f"the tokenizer gives token {largest} and the text encoder knows {rows}; use the tokenizer that"
+            " belongs to it"
+        )
 
 
 def lay_out(

@@ -1,8 +1,13 @@
-"""Text encoders and tokenizers of transformers' folders and cn_clip's files."""
+"""Text encoders and tokenizers of transformers' folders and cn_clip's files.
+
+No code of a folder's is ever run: what is built is transformers' own, from settings that choose no code.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -10,11 +15,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..extras import require_packages
 from ..formats.choice import FileChoice
-from ..formats.weights import read_tensors, read_weights_folder
+from ..formats.names import largest_block
+from ..formats.weights import read_json, read_tensors, read_weights_folder, refuse_not_finite
 from .vocabulary import chinese_clip_tokenizer
+
+logger = logging.getLogger("bdm")
+
+#: Settings that choose what code computes: the folder's own modules, kernels that are fetched by name.
+_CHOOSES_CODE = re.compile(
+    r"auto_map|attn_implementation|experts_implementation|custom_pipelines|kernel_config|use_kernels"
+)
+#: Settings that say how many layers are built.
+_COUNTS_LAYERS = re.compile(r"layers?$|^n_layer|blocks?$")
+
+
+def read_encoder_config(folder: Path) -> Any:
+    """The configuration of a text encoder's folder, which chooses none of the code that runs.
+
+    What would (a module of the folder's own, an attention kernel by name) is left out.
+
+    Raises:
+        UserError: it cannot be read, is of no model that transformers itself has, or says that the weights
+            are quantised.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    path = folder / "config.json"
+    settings = read_json(path)
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"{path} describes a model of the type {str(kind)[:60]!r}, which transformers does not have; code"
+            " of the folder's own is never run: give another text encoder"
+        )
+    if settings.get("quantization_config"):
+        raise UserError(f"{path} says that the weights are quantised; give the text encoder as it was before")
+    if settings.get("auto_map"):
+        logger.warning("%s names code of its own, which is not run; transformers' %s is used", path, kind)
+    try:
+        return CONFIG_MAPPING[kind].from_dict(_without_code(settings))
+    except Exception as error:  # each model has checks and mistakes of its own
+        raise UserError(f"{path} cannot be used ({first_line(error)}); get the folder again") from None
+
+
+def _without_code(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that choose what code computes; those of parts inside likewise."""
+    return {
+        key: _without_code(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if not _CHOOSES_CODE.search(key)
+    }
 
 
 def load_encoder(folder: Path, files: FileChoice) -> nn.Module:
@@ -22,12 +75,41 @@ def load_encoder(folder: Path, files: FileChoice) -> nn.Module:
 
     ``from_pretrained`` is not used: it zeroes the [PAD] row of Chinese CLIP, which is attended here, and
     gives a text model with random weights when asked to read one from a full CLIP checkpoint.
-    """
-    from transformers import AutoConfig
 
-    model = build_text_model(AutoConfig.from_pretrained(folder))
-    _load_by_suffix(model, read_weights_folder(folder, files), str(folder))
+    Raises:
+        UserError: weights or a configuration that are damaged, missing or do not belong together.
+    """
+    config = read_encoder_config(folder)
+    return _build_and_load(config, read_weights_folder(folder, files), folder)
+
+
+def _build_and_load(config: Any, tensors: dict[str, Tensor], source: Path) -> nn.Module:
+    """The text encoder that a configuration describes, once it is known that the weights are its own."""
+    _refuse_more_layers(config.to_dict(), len(tensors), source)
+    try:
+        with torch.device("meta"):
+            outline = build_text_model(config)
+    except Exception as error:  # each model has checks and mistakes of its own
+        raise UserError(f"{source} describes no text encoder ({first_line(error)}); give another") from None
+    state = _own_weights(outline, tensors, str(source))
+    refuse_not_finite(state, source)
+    model = build_text_model(config)
+    # The configuration may name another dtype than the file's, and copying would round to it.
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    model.to(reduce(torch.promote_types, dtypes)).load_state_dict(state, strict=False)
     return model
+
+
+def _refuse_more_layers(settings: Mapping[str, Any], tensors: int, source: Path) -> None:
+    """Building so many layers would take for ever; every one has weights, and a file holds so many."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            _refuse_more_layers(value, tensors, source)
+        elif _COUNTS_LAYERS.search(str(key)) and isinstance(value, int) and value > tensors:
+            raise UserError(
+                f"{source}: its configuration says {key} {str(value)[:20]}, and its weights are {tensors}"
+                " tensors; they do not belong together"
+            )
 
 
 def build_text_model(config: Any) -> nn.Module:
@@ -39,13 +121,14 @@ def build_text_model(config: Any) -> nn.Module:
         return ChineseCLIPTextModel(text, add_pooling_layer=False)
     # T5's and its like's encoder alone; AutoModel would add the decoder.
     alone = type(config) in AutoModelForTextEncoding._model_mapping
-    return (AutoModelForTextEncoding if alone else AutoModel).from_config(config)
+    kind: Any = AutoModelForTextEncoding if alone else AutoModel
+    return kind.from_config(config, trust_remote_code=False)
 
 
-def _load_by_suffix(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
-    """Load a state dict whose keys may carry a prefix (``text_model.``, ``bert.``).
+def _own_weights(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """A model's weights out of a file whose keys may carry a prefix (``text_model.``, ``bert.``).
 
-    Every weight must be found.
+    Every weight must be found, and every one that looks like the model's must be.
     """
     # Tied weights appear once in a file and several times in the model (or the other way round): one name is
     # enough.
@@ -78,14 +161,37 @@ def _load_by_suffix(model: nn.Module, tensors: dict[str, Tensor], origin: str) -
             f"{origin}: {wrong[0]!r} has shape {tuple(state[wrong[0]].shape)}, its config.json says "
             f"{tuple(model.state_dict()[wrong[0]].shape)}; weights and configuration do not belong together"
         )
-    # The configuration may name another dtype than the file's, and copying would round to it.
-    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    model.to(reduce(torch.promote_types, dtypes)).load_state_dict(state, strict=False)
+    known = {name for group in names.values() for name in group}
+    parts = {name for name, _ in model.named_children()} - {"pooler"}
+    _refuse_unread(
+        [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)], known, parts, origin
+    )
+    return state
+
+
+def _refuse_unread(given: Iterable[str], known: Collection[str], parts: Collection[str], origin: str) -> None:
+    """Refuse weights beside those that are read, inside of the same parts: layers that would be left out."""
+    left = [
+        name
+        for name in given
+        if name not in known
+        and name.partition(".")[0] in parts
+        and not name.endswith(("position_ids", "token_type_ids"))
+    ]
+    if left:
+        raise UserError(
+            f"{origin} holds {left[0][:120]!r} ({len(left)} such weights), which the model of its config.json"
+            " has not; weights and configuration do not belong together"
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a text encoder's folder; Chinese CLIP's where the folder has none of its own."""
-    from transformers import AutoConfig, AutoTokenizer
+    """The tokenizer in a text encoder's folder; Chinese CLIP's where the folder has none of its own.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is of no kind that transformers itself has.
+    """
+    from transformers import AutoTokenizer
 
     if any(
         (folder / name).exists()
@@ -93,8 +199,14 @@ def load_tokenizer(folder: Path) -> Any:
     ):
         if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
             require_packages("a SentencePiece vocabulary")
-        return AutoTokenizer.from_pretrained(folder)
-    if AutoConfig.from_pretrained(folder).model_type.startswith("chinese_clip"):
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # each kind has checks and mistakes of its own
+            raise UserError(
+                f"{folder}: its tokenizer cannot be used ({first_line(error)}); code of the folder's own is"
+                " never run: get it again, or save another one beside the weights"
+            ) from None
+    if str(read_json(folder / "config.json").get("model_type")).startswith("chinese_clip"):
         return chinese_clip_tokenizer()
     raise UserError(
         f"{folder} holds no tokenizer (tokenizer.json, vocab.txt or spiece.model); save one beside the"
@@ -103,28 +215,44 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_cn_clip(path: Path) -> nn.Module:
-    """The text tower of an original cn_clip checkpoint (``{"state_dict": {"module.bert.": ...}}``)."""
-    tensors = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
-    bert = {key.removeprefix("bert."): value for key, value in tensors.items() if key.startswith("bert.")}
-    model = build_text_model(cn_clip_config(bert, path))
-    _load_by_suffix(model, bert, str(path))
-    return model
+    """The text tower of an original cn_clip checkpoint (``{"state_dict": {"module.bert.": ...}}``).
+
+    Raises:
+        UserError: it holds none, or one that is damaged.
+    """
+    bert = cn_clip_tower(read_tensors(path))
+    return _build_and_load(cn_clip_config(bert, path), bert, path)
+
+
+def cn_clip_tower(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of cn_clip's text tower under BERT's names."""
+    plain = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return {key.removeprefix("bert."): value for key, value in plain.items() if key.startswith("bert.")}
 
 
 def cn_clip_config(bert: Mapping[str, Tensor], path: Path) -> Any:
-    """The configuration of cn_clip's text tower, read off the shapes of its weights."""
+    """The configuration of cn_clip's text tower, read off the shapes of its weights.
+
+    Raises:
+        UserError: weights that tell a size are missing or have too few dimensions.
+    """
     from transformers import ChineseCLIPTextConfig
 
-    words = bert.get("embeddings.word_embeddings.weight")
-    if words is None:
+    if "embeddings.word_embeddings.weight" not in bert:
         raise UserError(f"{path}: no 'bert.' weights; a Chinese CLIP checkpoint of cn_clip is wanted")
-    layers = 1 + max(int(key.split(".")[2]) for key in bert if key.startswith("encoder.layer."))
+    try:
+        tokens, width = bert["embeddings.word_embeddings.weight"].shape
+        inner, _ = bert["encoder.layer.0.intermediate.dense.weight"].shape
+        positions, _ = bert["embeddings.position_embeddings.weight"].shape
+        layers = 1 + largest_block(r"encoder\.layer\.(\d+)\.", bert)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its text encoder is damaged ({first_line(error)}); get it again") from None
     return ChineseCLIPTextConfig(
-        vocab_size=words.shape[0],
-        hidden_size=words.shape[1],
+        vocab_size=tokens,
+        hidden_size=width,
         num_hidden_layers=layers,
         # All RoBERTa-wwm models of cn_clip (RBT3, base, large) have heads of width 64.
-        num_attention_heads=max(1, words.shape[1] // 64),
-        intermediate_size=bert["encoder.layer.0.intermediate.dense.weight"].shape[0],
-        max_position_embeddings=bert["embeddings.position_embeddings.weight"].shape[0],
+        num_attention_heads=max(1, width // 64),
+        intermediate_size=inner,
+        max_position_embeddings=positions,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UserError
-from .chunks import ChunkLayout, count_chunks, execution_device, tokenize
+from .chunks import ChunkLayout, check_ids, count_chunks, execution_device, tokenize
 
 #: The official script's limit, shared by both languages.
 MAX_CHUNKS = 5
@@ -44,6 +44,7 @@ def encode_english(
     layout = _layout_of(tokenizer)
     tokens = tokenize(prompts, tokenizer, layout, lambda text: spell_triggers(text, tokenizer))
     batch, chunks, length = tokens.ids.shape
+    check_ids(tokens.ids, text_encoder)
     ids = tokens.ids.view(batch * chunks, length).to(execution_device(text_encoder))
     if clip_skip == 1:
         features = text_encoder(ids).last_hidden_state

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..formats.load_options import LoadKeywords, read_options
-from ..formats.weights import resolve_folder
-from .chunks import ChunkLayout, content_ids, count_chunks, execution_device, lay_out
+from ..formats.weights import cast, is_weight_file, read_json, resolve_folder
+from .chunks import ChunkLayout, check_ids, content_ids, count_chunks, execution_device, lay_out
 from .encoders import load_cn_clip, load_encoder, load_tokenizer
 from .vocabulary import chinese_clip_tokenizer
 
 SETTINGS_FILE = "native_text_config.json"
+#: No text encoder reads so many tokens, no prompt has so many chunks.
+_MOST = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,24 @@ class NativeTextSettings:
     chunk_length: int = 50
     max_chunks: int = 5
     lower_case: bool = True
+
+    @staticmethod
+    def read(path: Path) -> NativeTextSettings:
+        """The settings that lie beside a text encoder.
+
+        Raises:
+            UserError: they cannot be read, or hold unknown names or values of other kinds.
+        """
+        said = read_json(path)
+        fields = {field.name: field for field in dataclasses.fields(NativeTextSettings)}
+        for name, value in said.items():
+            kind = type(fields[name].default) if name in fields else None
+            if kind is None:
+                raise UserError(f"{path} says {name[:60]!r}; allowed are {', '.join(fields)}")
+            if type(value) is not kind or (kind is int and not 1 <= value <= _MOST):
+                allowed = "true or false" if kind is bool else f"a whole number from 1 to {_MOST}"
+                raise UserError(f"{path} says {name} {str(value)[:40]!r}; give {allowed}")
+        return NativeTextSettings(**said)
 
 
 class NativeTextEncoder(ModelMixin):
@@ -148,6 +168,7 @@ class NativeTextEncoder(ModelMixin):
             if self.settings.mask
             else torch.ones_like(ids)
         )
+        check_ids(ids, self.model)
         features = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return features.view(batch, chunks, length, -1), [len(self.layout.split(ids)) for ids in content]
 
@@ -190,7 +211,7 @@ class NativeTextEncoder(ModelMixin):
 
         Args:
             source: a transformers folder (full Chinese CLIP, its text model, or any other text encoder), a
-                hub name, or a ``.pt`` file of cn_clip. Chinese CLIP's vocabulary comes from the cn_clip
+                hub name, or a file of cn_clip (``.pt``). Chinese CLIP's vocabulary comes from the cn_clip
                 package where the folder has none.
             settings: overrides what is saved in the folder (default: the official inference's).
             subfolder: folder inside ``source``.
@@ -202,13 +223,16 @@ class NativeTextEncoder(ModelMixin):
                 or an option that is not known or not done here.
         """
         loading = read_options(options, "NativeTextEncoder.from_pretrained", default=torch.float32)
-        if str(source).endswith(".pt"):
+        if is_weight_file(source):
             loading.files.check_file(source)
-            model, tokenizer = load_cn_clip(Path(source)), chinese_clip_tokenizer()
+            place = Path(source)
+            model, tokenizer = load_cn_clip(place), chinese_clip_tokenizer()
         else:
-            folder = resolve_folder(source, subfolder, hub=loading.hub)
-            model, tokenizer = load_encoder(folder, loading.files), load_tokenizer(folder)
-            saved = folder / SETTINGS_FILE
+            place = resolve_folder(source, subfolder, hub=loading.hub)
+            model, tokenizer = load_encoder(place, loading.files), load_tokenizer(place)
+            saved = place / SETTINGS_FILE
             if settings is None and saved.exists():
-                settings = NativeTextSettings(**json.loads(saved.read_text(encoding="utf-8")))
+                settings = NativeTextSettings.read(saved)
+        for name, weight in model.named_parameters():
+            weight.data = cast(weight.data, loading.dtype, name, place)
         return cls(model.to(loading.device, loading.dtype), tokenizer, settings)
