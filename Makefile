@@ -34,8 +34,9 @@ help:
 demo: .venv/.ready
 	$(BIN)/bdm demo --out demo.png
 
+# A file's tests stay in one process: they share what is made once a file, such as the built pages.
 test: .venv/.ready lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
