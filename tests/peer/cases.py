@@ -101,6 +101,11 @@ class Case:
         return values | {name: picture(name) for name in self.images} | self.options
 
     @property
+    def reads_latents(self) -> bool:
+        """Whether latents may stand for the picture: image to image, as in diffusers' own cases."""
+        return self.images == (IMAGE,) and "strength" in self.options
+
+    @property
     def is_ours(self) -> bool:
         return issubclass(self.kind, BridgePipelines)
 

@@ -113,7 +113,7 @@ def classic(case: Case) -> type:
         params = parameters.TEXT_TO_IMAGE_PARAMS - case.missing
         batch_params = frozenset({"prompt", "negative_prompt", *case.images})
         image_params = frozenset(case.images)
-        image_latents_params = frozenset({"image"} if "strength" in case.options else ())
+        image_latents_params = frozenset({"image"} if case.reads_latents else ())
         callback_cfg_params = parameters.TEXT_TO_IMAGE_CALLBACK_CFG_PARAMS
         required_optional_params = common.PipelineTesterMixin.required_optional_params - case.missing
         test_layerwise_casting = test_group_offloading = True
