@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from . import draw, files, measure, train
 from .heavy import leave, own_process
 
@@ -18,16 +18,30 @@ from .heavy import leave, own_process
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command. Returns the exit status: 0, or 2 after a mistake that one line explains."""
     options = parse(arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         options.run(options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # a path that the system refuses, wherever it was used
+        named = f"{printable(error.filename, 120)}: " if error.filename else ""
+        print(f"error: {named}{printable(error.strerror or error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Writes what is logged without characters that act, which names and texts of files may hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line of a record, without a traceback."""
+        return printable(super().formatMessage(record))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

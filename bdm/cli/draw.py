@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, printable
 from ..shipped import find_path, shipped
 from .heavy import importing
 from .quiet import quiet
@@ -175,39 +177,84 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    if min(options.steps, options.count, options.enlarge, options.batch) < 1:
-        raise UserError(
-            f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch"
-            f" {options.batch}: each must be at least 1"
-        )
+    _check_numbers(options)
     if options.stages and options.prompts is not None:
         raise UserError("--stages times one drawing; give prompts on the command line instead of --prompts")
+    if bool(options.prompt) == (options.prompts is not None):
+        raise UserError(
+            "give prompts or --prompts FILE"
+            + (", not both" if options.prompt else ', such as "红灯笼，蓝色背景"')
+        )
     with importing():
         import_module("bdm.pipeline")
-        from ..drawing.requests import missing
 
-    requests = _requests(options)
     _approximation(options)
     if options.sampler:
         from ..models.samplers import make_scheduler
 
         make_scheduler(options.sampler)  # an unknown name is refused before anything heavy
     if options.prompts is None:
-        painter = Painter(options)
-        for path in painter.draw(requests):
-            print(path)
-        if options.stages:
-            painter.stages.show()
-        return
+        _draw_prompts(options)
+    else:
+        _draw_file(options)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Refuse numbers that mean nothing, before anything heavy."""
+    if min(options.steps, options.count, options.enlarge, options.batch) < 1:
+        raise UserError(
+            f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch"
+            f" {options.batch}: each must be at least 1"
+        )
+    for name in ("guidance", "branch_scale"):
+        value = getattr(options, name)
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a finite number")
+
+
+def _draw_prompts(options: argparse.Namespace) -> None:
+    """Draw the prompts of the command line."""
+    requests = _requests(options)
+    painter = Painter(options)
+    for path in painter.draw(requests):
+        print(printable(path))
+    if options.stages:
+        painter.stages.show()
+
+
+def _draw_file(options: argparse.Namespace) -> None:
+    """Draw the lines of a prompt file that are not drawn yet, then name those that gave no picture."""
+    from ..drawing.requests import Failure, missing, read_requests, refuse_failures
+
+    options.out = options.out or Path("pictures")
+    if os.path.isfile(options.out):
+        raise UserError(f"--out {options.out} is a file; with --prompts it is the folder of the pictures")
+    _refuse_unusable(options.out)
+    failed: list[Failure] = []
+    requests = read_requests(
+        options.prompts, options.out, options.seed, options.count, _texts(options), failed
+    )
     waiting = missing(requests)
     parts = [waiting[start : start + options.batch] for start in range(0, len(waiting), options.batch)]
-    if options.engine == "ray":
-        from ..parallel.ray import run_on_ray
-
-        run_on_ray(Painter, (options,), parts, len(waiting), "drawing")
-        print(f"{len(requests)} pictures in {options.out}")
+    draw = _draw_on_ray if options.engine == "ray" else _draw_in_processes
+    undrawn = draw(options, parts)
+    if undrawn is None:  # this process is not the one that tells
         return
+    pictures = len(requests) - len(missing(requests))
+    print(f"{pictures} pictures in {printable(options.out)}")
+    refuse_failures([*failed, *undrawn], pictures)
+
+
+def _draw_on_ray(options: argparse.Namespace, parts: list[list[Any]]) -> list[Any]:
+    from ..parallel.ray import run_on_ray
+
+    return run_on_ray(Painter, (options,), parts, sum(map(len, parts)), "drawing")
+
+
+def _draw_in_processes(options: argparse.Namespace, parts: list[list[Any]]) -> list[Any] | None:
+    """Draw this process's share; returns what all together could not draw, or None in all but the first."""
     from accelerate import PartialState
+    from accelerate.utils import gather_object
     from tqdm import tqdm
 
     from ..parallel.processes import cpu_only
@@ -216,6 +263,7 @@ def _infer(options: argparse.Namespace) -> None:
     # All know what is missing before the first picture is written.
     state.wait_for_everyone()
     ours = parts[state.process_index :: state.num_processes]
+    failures: list[Any] = []
     with tqdm(
         total=sum(map(len, ours)), desc="drawing", unit="picture", disable=not state.is_main_process
     ) as bar:
@@ -223,9 +271,9 @@ def _infer(options: argparse.Namespace) -> None:
         for part in ours:
             assert painter is not None
             bar.update(painter.run(part))
-    state.wait_for_everyone()
-    if state.is_main_process:
-        print(f"{len(requests)} pictures in {options.out}")
+            failures += painter.take_failures()
+    everyone = gather_object(failures)
+    return everyone if state.is_main_process else None
 
 
 class Painter:
@@ -260,25 +308,52 @@ class Painter:
             approximation=_approximation(options),
         )
         self._parts = 0
+        self._drawn = 0
+        self._failures: list[Any] = []
         self.stages.end("model")
 
     def draw(self, requests: list[Any]) -> list[Path]:
         """Draw pictures together, with the pipeline's own bar; returns their files."""
         from ..drawing.requests import draw_requests
 
-        paths = draw_requests(self.pipe, requests, self.settings)
+        try:
+            paths = draw_requests(self.pipe, requests, self.settings)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise UserError(
+                f"too little memory ({first_line(error)}); draw smaller pictures, or fewer at once"
+            ) from None
         self.stages.end("pictures")
         return paths
 
     def run(self, requests: list[Any]) -> int:
-        """Draw one of many parts of a file; returns how many pictures it had."""
+        """Draw one of many parts of a file; returns how many pictures were asked for.
+
+        Those that cannot be drawn are kept for ``take_failures``.
+
+        Raises:
+            UserError: nothing can be drawn, whatever the line.
+        """
+        from ..drawing.requests import draw_each, refuse_common_failure
+
         self._parts += 1
         self.pipe.set_progress_bar_config(disable=True)
         # It takes a step of its own, so two parts gain nothing; on a GPU it compiles, for longer than many
         # files take.
         if self._parts == 3 and self.pipe.device.type == "cpu":
             self.pipe.optimize(height=self.settings.height, width=self.settings.width, count=len(requests))
-        return len(self.draw(requests))
+        failed = draw_each(self.draw, requests)
+        if not self._drawn:
+            refuse_common_failure(failed, requests)
+        self._drawn += len(requests) - len(failed)
+        self._failures += failed
+        return len(requests)
+
+    def take_failures(self) -> list[Any]:
+        """What could not be drawn since this was asked last."""
+        failures, self._failures = self._failures, []
+        return failures
 
 
 def _approximation(options: argparse.Namespace) -> Any:
@@ -287,30 +362,41 @@ def _approximation(options: argparse.Namespace) -> Any:
     return Approximation(*_interval(options.guidance_interval), options.branch_every, options.deep_every)
 
 
-def _requests(options: argparse.Namespace) -> list[Any]:
-    """The pictures that the command line asks for."""
-    from ..drawing.requests import Request, read_requests
+def _texts(options: argparse.Namespace) -> dict[str, str]:
+    """What all pictures of a command are told beside their prompts."""
+    return {"negative": options.negative, "prompt_en": options.prompt_en, "negative_en": options.negative_en}
 
-    texts = {"negative": options.negative, "prompt_en": options.prompt_en, "negative_en": options.negative_en}
-    if bool(options.prompt) == (options.prompts is not None):
-        raise UserError(
-            "give prompts or --prompts FILE"
-            + (", not both" if options.prompt else ', such as "红灯笼，蓝色背景"')
-        )
-    if options.prompts is not None:
-        options.out = options.out or Path("pictures")
-        if options.out.is_file():
-            raise UserError(f"--out {options.out} is a file; with --prompts it is the folder of the pictures")
-        return read_requests(options.prompts, options.out, options.seed, options.count, texts)
+
+def _requests(options: argparse.Namespace) -> list[Any]:
+    """The pictures that the prompts of the command line ask for."""
+    from ..drawing.requests import Request
+    from ..pipeline.groups import as_seed
+    from ..text.chunks import refuse_half_characters
+
     out = options.out or Path("out.png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"--out {out}: allowed endings are .png, .jpg and .webp")
     prompts = [prompt for prompt in options.prompt for _ in range(options.count)]
+    for text in (*options.prompt, *_texts(options).values()):
+        refuse_half_characters(text)
     paths = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
+    for path in paths:
+        _refuse_unusable(path)
     return [
-        Request(path, options.seed + i, prompt, **texts)
+        Request(path, as_seed(options.seed + i), prompt, **_texts(options))
         for i, (path, prompt) in enumerate(zip(paths, prompts, strict=True))
     ]
+
+
+def _refuse_unusable(out: Path) -> None:
+    """Refuse a path that no file can have, before anything is drawn for it."""
+    try:
+        os.lstat(out)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"--out {str(out)[:120]}: {reason}; choose another file") from None
 
 
 def _interval(text: str) -> tuple[float, float]:
@@ -436,4 +522,4 @@ def _demo(options: argparse.Namespace) -> None:
         list(DEMO_PROMPTS), seed=options.seed, num_inference_steps=options.steps, guidance_scale=guidance
     ).images
     save_picture(labelled_grid(pictures, list(DEMO_PROMPTS), columns=8, scale=4), options.out)
-    print(options.out.resolve())
+    print(printable(options.out.resolve()))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError, printable
 from .quiet import quiet
 
 
@@ -49,15 +50,21 @@ def add_commands(commands: Any) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from ..formats.identify import describe_file
 
+    failed: list[str] = []
     for i, path in enumerate(options.files):
-        facts = describe_file(path)
+        try:
+            facts = describe_file(path)
+        except UserError as error:
+            if len(options.files) == 1:
+                raise
+            # The other files are shown all the same.
+            failed.append(str(error))
+            facts = {"problem": str(error)}
         width = max(map(len, facts))
-        print(
-            *([""] if i else []),
-            path,
-            *(f"  {name:<{width}}  {text}" for name, text in facts.items()),
-            sep="\n",
-        )
+        lines = [f"  {name:<{width}}  {text}" for name, text in facts.items()]
+        print(*([""] if i else []), printable(path), *lines, sep="\n")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(options.files)} cannot be read: {'; '.join(failed)}")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -65,7 +72,7 @@ def _convert(options: argparse.Namespace) -> None:
     from ..formats.weights import DTYPES
 
     quiet()
-    print(convert(options.source, options.out, options.layout, DTYPES.get(options.dtype)))
+    print(printable(convert(options.source, options.out, options.layout, DTYPES.get(options.dtype))))
 
 
 def _assemble(options: argparse.Namespace) -> None:
@@ -82,4 +89,4 @@ def _assemble(options: argparse.Namespace) -> None:
         dtype,
         not options.no_vocabularies,
     )
-    print(options.out)
+    print(printable(options.out))

@@ -1,37 +1,30 @@
 """Prompts -> picture files, over any number of processes.
 
-Pictures that are there already are not drawn again.
+Pictures that are there already are not drawn again. One that cannot be drawn ends none of the others.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..speed.approximate import EXACT, Approximation
 from .grid import save_picture
 from .picture_info import describe, picture_info
+from .prompt_file import Failure as Failure
+from .prompt_file import Request as Request
+from .prompt_file import read_requests as read_requests
 
-#: What a line of a prompt file may say of its picture.
-_TEXTS = ("prompt", "negative", "prompt_en", "negative_en")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One picture to draw, and the file it becomes."""
-
-    path: Path
-    seed: int
-    prompt: str
-    negative: str = ""
-    prompt_en: str = ""
-    negative_en: str = ""
+#: So many failures are named with their reasons, the others by their lines.
+_MOST_REASONS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,68 +44,9 @@ class Settings:
     approximation: Approximation = field(default=EXACT)
 
 
-def read_requests(
-    file: Path, folder: Path, seed: int, count: int = 1, texts: Mapping[str, str] | None = None
-) -> list[Request]:
-    """The pictures that a prompt file asks for.
-
-    Args:
-        file: UTF-8 text with a native prompt in each line; or, ending in .jsonl, an object in each line with
-            ``prompt`` and, where wanted, ``negative``, ``prompt_en``, ``negative_en`` and ``seed``. Empty
-            lines count for nothing.
-        folder: where the pictures go: ``00000.png`` is the first line's, or ``00000-0.png`` where a line has
-            several.
-        seed: picture i of the file uses seed + i, unless its line says otherwise.
-        count: pictures for each line.
-        texts: texts of lines that do not say their own.
-
-    Raises:
-        UserError: unreadable file, a line that is no such object, or none at all.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); give a UTF-8 text file with a prompt in each line"
-        ) from None
-    requests: list[Request] = []
-    rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    for index, (number, line) in enumerate(rows):
-        said: dict[str, Any] = (
-            _said(line, f"{file}, line {number}") if file.suffix == ".jsonl" else {"prompt": line}
-        )
-        first = int(said.pop("seed", seed + index * count))
-        for i in range(count):
-            name = f"{index:05d}.png" if count == 1 else f"{index:05d}-{i}.png"
-            requests.append(Request(folder / name, first + i, **{**(texts or {}), **said}))
-    if not requests:
-        raise UserError(f"{file} holds no prompt; give one in each line")
-    return requests
-
-
-def _said(line: str, where: str) -> dict[str, Any]:
-    """A line of a .jsonl file, checked."""
-    try:
-        said = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f'{where} is not JSON ({error}); give an object such as {{"prompt": "红灯笼"}}'
-        ) from None
-    if not isinstance(said, dict) or not said.get("prompt"):
-        raise UserError(f'{where} has no prompt; give an object such as {{"prompt": "红灯笼"}}')
-    for key, value in said.items():
-        if key not in (*_TEXTS, "seed"):
-            raise UserError(f"{where} says {key!r}; allowed are {', '.join(_TEXTS)} and seed")
-        if type(value) is not (int if key == "seed" else str):
-            raise UserError(
-                f"{where}: {key} is {value!r}; give {'a whole number' if key == 'seed' else 'a text'}"
-            )
-    return said
-
-
-def missing(requests: Sequence[Request]) -> list[Request]:
+def missing(requests: Iterable[Request]) -> list[Request]:
     """The pictures that are not there yet."""
-    return [request for request in requests if not request.path.exists()]
+    return [request for request in requests if not os.path.exists(request.path)]
 
 
 def draw_requests(pipe: Any, requests: Sequence[Request], settings: Settings) -> list[Path]:
@@ -122,9 +56,10 @@ def draw_requests(pipe: Any, requests: Sequence[Request], settings: Settings) ->
         CPU.
 
     Raises:
-        UserError: whatever the pipeline refuses, or a folder that cannot be written.
+        UserError: whatever the pipeline refuses, a folder that cannot be written, or a picture that is none
+            (NaN); those that are some are written before.
     """
-    pictures = pipe(
+    images = pipe(
         [r.prompt for r in requests],
         [r.negative for r in requests],
         prompt_en=[r.prompt_en for r in requests],
@@ -138,23 +73,91 @@ def draw_requests(pipe: Any, requests: Sequence[Request], settings: Settings) ->
         clip_skip=settings.clip_skip,
         control_images=settings.control_images,
         approximation=settings.approximation,
+        output_type="pt",
     ).images
-    for request, picture in zip(requests, pictures, strict=True):
-        facts = describe(
-            prompt=request.prompt,
-            negative=request.negative,
-            prompt_en=request.prompt_en,
-            negative_en=request.negative_en,
-            seed=request.seed,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            sampler=settings.sampler or type(pipe.scheduler).__name__,
-            branch_scale=settings.branch_scale,
-            size=picture.size,
-            model=settings.model,
-            clip_skip=settings.clip_skip,
-            plugins=list(pipe.plugins),
+    none = [r for r, image in zip(requests, images, strict=True) if not image.isfinite().all()]
+    for request, image in zip(requests, images, strict=True):
+        if request not in none:
+            _save(pipe, request, image, settings)
+    if none:
+        raise UserError(
+            f"the picture for {none[0].prompt[:60]!r} came out as NaN; use a smaller guidance or"
+            " branch scale, smaller strengths and weights in brackets, or more precision (fp32)"
         )
-        picture = picture.resize((picture.width * settings.enlarge, picture.height * settings.enlarge), 0)
-        save_picture(picture, request.path, **picture_info(facts, request.path.suffix))
     return [request.path for request in requests]
+
+
+def _save(pipe: Any, request: Request, image: Tensor, settings: Settings) -> None:
+    """Write a picture (3, H, W) in [0, 1] with how it was made."""
+    (picture,) = pipe.image_processor.numpy_to_pil(pipe.image_processor.pt_to_numpy(image[None]))
+    facts = describe(
+        prompt=request.prompt,
+        negative=request.negative,
+        prompt_en=request.prompt_en,
+        negative_en=request.negative_en,
+        seed=request.seed,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        sampler=settings.sampler or type(pipe.scheduler).__name__,
+        branch_scale=settings.branch_scale,
+        size=picture.size,
+        model=settings.model,
+        clip_skip=settings.clip_skip,
+        plugins=list(pipe.plugins),
+    )
+    size = (picture.width * settings.enlarge, picture.height * settings.enlarge)
+    picture = picture.resize(size, Image.Resampling.NEAREST)
+    save_picture(picture, request.path, **picture_info(facts, request.path.suffix))
+
+
+def draw_each(draw: Callable[[list[Request]], Any], requests: Sequence[Request]) -> list[Failure]:
+    """Draw pictures together or, where that fails, each for itself; returns those that cannot be drawn.
+
+    Args:
+        draw: draws some and writes them.
+        requests: what to draw.
+
+    """
+    try:
+        draw(list(requests))
+        return []
+    except Exception as error:  # a line may make any library fail
+        if len(requests) == 1:
+            return [_failure(requests[0], error)]
+    return [failure for request in missing(requests) for failure in draw_each(draw, [request])]
+
+
+def refuse_common_failure(failed: Sequence[Failure], requests: Sequence[Request]) -> None:
+    """Stop where several lines all fail of the same, which is no line's fault.
+
+    Raises:
+        UserError: names it.
+    """
+    lines = {request.line for request in requests}
+    if len(failed) == len(requests) and len(lines) > 1 and len({failure.why for failure in failed}) == 1:
+        raise UserError(f"{failed[0]}; so does every other line")
+
+
+def _failure(request: Request, error: Exception) -> Failure:
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    where = f"line {request.line} ({request.path.name})" if request.line else str(request.path)
+    return Failure(where, f"cannot be drawn: {kind}{first_line(error, 300)}")
+
+
+def refuse_failures(failed: Sequence[Failure], pictures: int) -> None:
+    """Say which lines of a file gave no picture.
+
+    Args:
+        failed: in any order.
+        pictures: that are there.
+
+    Raises:
+        UserError: there are some; counts and names them.
+    """
+    if failed:
+        reasons = "; ".join(str(failure)[:400] for failure in failed[:_MOST_REASONS])
+        rest = ", ".join(failure.what for failure in failed[_MOST_REASONS:])
+        raise UserError(
+            f"{len(failed)} gave no picture and {pictures} did: {reasons}"
+            + (f"; also {rest}" if rest else "")
+        )

@@ -15,7 +15,11 @@ from ..extras import import_extra
 
 
 class Worker(Protocol):
-    """What a process does for tasks of its kind; it is built once in each actor and holds what they share."""
+    """What a process does for tasks of its kind; it is built once in each actor and holds what they share.
+
+    One whose tasks may fail in part has ``take_failures()``, which gives what could not be done since it was
+    asked last.
+    """
 
     def run(self, task: Any) -> int:
         """Do a task; returns how many pictures it had."""
@@ -33,15 +37,21 @@ class _Actor:
         torch.set_num_threads(threads)
         self.worker: Worker = kind(*arguments)
 
-    def run(self, task: Any) -> int | str:
-        """Pictures dealt with, or what is wrong: a mistake the user can mend is no reason to try again."""
+    def run(self, task: Any) -> tuple[int, list[Any]] | str:
+        """Pictures dealt with and what could not be done, or what is wrong.
+
+        A mistake the user can mend is no reason to try again.
+        """
         try:
-            return self.worker.run(task)
+            done = self.worker.run(task)
+            return done, getattr(self.worker, "take_failures", list)()
         except UserError as error:
             return str(error)
 
 
-def run_on_ray(kind: Any, arguments: tuple[Any, ...], tasks: Sequence[Any], pictures: int, what: str) -> None:
+def run_on_ray(
+    kind: Any, arguments: tuple[Any, ...], tasks: Sequence[Any], pictures: int, what: str
+) -> list[Any]:
     """Share tasks out to the workers of the running cluster (``RAY_ADDRESS``), or of a local one.
 
     Each actor takes a GPU where the cluster has some, else one CPU; files must be reachable from all.
@@ -53,12 +63,16 @@ def run_on_ray(kind: Any, arguments: tuple[Any, ...], tasks: Sequence[Any], pict
         pictures: of all tasks together, for the progress bar.
         what: the bar's description.
 
+    Returns:
+        What could not be done, of all workers together.
+
     Raises:
         UserError: ray is not installed, or a task failed for a reason that the user can mend.
     """
     ray = import_extra("--engine ray")
     if not tasks:
-        return
+        return []
+    failures: list[Any] = []
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     started = not ray.is_initialized()
@@ -80,9 +94,11 @@ def run_on_ray(kind: Any, arguments: tuple[Any, ...], tasks: Sequence[Any], pict
                 worker, result = busy.pop(done), ray.get(done)
                 if isinstance(result, str):
                     raise UserError(result)
-                bar.update(result)
+                bar.update(result[0])
+                failures += result[1]
                 if waiting:
                     busy[worker.run.remote(waiting.pop())] = worker
     finally:
         if started:
             ray.shutdown()
+    return failures
