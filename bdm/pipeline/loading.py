@@ -152,9 +152,13 @@ class SavedModel:
         return SavedModel(folder, known, own, loading)
 
     def lacks(self, name: str) -> bool:
-        """Whether the pipeline was saved without a part."""
-        there = self.folder is not None and (self.folder / name).is_dir()
-        return not there and self.index.get(name) == [None, None]
+        """Whether the pipeline was saved without a part.
+
+        What another pipeline left in the folder is none of it. Only older folders name no native text encoder
+        although they hold one.
+        """
+        older = name == "native_text_encoder" and self.folder is not None and (self.folder / name).is_dir()
+        return self.index.get(name) == [None, None] and not older
 
 
 def _stock_given(model: SavedModel, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,10 +190,12 @@ class PartLoader:
         """
         if name in self.given:
             return self.given[name]
-        folder, lacking = self.model.folder, self.model.lacks(name)
+        folder = self.model.folder
+        if self.model.lacks(name):
+            return None
         if folder is not None and (folder / name).is_dir():
             return folder / name
-        if lacking or (optional and name not in self.model.index):
+        if optional and name not in self.model.index:
             return None
         raise UserError(f"{self.reader}: {folder or 'a backbone'} holds no {name}; give {name}=")
 
@@ -278,6 +284,10 @@ def _empty_english(model: SavedModel) -> Tensor | None:
     return empty_prompt_features(path, dtype, loading.files)
 
 
-def keep_empty_english(features: Tensor, folder: Path) -> None:
-    """Keep what "" means beside a pipeline that is saved without its text encoder."""
+def keep_empty_english(features: Tensor | None, folder: Path) -> None:
+    """Keep what "" means beside a pipeline that is saved without its text encoder, or nothing of another."""
+    if features is None:
+        (folder / EMPTY_FILE).unlink(missing_ok=True)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     save_file({"features": features.contiguous()}, folder / EMPTY_FILE)

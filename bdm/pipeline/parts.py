@@ -181,9 +181,8 @@ class PartsMixin:
             save_directory: the folder; made if it is not there.
             options: as in diffusers: ``variant``, ``safe_serialization``, ``max_shard_size`` ...
         """
-        if self.text_encoder is None and self.empty_english is not None:
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            keep_empty_english(self.empty_english, Path(save_directory))
+        without = self.text_encoder is None
+        keep_empty_english(self.empty_english if without else None, Path(save_directory))
         super().save_pretrained(save_directory, **options)
 
 

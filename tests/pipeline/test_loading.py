@@ -8,7 +8,7 @@ import torch
 from community_files import make_controlnet, write_original
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from tiny import make_branch, make_native, make_unet, make_vae
+from tiny import TEXT_DIM, make_branch, make_native, make_unet, make_vae
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from bdm.errors import UserError
@@ -121,6 +121,19 @@ def test_a_pipeline_without_text_encoders_comes_back_as_it_was(pipe, tmp_path):
     assert again.text_encoder is again.tokenizer is again.native_text_encoder is None
     texts = dict(prompt=None, prompt_embeds=features[:1], negative_prompt_embeds=features[1:])
     assert torch.equal(draw(again, **texts), draw(pipe))
+
+
+def test_what_another_pipeline_left_in_the_folder_is_not_loaded(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    pipe.text_encoder = pipe.tokenizer = None
+    pipe.empty_english = torch.ones(1, 77, TEXT_DIM)
+    pipe.save_pretrained(tmp_path)
+    loaded = BridgePipeline.from_pretrained(tmp_path)
+    assert loaded.text_encoder is None
+    assert torch.equal(loaded.empty_english, pipe.empty_english)
+    pipe.empty_english = None
+    pipe.save_pretrained(tmp_path)
+    assert BridgePipeline.from_pretrained(tmp_path).empty_english is None
 
 
 def test_all_parts_of_diffusers_come_back(pipe, tmp_path):
