@@ -382,8 +382,9 @@ def _requests(options: argparse.Namespace) -> list[Any]:
     paths = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
     for path in paths:
         _refuse_unusable(path)
+    texts: dict[str, Any] = _texts(options)
     return [
-        Request(path, as_seed(options.seed + i), prompt, **_texts(options))
+        Request(path, as_seed(options.seed + i), prompt, **texts)
         for i, (path, prompt) in enumerate(zip(paths, prompts, strict=True))
     ]
 
