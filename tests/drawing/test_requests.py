@@ -128,3 +128,106 @@ def test_workers_of_ray_share_the_pictures(folder):
     finally:
         ray.shutdown()
     assert same(pixels("two"), pixels("one"))
+
+
+def status(capsys, *arguments):
+    """(exit status, the lines that are not a progress bar's)."""
+    capsys.readouterr()
+    code = main(["infer", *arguments])
+    said = capsys.readouterr()
+    return code, [line for line in (said.out + said.err).splitlines() if line and "%|" not in line]
+
+
+@pytest.mark.parametrize("batch", ["1", "2", "8"])
+def test_odd_lines_end_none_of_the_others(folder, capsys, batch):
+    rows = ['{"prompt": "龙"}', '{"prompt": "红灯笼\\ud83d"}', "{", '{"prompt": "月饼", "seed": 1e30}',
+            '{"prompt": "饺子", "prompt_en": "(x:1000000000000000000000000000000000000000000000000)"}',
+            '{"prompt": "红\u2028包"}', '{"prompt": "虎", "seed": 99999999999999999999999}']  # fmt: skip
+    (folder / "odd.JSONL").write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
+    options = ["--prompts", "odd.JSONL", "--model", "model", "--steps", "2", "--out", "a", "--batch", batch]
+    code, said = status(capsys, *options)
+    assert code == 2
+    assert sorted(path.name for path in (folder / "a").iterdir()) == ["00000.png", "00005.png"]
+    assert said[-2] == "2 pictures in a"
+    assert said[-1].startswith("error: 5 gave no picture and 2 did: line 2 is no text")
+    for number in (2, 3, 4, 5, 7):
+        assert f"line {number} " in said[-1]
+    assert "line 5 (00004.png) cannot be drawn: the picture for '饺子' came out as NaN" in said[-1]
+    alone = ["龙", "--model", "model", "--steps", "2", "--seed", "0", "--out", "alone.png"]
+    assert main(["infer", *alone]) == 0
+    assert abs(np.asarray(Image.open("alone.png")).astype(int) - pixels("a")["00000.png"]).max() <= 1
+    # Mended, the lines are drawn under their numbers, and only they.
+    times = {path: path.stat().st_mtime_ns for path in (folder / "a").iterdir()}
+    (folder / "odd.JSONL").write_text("\n".join(['{"prompt": "龙"}'] * 7), encoding="utf-8")
+    assert status(capsys, *options) == (0, ["7 pictures in a"])
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_what_every_line_fails_of_is_said_once(folder, capsys):
+    code, said = status(capsys, *COMMAND, "--out", "a", "--height", "30")
+    assert code == 2
+    assert len(said) == 1
+    assert "height 30 is not a positive multiple of 8" in said[0]
+    assert "so does every other line" in said[0]
+    code, said = status(capsys, *COMMAND, "--out", "a", "--branch-scale", "1e30")
+    assert code == 2
+    assert "came out as NaN" in said[-1]
+    assert not [path for path in Path("a").glob("*") if path.suffix == ".png"]
+
+
+def test_processes_name_the_failures_of_all(folder):
+    (folder / "odd.txt").write_bytes("龙\n".encode() + b"\xff\n" + "月饼\n饺子\n".encode())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "infer.py")]
+    options = ["--prompts", "odd.txt", "--model", "model", "--steps", "2", "--batch", "1", "--device", "cpu"]
+    run = subprocess.run([*launch, *options, "--out", "a"], capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "3 pictures in a" in run.stdout
+    assert "error: 1 gave no picture and 3 did: line 2 is no UTF-8" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "99999999999999999999999"], "seed 99999999999999999999999: give a whole number"),
+        (["--seed", "-1"], "seed -1: give a whole number"),
+        (["--seed", str(2**63 - 1), "--count", "2"], f"seed {2**63}: give a whole number"),
+        (["--guidance", "nan"], "--guidance nan: give a finite number"),
+        (["--guidance", "inf"], "--guidance inf"),
+        (["--branch-scale=-inf"], "--branch-scale -inf"),
+        (["--branch-scale", "1e30"], "came out as NaN"),
+        (["--guidance", "1e38"], "came out as NaN"),
+        (["--out", "x" * 300 + ".png"], "File name too long"),
+        (["--out", "x/" * 3000 + "a.png"], "File name too long"),
+        (["--model", "x" * 5000], "no such folder"),
+        (["--lora", "x" * 5000 + ".safetensors"], "x" * 100),
+        (["--lora", "x" * 5000], "x" * 100),
+        (["--negative", "\udcff"], r"the text '\udcff' holds half a character"),
+        (["--prompt-en", "a \ud83d dragon"], "holds half a character"),
+    ],
+)
+def test_numbers_and_paths_that_mean_nothing(folder, capsys, options, message):
+    code, said = status(capsys, "龙", "--model", "model", "--steps", "1", *options)
+    assert code == 2
+    assert message in said[-1]
+    assert said[-1].startswith("error: ")
+    assert not list(folder.glob("*.png"))
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".JPG"])
+def test_prompts_and_names_of_any_length(folder, capsys, ending):
+    name = "x" * (255 - len(ending)) + ending
+    code, _ = status(capsys, "红灯笼，" * 9000, "--model", "model", "--steps", "1", "--out", name)
+    assert code == 0
+    with Image.open(folder / name) as picture:
+        assert picture.size == (64, 64)
+
+
+def test_names_that_are_no_text(folder, capsys):
+    """The libraries that read models take none; files that are written may have any."""
+    code, said = status(capsys, "龙", "--model", "model", "--steps", "1", "--out", "a\udcfe.png")
+    assert (code, said) == (0, [r"a\udcfe.png"])
+    (folder / "model").rename(folder / "m\udcffdel")
+    code, said = status(capsys, "龙", "--model", "m\udcffdel", "--steps", "1")
+    assert code == 2
+    assert len(said) == 1
+    assert said[0].startswith(r"error: m\udcffdel")
