@@ -25,7 +25,6 @@ from diffusers import (
     StableDiffusionPAGInpaintPipeline,
     StableDiffusionPAGPipeline,
     StableDiffusionPipeline,
-    UNetMotionModel,
 )
 from tiny import NATIVE_DIM, make_branch, make_native, make_text_encoder, make_unet, make_vae
 from torch import Tensor
@@ -87,7 +86,7 @@ class Case:
             adapter = MotionAdapter(
                 block_out_channels=(16, 16, 32, 32), motion_num_attention_heads=2, motion_norm_num_groups=8
             ).eval()
-            return parts | dict(motion_adapter=adapter, unet=UNetMotionModel.from_unet2d(unet, adapter))
+            return parts | dict(motion_adapter=adapter)
         return parts | dict(safety_checker=None)
 
     def inputs(self, seed: int = 0) -> dict[str, Any]:
@@ -215,7 +214,9 @@ STOCK: dict[str, Case] = {
     "PAGImg2Img": Case(bridged(StableDiffusionPAGImg2ImgPipeline), (IMAGE,), STRENGTH | PAG, missing=NO_SIZE),
     "PAGInpaint": Case(bridged(StableDiffusionPAGInpaintPipeline), (IMAGE, MASK), WHOLE | PAG),
     "PAGControlNet": Case(bridged(StableDiffusionControlNetPAGPipeline), (IMAGE,), PAG, controlnets=1),
-    "AnimateDiff": Case(bridged(AnimateDiffPipeline), options={"num_frames": 2}),
+    "AnimateDiff": Case(
+        bridged(AnimateDiffPipeline), options={"num_frames": 2}, missing=frozenset({"num_images_per_prompt"})
+    ),
 }
 
 Maker = Callable[[Case], type]

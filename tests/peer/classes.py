@@ -60,10 +60,10 @@ class Reusing(Adapted):
 
 class Scheduling(Adapted):
     def test_karras_schedulers_shape(self) -> None:
-        """One of the schedulers needs a package that may not be there."""
+        """Two of the schedulers need packages that may not be there."""
         common = module("pipelines.test_pipelines_common")
-        spared = () if find_spec("torchsde") else ("DPMSolverSDEScheduler",)
-        kinds = [kind for kind in common.KarrasDiffusionSchedulers if kind.name not in spared]
+        needs = {"DPMSolverSDEScheduler": "torchsde", "LMSDiscreteScheduler": "scipy"}
+        kinds = [k for k in common.KarrasDiffusionSchedulers if find_spec(needs.get(k.name, "torch"))]
         with mock.patch.object(common, "KarrasDiffusionSchedulers", kinds):
             super().test_karras_schedulers_shape()
 
