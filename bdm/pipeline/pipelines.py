@@ -257,8 +257,8 @@ class BridgeMixin(TextsMixin, PartsMixin):
         The pictures stay the same.
 
         On the CPU, weights are kept in the form that its kernels compute with (``bdm.speed.packing``).
-        Whoever asks for a weight's values finds them whole, and its layer computes as before from then on. On a GPU,
-        channels are put last and the repeated blocks are compiled. Called again, it starts afresh.
+        Whoever asks for a weight's values finds them whole, and its layer computes as before from then on.
+        On a GPU, channels are put last and the repeated blocks are compiled. Called again, it starts afresh.
 
         Args:
             height: of the pictures to come in pixels, the model's own by default; other sizes work too.
