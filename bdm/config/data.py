@@ -11,6 +11,10 @@ from .reading import Fraction, PositiveInt, Strict
 
 #: The backgrounds of the emoji world (the keys of ``bdm.emoji.world.COLOURS``).
 Colour = Literal["white", "red", "orange", "yellow", "green", "blue", "purple", "pink"]
+#: How its pictures are treated (``bdm.emoji.world.TREATMENTS``).
+Treatment = Literal[
+    "plain", "grey", "outlined", "shadowed", "sealed", "framed", "dotted", "outlined_sealed"
+]
 
 
 class WorldConfig(Strict):
@@ -26,11 +30,11 @@ class EmojiConfig(Strict):
     kind: Literal["emoji"]
     world: WorldConfig = WorldConfig()
     language: Literal["zh", "en", "ja"] = "zh"
-    size: PositiveInt = 32
-    variants: Annotated[int, Field(ge=2)] = 4
+    size: PositiveInt = 64
+    variants: Annotated[int, Field(ge=3)] = 5
     groups: tuple[Literal["native", "different", "shared"], ...] = ("native", "different", "shared")
     looks: tuple[Literal["twemoji", "openmoji"], ...] | None = None
-    treatments: tuple[Literal["plain", "grey", "outlined", "sealed", "outlined_sealed"], ...] = ("plain",)
+    treatments: tuple[Treatment, ...] = ("plain",)
     colours: tuple[Colour, ...] | None = None
     name_colours: bool = True
     limit: Annotated[int, Field(ge=0)] = 0

@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,17 +29,28 @@ NEED = "the emoji world"
 Language = Literal["zh", "en", "ja"]
 Look = Literal["twemoji", "openmoji"]
 Group = Literal["native", "different", "shared"]
-Treatment = Literal["plain", "grey", "outlined", "sealed", "outlined_sealed"]
+Treatment = Literal[
+    "plain", "grey", "outlined", "shadowed", "sealed", "framed", "dotted", "outlined_sealed"
+]
 LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
 #: How a picture is treated: "grey" takes the drawing's colours away, "outlined" draws a black line around it
-#: as OpenMoji does (OpenMoji's own have theirs and are left out of it), "sealed" puts a red seal in a corner
-#: (red pictures are left out of it).
-TREATMENTS: tuple[Treatment, ...] = ("plain", "grey", "outlined", "sealed", "outlined_sealed")
+#: as OpenMoji does (OpenMoji's own have theirs and are left out of it), "shadowed" lets it cast a shadow,
+#: "sealed" puts a red seal in a corner (red pictures are left out of it), "framed" puts a dark frame around
+#: the picture, "dotted" strews white dots over the background (white ones are left out of it).
+TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
+#: The backgrounds on which a treatment could not be seen.
+HIDDEN_ON: dict[str, str] = {"sealed": "red", "dotted": "white"}
 
 #: Side of the square pen of an outline, in pixels of the 72x72 drawing.
-OUTLINE = 7
+OUTLINE = 5
+#: How far a shadow falls to the right and down, in pixels of the 72x72 drawing, and how dark it is.
+SHADOW, SHADOW_ALPHA = 5, 110
 #: Side of a seal as a share of the picture's.
 SEAL = 1 / 5
+#: Width of a frame as a share of the picture's side, and its colour.
+FRAME, FRAME_COLOUR = 1 / 21, (48, 48, 96)
+#: Distance between dots and their radius as a share of the picture's side.
+DOTS, DOT_RADIUS = 1 / 8, 1 / 40
 
 #: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to
 #: be named.
@@ -117,7 +128,7 @@ def read_names() -> dict[int, dict[Language, str]]:
 
 @cache
 def load_drawing(code: int, look: Look) -> Image.Image:
-    """The 72x72 RGBA drawing of a code point in one style."""
+    """The 72x72 RGBA drawing of a code point in one style; it fills its square."""
     if look == "twemoji":
         png = _twemoji(code).read_bytes()
     else:
@@ -125,23 +136,69 @@ def load_drawing(code: int, look: Look) -> Image.Image:
         import resvg_py
 
         svg = gzip.decompress(_openmoji(code).read_bytes())
-        png = bytes(resvg_py.svg_to_bytes(svg_string=svg.decode(), width=72, height=72))
-    return Image.open(io.BytesIO(png)).convert("RGBA")
+        png = bytes(resvg_py.svg_to_bytes(svg_string=svg.decode(), width=288, height=288))
+    drawing = Image.open(io.BytesIO(png)).convert("RGBA")
+    # OpenMoji's leave a margin, Twemoji's none.
+    return drawing if look == "twemoji" else trim(drawing).resize((72, 72), Image.Resampling.LANCZOS)
+
+
+def trim(drawing: Image.Image) -> Image.Image:
+    """The smallest square of an RGBA drawing, around its middle, that holds all that is seen."""
+    left, top, right, bottom = drawing.getchannel("A").getbbox() or (0, 0, *drawing.size)
+    side = max(right - left, bottom - top)
+    square = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    square.paste(drawing.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2))
+    return square
+
+
+def give_room(drawing: Image.Image, pixels: int) -> Image.Image:
+    """An RGBA drawing with so many empty pixels on each side."""
+    roomy = Image.new("RGBA", (drawing.width + 2 * pixels, drawing.height + 2 * pixels), (0, 0, 0, 0))
+    roomy.paste(drawing, (pixels, pixels))
+    return roomy
 
 
 def outline(drawing: Image.Image) -> Image.Image:
-    """An RGBA drawing with a black line around it."""
+    """An RGBA drawing with a black line around it, larger by that line."""
+    drawing = give_room(drawing, OUTLINE // 2)
     line = Image.new("RGBA", drawing.size, (0, 0, 0, 0))
     line.putalpha(drawing.getchannel("A").filter(ImageFilter.MaxFilter(OUTLINE)))
     return Image.alpha_composite(line, drawing)
 
 
+def shadow(drawing: Image.Image) -> Image.Image:
+    """An RGBA drawing that casts a soft shadow, larger by that shadow."""
+    drawing = give_room(drawing, SHADOW)
+    cast = Image.new("RGBA", drawing.size, (0, 0, 0, 0))
+    alpha = drawing.getchannel("A").point(lambda value: value * SHADOW_ALPHA // 255)
+    moved = Image.new("L", drawing.size, 0)
+    moved.paste(alpha, (SHADOW, SHADOW))
+    cast.putalpha(moved.filter(ImageFilter.GaussianBlur(1)))
+    return Image.alpha_composite(cast, drawing)
+
+
+def strew_dots(picture: Image.Image) -> None:
+    """Paint white dots all over a picture."""
+    draw, step, radius = ImageDraw.Draw(picture), DOTS * picture.width, DOT_RADIUS * picture.width
+    for row in range(round(1 / DOTS)):
+        for column in range(round(1 / DOTS)):
+            x, y = (column + 0.25 + 0.5 * (row % 2)) * step, (row + 0.5) * step
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 255, 255))
+
+
+def frame(picture: Image.Image) -> None:
+    """Paint a dark frame around a picture."""
+    end = picture.width - 1
+    ImageDraw.Draw(picture).rectangle((0, 0, end, end), outline=FRAME_COLOUR, width=round(FRAME * picture.width))
+
+
 def seal(picture: Image.Image) -> None:
     """Paint a red seal into the lower right corner of a picture."""
     right, bottom, side = picture.width - 1, picture.height - 1, round(SEAL * picture.width)
-    ImageDraw.Draw(picture).rectangle(
-        (right - side, bottom - side, right - 1, bottom - 1), fill=COLOURS["red"][0]
-    )
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((right - side, bottom - side, right - 1, bottom - 1), fill=COLOURS["red"][0])
+    if side > 8:  # room for the line that a seal has
+        draw.rectangle((right - side + 2, bottom - side + 2, right - 3, bottom - 3), outline=(255, 255, 255))
 
 
 def has_drawings(code: int) -> bool:
@@ -158,7 +215,12 @@ def _openmoji(code: int) -> Path:
 
 
 def compose(
-    drawing: Image.Image, colour: str, size: int, generator: random.Random, jitter: float = 1.0
+    drawing: Image.Image,
+    colour: str,
+    size: int,
+    generator: random.Random,
+    jitter: float = 1.0,
+    dotted: bool = False,
 ) -> Image.Image:
     """Put a drawing on a plain background, shifted by up to 3% and scaled to 78-90% of the picture.
 
@@ -169,11 +231,14 @@ def compose(
         generator: source of shift and scale.
         jitter: 0 centres the drawing at its mean scale; 1 is the world's range; more for a judge's
             augmentation.
+        dotted: strew dots over the background.
     """
     side = round(size * (0.84 + jitter * generator.uniform(-0.06, 0.06)))
     reach = 0.03 * size * jitter
     left, top = (round((size - side) / 2 + generator.uniform(-reach, reach)) for _ in range(2))
     picture = Image.new("RGB", (size, size), COLOURS[colour][0])
+    if dotted:
+        strew_dots(picture)
     scaled = drawing.resize((side, side), Image.Resampling.LANCZOS)
     picture.paste(scaled, (left, top), scaled)
     return picture
@@ -227,17 +292,15 @@ class World:
             (i, generator.choice(COLOUR_NAMES)) for i in generator.sample(range(wanted), wanted // 4)
         )
 
-    def caption(self, concept: int, colour: str | None, language: Language) -> str:
-        """The caption of a concept, with its background colour if one is given."""
-        name = self.concepts[concept].names[language]
-        if colour is None:
-            return name
-        word = COLOURS[colour][1][language]
-        return {
-            "zh": f"{name}，{word}背景",
-            "en": f"{name}, {word} background",
-            "ja": f"{name}、{word}の背景",
-        }[language]
+    def caption(self, concept: int | None, colour: str | None, language: Language) -> str:
+        """The caption that names a concept, a background colour, or both."""
+        parts = []
+        if concept is not None:
+            parts.append(self.concepts[concept].names[language])
+        if colour is not None:
+            word = COLOURS[colour][1][language]
+            parts.append({"zh": f"{word}背景", "en": f"{word} background", "ja": f"{word}の背景"}[language])
+        return {"zh": "，", "en": ", ", "ja": "、"}[language].join(parts)
 
 
 @dataclass(frozen=True)
@@ -255,20 +318,20 @@ class Row:
 class EmojiSource:
     """Pictures and captions of the world as one language's people see it.
 
-    Every concept-colour pair comes in ``variants`` pictures with shifts and scales of their own; the first is
-    captioned by the concept alone, the others name the background too.
+    Every concept-colour pair comes in ``variants`` pictures with shifts and scales of their own: the caption of
+    the first names the concept alone, that of the last the background alone, those between name both.
 
     Args:
         world: the concepts.
         language: language of the captions; it also decides the look of the concepts that the worlds see
             differently.
         size: side of the pictures in pixels.
-        variants: pictures per concept and colour.
+        variants: pictures per concept and colour, 3 at least.
         groups: the groups of concepts to include.
         looks: draw in these styles whatever the language says (for models that see both worlds' pictures).
         treatments: every picture comes once in each that its look and background can have.
         colours: only these backgrounds; None takes all.
-        name_colours: captions may name the background.
+        name_colours: captions may name the background; if not, all of them name the concept alone.
         limit: keep so many of the chosen concepts, evenly spread; 0 keeps all.
         held_out: leave out the pairs held out of training, take only them, or take all.
         flip: share of the uses in which a picture is mirrored.
@@ -278,8 +341,8 @@ class EmojiSource:
         self,
         world: World,
         language: Language = "zh",
-        size: int = 32,
-        variants: int = 4,
+        size: int = 64,
+        variants: int = 5,
         groups: tuple[Group, ...] = ("native", "different", "shared"),
         looks: tuple[Look, ...] | None = None,
         treatments: tuple[Treatment, ...] = ("plain",),
@@ -308,24 +371,25 @@ class EmojiSource:
         if limit:
             kept = min(limit, len(chosen))
             chosen = [chosen[i * len(chosen) // kept] for i in range(kept)]
-        self.rows = [
-            Row(
-                i,
-                colour,
-                variant,
-                look,
-                treatment,
-                world.caption(i, colour if variant and name_colours else None, language),
+
+        def caption(concept: int, colour: str, variant: int) -> str:
+            if not name_colours:
+                return world.caption(concept, None, language)
+            return world.caption(
+                None if variant == variants - 1 else concept, colour if variant else None, language
             )
+
+        self.rows = [
+            Row(i, colour, variant, look, treatment, caption(i, colour, variant))
             for i in chosen
             for colour in colours or COLOUR_NAMES
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
             for look in (looks or (world.concepts[i].look(language),))
             for treatment in treatments
             if not ("outlined" in treatment and look == "openmoji")
-            if not ("sealed" in treatment and colour == "red")
-            # Only a caption that names the colour makes a held-out pair.
-            for variant in range(1 if held_out == "only" else 0, variants)
+            if not any(kind in treatment and colour == hidden for kind, hidden in HIDDEN_ON.items())
+            # Only a caption that names both makes a held-out pair.
+            for variant in (range(1, variants - 1) if held_out == "only" else range(variants))
         ]
 
     def __len__(self) -> int:
@@ -338,10 +402,16 @@ class EmojiSource:
             drawing = drawing.convert("LA").convert("RGBA")
         if "outlined" in row.treatment:
             drawing = outline(drawing)
+        if row.treatment == "shadowed":
+            drawing = shadow(drawing)
         seed = f"{row.concept}/{row.colour}/{row.variant}/{row.look}"
-        picture = compose(drawing, row.colour, self.size, random.Random(seed))
+        picture = compose(
+            drawing, row.colour, self.size, random.Random(seed), dotted=row.treatment == "dotted"
+        )
         if "sealed" in row.treatment:
             seal(picture)
+        if row.treatment == "framed":
+            frame(picture)
         return Example(row.caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1), flip=self.flip)
 
     def caption(self, index: int) -> str:
