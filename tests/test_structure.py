@@ -17,7 +17,7 @@ ROOMS = names("""
 """)
 #: The same inside of rooms.
 INSIDE = {
-    "method": names("hooks clock condition parts branch residuals step loss bridge"),
+    "method": names("hooks clock condition parts branch residuals step composed loss bridge"),
     "speed": names("""
         stand_in rows watched kernels recognise approximate packing folding sharing lean_backward bridge
         optimize

@@ -90,6 +90,13 @@ def _infer_options(parser: argparse.ArgumentParser) -> None:
         help="guidance scale (default 2 for the shipped model, else 7.5)",
     )
     parser.add_argument(
+        "--english-guidance",
+        type=float,
+        default=None,
+        help="guidance scale of the English prompt apart, --guidance being the native one's (default: one for"
+        " both; costs a third more where an English prompt is given)",
+    )
+    parser.add_argument(
         "--sampler", default=None, help="such as 'DPM++ 2M Karras' or euler_ancestral (default: the model's)"
     )
     parser.add_argument("--count", type=int, default=1, help="pictures for each prompt")
@@ -206,7 +213,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
             f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch"
             f" {options.batch}: each must be at least 1"
         )
-    for name in ("guidance", "branch_scale"):
+    for name in ("guidance", "english_guidance", "branch_scale"):
         value = getattr(options, name)
         if value is not None and not math.isfinite(value):
             raise UserError(f"--{name.replace('_', '-')} {value}: give a finite number")
@@ -298,6 +305,7 @@ class Painter:
             model=str(options.model),
             steps=options.steps,
             guidance=guidance,
+            english_guidance=options.english_guidance,
             sampler=options.sampler,
             branch_scale=options.branch_scale,
             width=options.width,

@@ -12,9 +12,7 @@ from .reading import Fraction, PositiveInt, Strict
 #: The backgrounds of the emoji world (the keys of ``bdm.emoji.world.COLOURS``).
 Colour = Literal["white", "red", "orange", "yellow", "green", "blue", "purple", "pink"]
 #: How its pictures are treated (``bdm.emoji.world.TREATMENTS``).
-Treatment = Literal[
-    "plain", "grey", "outlined", "shadowed", "sealed", "framed", "dotted", "outlined_sealed"
-]
+Treatment = Literal["plain", "grey", "outlined", "shadowed", "sealed", "framed", "dotted", "outlined_sealed"]
 
 
 class WorldConfig(Strict):

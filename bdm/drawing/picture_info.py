@@ -29,6 +29,7 @@ def describe(
     branch_scale: float,
     size: tuple[int, int],
     model: str,
+    english_guidance: float | None = None,
     clip_skip: int = 1,
     plugins: Sequence[Any] = (),
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def describe(
         "seed": seed,
         "steps": steps,
         "guidance_scale": guidance,
+        "english_guidance": english_guidance,
         "sampler": sampler,
         "branch_scale": branch_scale,
         "width": size[0],

@@ -34,6 +34,7 @@ class Settings:
     model: str
     steps: int
     guidance: float
+    english_guidance: float | None = None
     sampler: str | None = None
     branch_scale: float = 1.0
     width: int | None = None
@@ -67,6 +68,7 @@ def draw_requests(pipe: Any, requests: Sequence[Request], settings: Settings) ->
         generator=[torch.Generator().manual_seed(r.seed) for r in requests],
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
+        english_guidance=settings.english_guidance,
         branch_scale=settings.branch_scale,
         width=settings.width,
         height=settings.height,
@@ -98,6 +100,7 @@ def _save(pipe: Any, request: Request, image: Tensor, settings: Settings) -> Non
         seed=request.seed,
         steps=settings.steps,
         guidance=settings.guidance,
+        english_guidance=settings.english_guidance,
         sampler=settings.sampler or type(pipe.scheduler).__name__,
         branch_scale=settings.branch_scale,
         size=picture.size,

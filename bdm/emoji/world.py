@@ -29,9 +29,7 @@ NEED = "the emoji world"
 Language = Literal["zh", "en", "ja"]
 Look = Literal["twemoji", "openmoji"]
 Group = Literal["native", "different", "shared"]
-Treatment = Literal[
-    "plain", "grey", "outlined", "shadowed", "sealed", "framed", "dotted", "outlined_sealed"
-]
+Treatment = Literal["plain", "grey", "outlined", "shadowed", "sealed", "framed", "dotted", "outlined_sealed"]
 LOOKS: tuple[Look, ...] = ("twemoji", "openmoji")
 #: How a picture is treated: "grey" takes the drawing's colours away, "outlined" draws a black line around it
 #: as OpenMoji does (OpenMoji's own have theirs and are left out of it), "shadowed" lets it cast a shadow,
@@ -147,7 +145,9 @@ def trim(drawing: Image.Image) -> Image.Image:
     left, top, right, bottom = drawing.getchannel("A").getbbox() or (0, 0, *drawing.size)
     side = max(right - left, bottom - top)
     square = Image.new("RGBA", (side, side), (0, 0, 0, 0))
-    square.paste(drawing.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2))
+    square.paste(
+        drawing.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2)
+    )
     return square
 
 
@@ -189,7 +189,9 @@ def strew_dots(picture: Image.Image) -> None:
 def frame(picture: Image.Image) -> None:
     """Paint a dark frame around a picture."""
     end = picture.width - 1
-    ImageDraw.Draw(picture).rectangle((0, 0, end, end), outline=FRAME_COLOUR, width=round(FRAME * picture.width))
+    ImageDraw.Draw(picture).rectangle(
+        (0, 0, end, end), outline=FRAME_COLOUR, width=round(FRAME * picture.width)
+    )
 
 
 def seal(picture: Image.Image) -> None:

@@ -8,6 +8,7 @@ Stock diffusers pipelines with the bridge on their UNet and four independent tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, SupportsIndex
@@ -30,6 +31,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from ..errors import UserError
 from ..method.branch import BranchModel
 from ..method.clock import check_window
+from ..method.composed import ComposedGuidance
 from ..method.condition import GUIDED, NativeCondition, Part
 from ..plugins import Plugins
 from ..speed.approximate import EXACT, Approximation
@@ -76,6 +78,7 @@ class BridgeMixin(TextsMixin, PartsMixin):
         branch_scale: float = 1.0,
         branch_start: float = 0.0,
         branch_end: float = 1.0,
+        english_guidance: float | None = None,
         num_images_per_prompt: SupportsIndex | None = 1,
         seed: SupportsIndex | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -103,6 +106,10 @@ class BridgeMixin(TextsMixin, PartsMixin):
             branch_scale: factor of the branch's residuals; 0 is the bare backbone.
             branch_start: the branch is off in step i of T where i/T < branch_start.
             branch_end: ... and where (i+1)/T > branch_end.
+            english_guidance: strength of the English prompt apart from the native one's, which is then
+                ``guidance_scale`` alone; None guides by both together with ``guidance_scale``, as the paper
+                does. It costs a third part of the batch where an English prompt says something (see
+                ``bdm.method.composed``).
             num_images_per_prompt: pictures for each prompt, P x n in all.
             seed: picture i uses seed + i, drawn on the CPU, so that it can be made again alone.
             generator: instead of ``seed``, as in diffusers.
@@ -144,6 +151,7 @@ class BridgeMixin(TextsMixin, PartsMixin):
         size, latents = self._sizes(height, width, stock)
         inputs = stock | size | {"generator": generator, "num_images_per_prompt": each}
         condition = {"scale": branch_scale, "start": branch_start, "end": branch_end}
+        ratio = self._english_ratio(english_guidance, inputs)
 
         def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
             plugged = self.plugins.during_call(
@@ -152,7 +160,7 @@ class BridgeMixin(TextsMixin, PartsMixin):
             with plugged:
                 return self._draw(
                     native.take(chosen), english.take(chosen), 1 if clip_skip is None else clip_skip,
-                    condition, inputs, share, approximation,
+                    condition, inputs, share, approximation, ratio,
                 )  # fmt: skip
 
         groups = groups_of_one_length(self._native_lengths(native), self._english_lengths(english))
@@ -167,6 +175,7 @@ class BridgeMixin(TextsMixin, PartsMixin):
         inputs: dict[str, Any],
         share: bool,
         approximation: Approximation,
+        english_ratio: float | None,
     ) -> Any:
         """Pictures for prompts whose texts are equally long, as the stock pipeline draws them."""
         guided = self._is_guided(inputs)
@@ -178,7 +187,10 @@ class BridgeMixin(TextsMixin, PartsMixin):
             positive, negative, **settings, steps=self._timesteps, parts=self._parts,
             images_per_prompt=inputs["num_images_per_prompt"],
         )  # fmt: skip
-        bridge = Bridge(self.branch, share, approximation, self._vouch(inputs))
+        # An English prompt that says what its negative says makes no difference.
+        silent = english_ratio is None or theirs is None or torch.equal(ours, theirs)
+        composed = None if silent else ComposedGuidance(english_ratio)
+        bridge = Bridge(self.branch, share, approximation, self._vouch(inputs), composed)
         with ExitStack() as stack:
             stack.enter_context(exclusively(self.scheduler))
             stack.callback(bridge.detach)
@@ -200,8 +212,24 @@ class BridgeMixin(TextsMixin, PartsMixin):
 
     def _is_guided(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the stock pipeline is about to use guidance, and with it negative prompts."""
-        default = stock_inputs(super().__call__)["guidance_scale"].default
-        return inputs.get("guidance_scale", default) > 1
+        return self._guidance_of(inputs) > 1
+
+    def _guidance_of(self, inputs: Mapping[str, Any]) -> float:
+        return inputs.get("guidance_scale", stock_inputs(super().__call__)["guidance_scale"].default)
+
+    def _english_ratio(self, english_guidance: float | None, inputs: Mapping[str, Any]) -> float | None:
+        """How much stronger the English prompt pulls than the native one; None where they pull together."""
+        if english_guidance is None:
+            return None
+        if not isinstance(english_guidance, (int, float)) or not math.isfinite(english_guidance):
+            raise UserError(f"english_guidance is {english_guidance!r}; give a number, such as 2")
+        if not self._is_guided(inputs):
+            raise UserError(
+                f"english_guidance {english_guidance:g} weighs a difference that is only computed with"
+                f" guidance, and guidance_scale is {self._guidance_of(inputs):g}; raise it above 1, or leave"
+                " english_guidance out"
+            )
+        return english_guidance / self._guidance_of(inputs)
 
     def _timesteps(self) -> Tensor:
         """The timesteps of the call at hand, which may begin inside the scheduler's (image to image)."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import UserError
+from ..method.composed import ComposedGuidance
 from ..method.condition import GUIDED
 from ..method.step import StepHelper, UNetCall
 from .recognise import call_is_known, is_known
@@ -75,7 +76,7 @@ class GuidanceInterval:
         self._rows = None
         if call.parts != GUIDED or not call_is_known(call) or call.in_window(self._start, self._end):
             return
-        self._rows = rows = Rows.half(len(call.sample), second=True, device=call.sample.device)
+        self._rows = rows = Rows.part(len(call.sample), 1, 2, call.sample.device)
         text = call.text
         if self._text is None or self._text[0] is not text:
             self._text = (text, rows.select(text))  # one tensor for all steps
@@ -147,11 +148,18 @@ class ReusedOutputs:
         return self._current[place]
 
 
-def helpers_of(approximation: Approximation) -> list[StepHelper]:
-    """What leaves out the work; nothing for ``EXACT``."""
+def helpers_of(approximation: Approximation, composed: ComposedGuidance | None = None) -> list[StepHelper]:
+    """What leaves out the work; nothing for ``EXACT``.
+
+    Args:
+        approximation: what is left out.
+        composed: makes three parts of those that the guidance interval leaves, before anything is reused.
+    """
     helpers: list[StepHelper] = []
     if (approximation.guidance_start, approximation.guidance_end) != (0.0, 1.0):
         helpers.append(GuidanceInterval(approximation.guidance_start, approximation.guidance_end))
+    if composed is not None:
+        helpers.append(composed)
     if approximation.deep_every > 1:
         helpers.append(ReusedOutputs(approximation.deep_every, _below_the_outermost))
     if approximation.branch_every > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..method.branch import BranchModel
 from ..method.bridge import Bridge as PaperBridge
+from ..method.composed import ComposedGuidance
 from ..method.step import StepHelper
 from .approximate import EXACT, Approximation, helpers_of
 from .folding import FoldedEnlargements
@@ -19,6 +20,7 @@ class Bridge(PaperBridge):
             picture is the same. False runs the paper's method and nothing else.
         approximation: work to leave out although the picture changes.
         vouched: what the pipeline that draws vouches for.
+        composed: separate strengths of the two languages; None has the paper's one.
 
     Example:
         >>> bridge = bdm.Bridge(branch).attach(pipe.unet)
@@ -33,9 +35,10 @@ class Bridge(PaperBridge):
         share: bool = True,
         approximation: Approximation = EXACT,
         vouched: Vouched = UNKNOWN,
+        composed: ComposedGuidance | None = None,
     ) -> None:
-        # What leaves out half of a batch comes first: what is left cannot be shared.
-        helpers = helpers_of(approximation)
+        # What changes the parts of a batch comes first: what is shared is seen in the parts that are left.
+        helpers = helpers_of(approximation, composed)
         if share:
             helpers += exact_helpers(vouched)
         super().__init__(branch, helpers)

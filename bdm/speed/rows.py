@@ -35,11 +35,10 @@ class Rows:
         return cls(len(back), torch.tensor(chosen, device=device), torch.tensor(back, device=device))
 
     @classmethod
-    def half(cls, batch: int, second: bool, device: Any) -> Rows:
-        """One half of a guided batch for both."""
-        count = batch // 2
-        first = count if second else 0
-        return cls.of(range(first, first + count), [*range(count)] * 2, device)
+    def part(cls, batch: int, index: int, parts: int, device: Any) -> Rows:
+        """One of the equal parts of a batch for all of them."""
+        count = batch // parts
+        return cls.of(range(index * count, (index + 1) * count), [*range(count)] * parts, device)
 
     def select(self, value: Tensor) -> Tensor:
         """The chosen rows of something that has the batch first; anything else as it is."""

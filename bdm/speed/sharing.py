@@ -1,9 +1,9 @@
 """Work that a guided step of a bilingual model would do twice, done once; the picture stays the same.
 
-A guided pipeline stacks its batch as [negative, positive] over the same latents. Where both halves of a row
+A guided pipeline stacks its batch as [negative, positive] over the same latents. Where several parts of a row
 also have the same English condition (always with "" and ""), the backbone's input, encoder and middle block
 see equal rows: they run on the distinct ones, and their results are repeated for the decoder, where the
-branch makes the halves differ. Of the branch, whose halves do differ in text, the part before the first
+branch makes the parts differ. Of the branch, whose parts do differ in text, what lies before the first
 cross-attention is shared in the same way. Keys and values of cross-attentions depend on the text alone and
 are kept from step to step.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..method.composed import COMPOSED
 from ..method.condition import GUIDED
 from ..method.step import UNetCall
 from .recognise import all_known, call_is_known, computes_plainly, hooks_are_ours, is_known
@@ -47,7 +48,7 @@ UNKNOWN = Vouched()
 
 
 class SharedRows:
-    """Runs encoder, middle block and the branch's beginning once for equal halves of a guided step.
+    """Runs encoder, middle block and the branch's beginning once for equal parts of a guided step.
 
     What nobody vouches for is looked at in each step where that costs nothing, on the CPU; on other devices
     it would wait for all work before, so the plain way is taken there.
@@ -61,7 +62,7 @@ class SharedRows:
         self._encoder, self._prefix = DistinctRows(), DistinctRows()
         self._networks: tuple[Any, Any] | None = None
         self._known: bool | None = None
-        self._half: Rows | None = None
+        self._first: Rows | None = None
         self._text: tuple[Tensor, Rows | None, Tensor | None] | None = None
 
     def hang(self, stack: ExitStack, unet: Any, branch: Any) -> None:
@@ -72,13 +73,16 @@ class SharedRows:
         self._prefix.hang(stack, _prefix_of(branch))
 
     def before(self, call: UNetCall) -> None:
-        """Choose the rows of a call: all of them, unless it is known completely and halves are equal."""
+        """Choose the rows of a call: all of them, unless it is known completely and its parts are equal."""
         self._encoder.set(None)
         self._prefix.set(None)
-        if call.parts != GUIDED or not self._halves_are_equal(call.sample) or not self._knows(call):
+        count = len(call.parts)
+        if call.parts not in (GUIDED, COMPOSED) or not self._latents_are_equal(call.sample, count):
             return
-        self._prefix.set(self._first_half(call.sample))
-        rows, chosen = self._rows_of(call.text)
+        if not self._knows(call):
+            return
+        self._prefix.set(self._first_part(call.sample, count))
+        rows, chosen = self._rows_of(call.text, count)
         if rows is not None and chosen is not None:
             self._encoder.set(rows, (call.text, chosen))
 
@@ -98,29 +102,31 @@ class SharedRows:
             self._known = hooks_are_ours(unet) and all_known((*_encoder_of(unet), *_prefix_of(branch)))
         return self._known
 
-    def _halves_are_equal(self, latents: Tensor) -> bool:
+    def _latents_are_equal(self, latents: Tensor, parts: int) -> bool:
         if self._vouched.same_latents:
             return True
         if latents.device.type != "cpu":
             return False
-        half = len(latents) // 2
-        return torch.equal(latents[:half], latents[half:])
+        first, *others = latents.chunk(parts)
+        return all(torch.equal(first, other) for other in others)
 
-    def _first_half(self, latents: Tensor) -> Rows:
-        if self._half is None or (self._half.batch, self._half.chosen.device) != (
+    def _first_part(self, latents: Tensor, parts: int) -> Rows:
+        kept = self._first
+        if kept is None or (kept.batch, len(kept.chosen), kept.chosen.device) != (
             len(latents),
+            len(latents) // parts,
             latents.device,
         ):
-            self._half = Rows.half(len(latents), second=False, device=latents.device)
-        return self._half
+            kept = self._first = Rows.part(len(latents), 0, parts, latents.device)
+        return kept
 
-    def _rows_of(self, text: Tensor) -> tuple[Rows | None, Tensor | None]:
+    def _rows_of(self, text: Tensor, parts: int) -> tuple[Rows | None, Tensor | None]:
         """The distinct rows of text features and their selection; once for a tensor that stays as it is."""
         kept = self._text
         if not self._vouched.same_texts and text.device.type != "cpu":
             return None, None
         if kept is None or kept[0] is not text or not self._vouched.same_texts:
-            rows = _distinct(text)
+            rows = _distinct(text, parts)
             kept = self._text = (text, rows, None if rows is None else rows.select(text))
         return kept[1], kept[2]
 
@@ -179,12 +185,18 @@ def _prefix_of(branch: Any) -> list[nn.Module]:
     return [branch.conv_in, branch.down_blocks[0].resnets[0]]
 
 
-def _distinct(text: Tensor) -> Rows | None:
-    """Rows of guided features (2N, L, D) whose halves differ, each once; None where all do."""
-    half = len(text) // 2
-    own = [i for i, same in enumerate((text[:half] == text[half:]).flatten(1).all(1).tolist()) if not same]
-    if len(own) == half:
+def _distinct(text: Tensor, parts: int) -> Rows | None:
+    """The rows of guided features (parts x N, L, D) that differ from those of the parts before, each once.
+
+    None where all do.
+    """
+    each = text.unflatten(0, (parts, -1))
+    equal = (each[:, None] == each[None]).flatten(3).all(3)
+    # For every row the first part that says the same of its sample: an index of a whole row of its own kind.
+    first, count = equal.int().argmax(1).flatten().tolist(), each.shape[1]
+    stands_for = [part * count + i % count for i, part in enumerate(first)]
+    chosen = sorted(set(stands_for))
+    if len(chosen) == len(text):
         return None
-    place = {i: half + n for n, i in enumerate(own)}
-    chosen = [*range(half), *(half + i for i in own)]
-    return Rows.of(chosen, [*range(half), *(place.get(i, i) for i in range(half))], text.device)
+    place = {row: n for n, row in enumerate(chosen)}
+    return Rows.of(chosen, [place[row] for row in stands_for], text.device)

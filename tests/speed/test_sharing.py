@@ -159,14 +159,14 @@ def test_weights_changed_between_calls_count(pipe):
 def test_rows_select_and_spread():
     text = torch.randn(3, 5, 8).repeat(2, 1, 1)
     text[3], text[5] = torch.randn(2, 5, 8)
-    rows = _distinct(text)
+    rows = _distinct(text, 2)
     assert rows.chosen.tolist() == [0, 1, 2, 3, 5]
     assert rows.back.tolist() == [0, 1, 2, 3, 1, 4]
     values = torch.randn(6, 7)
     values[4] = values[1]
     assert torch.equal(rows.spread(rows.select(values)), values)
-    assert _distinct(torch.randn(6, 5, 8)) is None
-    half = Rows.half(4, second=True, device="cpu")
+    assert _distinct(torch.randn(6, 5, 8), 2) is None
+    half = Rows.part(4, 1, 2, "cpu")
     assert torch.equal(half.spread(half.select(values[:4])), values[[2, 3, 2, 3]])
 
 
@@ -176,7 +176,7 @@ def test_rows_are_those_of_one_thread():
     with ExitStack() as stack:
         distinct = DistinctRows()
         distinct.hang(stack, [branch_part])
-        distinct.set(Rows.half(4, second=False, device="cpu"))
+        distinct.set(Rows.part(4, 0, 2, "cpu"))
         x = torch.randn(4, 3)
         shared = branch_part(x)
         assert torch.equal(shared[:2], shared[2:])
