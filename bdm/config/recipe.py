@@ -147,6 +147,7 @@ class JudgeConfig(Strict):
 
     kind: Literal["judge"]
     width: PositiveInt = 32
+    architecture: Literal["convolutional", "transformer"] = "convolutional"
 
 
 RecipeConfig = Annotated[

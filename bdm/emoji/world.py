@@ -170,7 +170,7 @@ def shadow(drawing: Image.Image) -> Image.Image:
     """An RGBA drawing that casts a soft shadow, larger by that shadow."""
     drawing = give_room(drawing, SHADOW)
     cast = Image.new("RGBA", drawing.size, (0, 0, 0, 0))
-    alpha = drawing.getchannel("A").point(lambda value: value * SHADOW_ALPHA // 255)
+    alpha = drawing.getchannel("A").point([value * SHADOW_ALPHA // 255 for value in range(256)])
     moved = Image.new("L", drawing.size, 0)
     moved.paste(alpha, (SHADOW, SHADOW))
     cast.putalpha(moved.filter(ImageFilter.GaussianBlur(1)))

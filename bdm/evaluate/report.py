@@ -12,7 +12,7 @@ from ..config import EvaluateConfig
 from ..data.batch import fixed_batch
 from ..data.source import to_pixels, to_unit_range
 from ..drawing.grid import labelled_grid, save_picture
-from ..emoji.judge import JudgeModel, augment
+from ..emoji.judge import JudgeModel
 from ..emoji.world import LOOKS, EmojiSource, World
 from ..method.branch import BranchModel
 from ..training.recipes.judge import row_labels
@@ -94,7 +94,7 @@ def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560)
     rows = [source.rows[i] for i in batch.indices]
     real = to_unit_range(batch.pixels)
     figures = {}
-    verdict = judge(augment(real, batch.generators))
+    verdict = judge(judge.augment(real, batch.generators))
     labels = row_labels(rows, source.treatments)
     for name, label in labels.items():
         figures[f"judge_{name}"] = _accuracy(getattr(verdict, name), label)

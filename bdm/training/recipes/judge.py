@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...data.batch import Batch, fixed_batch
 from ...data.source import to_unit_range
-from ...emoji.judge import JudgeModel, augment
+from ...emoji.judge import Architecture, JudgeModel
 from ...emoji.world import COLOUR_NAMES, LOOKS, EmojiSource, Row, Treatment
 from ...errors import UserError
 from .base import Recipe
@@ -34,10 +34,17 @@ class JudgeRecipe(Recipe):
     Args:
         source: the emoji world in both looks, in the treatments to be told apart.
         width: see ``JudgeModel``.
+        architecture: likewise; it decides the augmentation, too.
         seed: seed of the weights.
     """
 
-    def __init__(self, source: EmojiSource, width: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: EmojiSource,
+        width: int = 32,
+        architecture: Architecture = "convolutional",
+        seed: int = 0,
+    ) -> None:
         if set(source.looks or ()) != set(LOOKS):
             raise UserError(
                 f"data.looks is {source.looks}; a judge must see both looks: set looks: [twemoji, openmoji]"
@@ -46,7 +53,12 @@ class JudgeRecipe(Recipe):
         self.rows, self.treatments = source.rows, source.treatments
         torch.manual_seed(seed)
         self.judge = JudgeModel(
-            len(source.world.concepts), len(COLOUR_NAMES), width, source.size, source.treatments
+            len(source.world.concepts),
+            len(COLOUR_NAMES),
+            width,
+            source.size,
+            source.treatments,
+            architecture,
         )
 
     def parts(self) -> dict[str, nn.Module]:
@@ -58,7 +70,7 @@ class JudgeRecipe(Recipe):
         rows = [self.rows[i] for i in batch.indices]
         labels = {name: label.to(device) for name, label in row_labels(rows, self.treatments).items()}
         # Augmentations are drawn from the samples' own generators, which are the CPU's.
-        verdict = self.judge(augment(to_unit_range(batch.pixels), batch.generators).to(device))
+        verdict = self.judge(self.judge.augment(to_unit_range(batch.pixels), batch.generators).to(device))
         losses = {name: F.cross_entropy(getattr(verdict, name), label) for name, label in labels.items()}
         # The concept is by far the hardest.
         loss = losses.pop("concept") + 0.3 * torch.stack(list(losses.values())).sum()
