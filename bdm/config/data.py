@@ -57,6 +57,7 @@ class PicturesConfig(Strict):
     max_caption: PositiveInt = 1000
     buckets: BucketsConfig | None = None
     flip: Fraction = 0.0
+    english: str | None = None
 
 
 class FolderConfig(PicturesConfig):

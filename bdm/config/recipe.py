@@ -66,6 +66,35 @@ class BackboneConfig(DenoisingConfig):
         return self
 
 
+class PoolFileConfig(Strict):
+    """A file of a pool, and the words that it is told in English."""
+
+    file: str
+    words: str = ""
+
+
+class PoolConfig(Strict):
+    """Backbones that a branch meets in training (see ``bdm.training.recipes.pool.BackbonePool``)."""
+
+    files: tuple[PoolFileConfig | str, ...] = ()
+    strength: tuple[Annotated[float, Field(gt=0, le=10)], Annotated[float, Field(gt=0, le=10)]] = (0.5, 1.0)
+    together: PositiveInt = 2
+    rank: Annotated[int, Field(ge=0)] = 0
+    random_strength: Annotated[float, Field(gt=0)] = 0.3
+    share: Fraction = 0.75
+    target: Literal["caption", "shift", "data"] = "caption"
+
+    @model_validator(mode="after")
+    def _something(self) -> PoolConfig:
+        if not self.files and not self.rank:
+            raise ValueError(
+                "it has neither files nor random changes: give files, or a rank above 0, or leave pool out"
+            )
+        if self.strength[0] > self.strength[1]:
+            raise ValueError(f"strength {list(self.strength)}: give the smaller bound first")
+        return self
+
+
 class BranchConfig(DenoisingConfig):
     """Train the branch of a Bridge Diffusion Model.
 
@@ -77,6 +106,8 @@ class BranchConfig(DenoisingConfig):
     native_text_encoder: str
     branch: str | None = None
     shuffle_captions: bool = False
+    pool: PoolConfig | None = None
+    bilingual: Fraction = 0.0
     frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 

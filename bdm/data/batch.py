@@ -42,6 +42,8 @@ class Batch:
         generators: B random generators. All that is random for a sample is drawn from its own one, seeded by
             the run's seed and the sample's position in the stream, so it does not depend on how samples are
             batched or on how many processes share them.
+        english: B English captions, where they are known (see ``Example``).
+        bilingual: B pairs of a native and an English text, where there are any (likewise).
     """
 
     pixels: Tensor | None
@@ -50,6 +52,8 @@ class Batch:
     prepared_text: list[Tensor] | None
     indices: list[int]
     generators: list[torch.Generator]
+    english: Sequence[str | None] = ()
+    bilingual: Sequence[tuple[str, str] | None] = ()
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -89,6 +93,8 @@ def make_batch(samples: list[tuple[int, int, Example]], seed: int) -> Batch:
         prepared_text=prepared or None,
         indices=list(indices),
         generators=generators,
+        english=[e.english for e in examples],
+        bilingual=[e.bilingual for e in examples],
     )
 
 

@@ -118,14 +118,15 @@ class ParquetSource(ShardedSource):
         **rules: Any,
     ) -> None:
         checked = PictureRules.of({"captions": {"text": 1.0}}, rules)
-        columns = tuple(dict.fromkeys((picture, *checked.captions, *checked.min_scores)))
+        english = [checked.english] if checked.english else []
+        columns = tuple(dict.fromkeys((picture, *checked.captions, *checked.min_scores, *english)))
         openers = []
         for url in expand_urls(urls):
             file = _open(url, os.getpid())
             if absent := [name for name in columns if name not in file.schema_arrow.names]:
                 raise UserError(
                     f"{url} has no column {absent[0]!r}; it has {', '.join(file.schema_arrow.names)}: set"
-                    " data.picture, data.captions and data.min_scores"
+                    " data.picture, data.captions, data.english and data.min_scores"
                 )
             groups = [
                 file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)

@@ -37,6 +37,7 @@ class PictureRules:
         max_caption: captions are cut to so many characters; empty ones are unreadable examples.
         buckets: (width, height) of the aspect-ratio buckets (see ``bdm.data.buckets``); none cuts squares.
         flip: share of the uses in which a picture is mirrored.
+        english: field that says in English what the captions say; samples without it have no such caption.
     """
 
     size: int = 512
@@ -47,6 +48,7 @@ class PictureRules:
     max_caption: int = 1000
     buckets: Sequence[tuple[int, int]] = ()
     flip: float = 0.0
+    english: str | None = None
 
     @classmethod
     def of(cls, default: Mapping[str, Any], given: Mapping[str, Any]) -> PictureRules:
@@ -72,7 +74,18 @@ class PictureRules:
         texts, weights = zip(*self.captions_of(key, facts), strict=True)
         width, height = self.buckets[bucket] if self.buckets else (self.size, self.size)
         pixels = self.decode(key, content, width, height)
-        return Example(texts[0], pixels, captions=texts, caption_weights=weights, flip=self.flip)
+        return Example(
+            texts[0],
+            pixels,
+            captions=texts,
+            caption_weights=weights,
+            flip=self.flip,
+            english=self._english(facts),
+        )
+
+    def _english(self, facts: Mapping[str, Any]) -> str | None:
+        text = facts.get(self.english) if self.english else None
+        return text.strip()[: self.max_caption] if isinstance(text, str) and is_whole(text) else None
 
     def captions_of(self, key: str, facts: Mapping[str, Any]) -> list[tuple[str, float]]:
         """The captions of a sample with their weights, at least one."""

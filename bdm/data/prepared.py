@@ -106,6 +106,7 @@ class PreparedSource:
             captions=captions,
             caption_weights=tuple(facts["weights"]),
             prepared_text=prepared_text,
+            english=facts.get("english"),
         )
 
     @property

@@ -25,6 +25,10 @@ class Example:
         prepared_text: what was prepared for each caption, or nothing: (L, D) text features, or (n,) integer
             token ids.
         flip: share of the uses in which the picture is mirrored.
+        english: what the caption says in English, for a backbone that draws the same for it; None where
+            nobody has said, or the English world draws it otherwise.
+        bilingual: the picture in two languages at once, a native text and an English one that says the rest;
+            None where there is no such pair.
     """
 
     caption: str
@@ -34,6 +38,8 @@ class Example:
     caption_weights: tuple[float, ...] = ()
     prepared_text: tuple[Tensor, ...] = ()
     flip: float = 0.0
+    english: str | None = None
+    bilingual: tuple[str, str] | None = None
 
 
 class UnreadableExample(UserError):

@@ -307,7 +307,12 @@ class World:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture of the world: which concept on which background, how it is drawn, treated and named."""
+    """One picture of the world: which concept on which background, how it is drawn, treated and named.
+
+    Attributes:
+        names_concept: whether the caption says what it is.
+        names_colour: whether it says what the background is.
+    """
 
     concept: int
     colour: str
@@ -315,6 +320,8 @@ class Row:
     look: Look
     treatment: Treatment
     caption: str
+    names_concept: bool
+    names_colour: bool
 
 
 class EmojiSource:
@@ -374,15 +381,17 @@ class EmojiSource:
             kept = min(limit, len(chosen))
             chosen = [chosen[i * len(chosen) // kept] for i in range(kept)]
 
-        def caption(concept: int, colour: str, variant: int) -> str:
-            if not name_colours:
-                return world.caption(concept, None, language)
-            return world.caption(
-                None if variant == variants - 1 else concept, colour if variant else None, language
+        def row(concept: int, colour: str, variant: int, look: Look, treatment: Treatment) -> Row:
+            names_concept, names_colour = True, False
+            if name_colours:
+                names_concept, names_colour = variant < variants - 1, variant > 0
+            caption = world.caption(
+                concept if names_concept else None, colour if names_colour else None, language
             )
+            return Row(concept, colour, variant, look, treatment, caption, names_concept, names_colour)
 
         self.rows = [
-            Row(i, colour, variant, look, treatment, caption(i, colour, variant))
+            row(i, colour, variant, look, treatment)
             for i in chosen
             for colour in colours or COLOUR_NAMES
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
@@ -414,7 +423,31 @@ class EmojiSource:
             seal(picture)
         if row.treatment == "framed":
             frame(picture)
-        return Example(row.caption, torch.from_numpy(np.array(picture)).permute(2, 0, 1), flip=self.flip)
+        return Example(
+            row.caption,
+            torch.from_numpy(np.array(picture)).permute(2, 0, 1),
+            flip=self.flip,
+            english=self._english(row),
+            bilingual=self._bilingual(row),
+        )
+
+    def _english(self, row: Row) -> str | None:
+        """The caption in English, of the concepts that both worlds draw alike."""
+        if self.language == "en" or (
+            row.names_concept and self.world.concepts[row.concept].group != "shared"
+        ):
+            return None
+        return self.world.caption(
+            row.concept if row.names_concept else None, row.colour if row.names_colour else None, "en"
+        )
+
+    def _bilingual(self, row: Row) -> tuple[str, str] | None:
+        """The concept in this language and the background in English."""
+        if self.language == "en" or not row.names_concept:
+            return None
+        return (
+            self.world.caption(row.concept, None, self.language), self.world.caption(None, row.colour, "en")
+        )  # fmt: skip
 
     def caption(self, index: int) -> str:
         """The caption of example ``index``, without drawing its picture."""

@@ -73,8 +73,12 @@ class DenoisingLoss(nn.Module):
         """(B,) mean squared errors, in float32."""
         eps = self.noise(x_0, draws)
         x_t = self.schedule.add_noise(x_0, eps, t)
-        target = self.schedule.target(x_0, eps, t)
+        target = self.target(denoise, x_0, eps, x_t, t)
         return (denoise(x_t, t).float() - target.float()).square().flatten(1).mean(1)
+
+    def target(self, denoise: Denoise, x_0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """(B, C, h, w) what the denoiser is to predict: the noise or the velocity, whatever it is told."""
+        return self.schedule.target(x_0, eps, t)
 
     def noise(self, x_0: Tensor, draws: Draws) -> Tensor:
         """(B, C, h, w) noise for latents of that shape."""

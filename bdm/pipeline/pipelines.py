@@ -188,8 +188,9 @@ class BridgeMixin(TextsMixin, PartsMixin):
             images_per_prompt=inputs["num_images_per_prompt"],
         )  # fmt: skip
         # An English prompt that says what its negative says makes no difference.
-        silent = english_ratio is None or theirs is None or torch.equal(ours, theirs)
-        composed = None if silent else ComposedGuidance(english_ratio)
+        composed = None
+        if english_ratio is not None and theirs is not None and not torch.equal(ours, theirs):
+            composed = ComposedGuidance(english_ratio)
         bridge = Bridge(self.branch, share, approximation, self._vouch(inputs), composed)
         with ExitStack() as stack:
             stack.enter_context(exclusively(self.scheduler))

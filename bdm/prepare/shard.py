@@ -281,4 +281,5 @@ def _facts(source: Source, sample: _Sample) -> dict[str, Any]:
         "captions": captions,
         "weights": weights,
         "score": sample.score,
+        **({"english": sample.example.english} if sample.example.english is not None else {}),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from ...text.english import encode_english
 from ...text.native import NativeTextEncoder
 from .community import load_stock
 from .denoising import Denoiser, DenoisingRecipe
+from .pool import BackbonePool
 from .prepared import check_prepared
 
 
@@ -139,8 +140,15 @@ class BranchDenoiser(Denoiser):
         # Gradients reach the branch through the backbone's decoder; its encoder keeps nothing anyway.
         return {"branch": self.branch, "decoder": self.unet}
 
-    def predict(self, x_t: Tensor, t: Tensor, text: Tensor, **given: Tensor) -> Tensor:
-        english = self.empty_english.expand(len(x_t), -1, -1)
+    def predict(
+        self, x_t: Tensor, t: Tensor, text: Tensor, english: Tensor | None = None, **given: Tensor
+    ) -> Tensor:
+        """The prediction for (B, C, h, w) latents at timesteps (B,), told native features (B, L, D).
+
+        The backbone is told ``english`` (B, M, E), or "".
+        """
+        if english is None:
+            english = self.empty_english.expand(len(x_t), -1, -1)
         with self.bridge.condition(NativeCondition(text)):
             return self.unet(x_t.to(self.unet.dtype), t, english).sample
 
@@ -157,6 +165,8 @@ def branch_recipe(
     branch: str | None = None,
     shuffle_captions: bool = False,
     frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    pool: Mapping[str, Any] | None = None,
+    bilingual: float = 0.0,
     seed: int = 0,
     **rest: Any,
 ) -> DenoisingRecipe:
@@ -170,6 +180,9 @@ def branch_recipe(
             None.
         shuffle_captions: see ``NativeCaptions``.
         frozen_dtype: see ``BranchDenoiser``. The branch is copied before, so it starts from full precision.
+        pool: arguments of ``BackbonePool`` and ``RobustBranchRecipe``'s ``target``; None trains on the
+            backbone alone, as the paper does.
+        bilingual: see ``RobustBranchRecipe``.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
     """
@@ -185,7 +198,16 @@ def branch_recipe(
         DTYPES[frozen_dtype],
     )
     inherited = stock.scheduler.config["prediction_type"]
-    return DenoisingRecipe(source, denoiser, stock.vae, inherited=inherited, seed=seed, **rest)
+    if pool is None and not bilingual:
+        return DenoisingRecipe(source, denoiser, stock.vae, inherited=inherited, seed=seed, **rest)
+    from .robust import RobustBranchRecipe
+
+    settings = dict(pool or {})
+    target = settings.pop("target", "caption")
+    backbones = BackbonePool(stock, **settings) if pool is not None else None
+    return RobustBranchRecipe(
+        source, denoiser, stock, backbones, bilingual, target, inherited=inherited, seed=seed, **rest
+    )
 
 
 def _branch(trained: str | None, unet: Any, text_dim: int, seed: int) -> BranchModel:
