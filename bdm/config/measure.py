@@ -49,6 +49,7 @@ class EvaluateConfig(Strict):
 
     model: str
     judge: str
+    second_judge: str | None = None
     out: Path
     shuffled_branch: str | None = None
     world: WorldConfig = WorldConfig()
@@ -56,6 +57,7 @@ class EvaluateConfig(Strict):
     steps: PositiveInt = 12
     guidance: float = 4.0
     guidance_sweep: tuple[float, ...] = ()
+    english_guidance: float | None = None
     batch: PositiveInt = 32
     controls: PositiveInt = 64
     seed: int = 0

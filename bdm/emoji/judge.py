@@ -54,11 +54,12 @@ class JudgeModel(nn.Module):
     Args:
         concepts: number of concepts.
         colours: number of background colours.
-        width: channels of a convolutional judge's first stage, doubled twice; or of a transformer's tokens.
+        width: channels of a convolutional judge's first stage, doubled up to twice; or of a transformer's
+            tokens.
         size: side of the pictures, a multiple of 16; others are resized.
         treatments: the treatments that it tells apart, of ``bdm.emoji.world.TREATMENTS``.
-        architecture: "convolutional": four stages of 3x3 convolutions. "transformer": a ViT (arXiv
-            2010.11929) on patches of 8x8 pixels.
+        architecture: "convolutional": stages of 3x3 convolutions, each of half the size, down to 4x4.
+            "transformer": a ViT (arXiv 2010.11929) on patches of 8x8 pixels.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class JudgeModel(nn.Module):
         self.config: dict[str, Any] = dict(zip(SIZES, (concepts, colours, width, size), strict=True))
         self.config |= {"treatments": list(treatments), "architecture": architecture}
         if architecture == "convolutional":
-            self.features: nn.Module = _convolutions(width)
+            self.features: nn.Module = _convolutions(width, size)
             flat = 4 * width * 16
         else:
             self.features = _Tokens(width, size)
@@ -144,9 +145,10 @@ def _is_known(config: dict[str, Any]) -> bool:
     )
 
 
-def _convolutions(width: int) -> nn.Sequential:
-    """(B, 3, H, W) -> (B, 4 x width x 16)."""
-    channels = [3, width, 2 * width, 4 * width, 4 * width]
+def _convolutions(width: int, size: int) -> nn.Sequential:
+    """(B, 3, size, size) -> (B, 4 x width x 16)."""
+    stages = max(3, (size // 4).bit_length() - 1)
+    channels = [3, *(width * min(2**stage, 4) for stage in range(stages))]
     layers: list[nn.Module] = []
     for inner, outer in pairwise(channels):
         for source in (inner, outer):

@@ -6,7 +6,8 @@ All 16 combinations of four, scored for content and for each plug-in's own effec
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,61 +25,90 @@ from ..emoji.world import COLOUR_NAMES, World, compose, load_drawing
 from ..errors import UserError
 from ..plugins.controlnet import canny_edges
 from .setup import below_reach, open_evaluation, write_result
+from .shares import Share, flat_figures
 from .trials import Trial, draw
 
 #: The four plug-ins, in the order they are attached.
 NAMES = ("checkpoint", "lora", "controlnet", "embedding")
 #: Ratios below these are named in the report.
 REACH = {
-    "single_content_ratio": 0.9,
-    "single_effect_ratio": 0.8,
-    "all_content_ratio": 0.75,
-    "all_effect_ratio": 0.75,
+    "single_content_ratio": 0.95,
+    "single_effect_ratio": 0.9,
+    "all_content_ratio": 0.8,
+    "all_effect_ratio": 0.8,
+    "all_content": 0.6,
 }
 
-Figures = dict[str, float]
+#: Which of the four are on.
+Combination = tuple[bool, ...]
+#: Content and the four effects of the pictures of one combination.
+Figures = Mapping[str, Share]
 
 
 def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) -> dict[str, Any]:
-    """Score every combination with Chinese prompts, and each plug-in with English ones on the bare backbone.
+    """Score every combination with Chinese prompts, and with English ones on the bare backbone.
 
     Writes ``report.md``, ``result.json`` and ``grid.png`` into ``config.out``.
 
     Returns:
-        What is printed: the worst ratios and the 16 rows.
+        What is printed: the worst ratios and the rows, of each judge.
+
+    Raises:
+        UserError: a judge that does not know what the plug-ins draw, or see ``open_evaluation``.
     """
     opened = open_evaluation(config)
-    world, judge = opened.world, opened.judge
-    known = judge.config["treatments"]
-    if not {"outlined", "sealed", "outlined_sealed"} <= set(known):
-        raise UserError(
-            f"the judge in {config.judge} tells apart {', '.join(known)}; the plug-ins draw outlines and"
-            " seals: train a judge that knows both with configs/emoji/style_judge.yaml"
-        )
+    world = opened.world
+    for prefix, judge in opened.judges.items():
+        known = judge.config["treatments"]
+        if not {"outlined", "sealed", "outlined_sealed"} <= set(known):
+            folder = config.second_judge if prefix else config.judge
+            raise UserError(
+                f"the judge in {folder} tells apart {', '.join(known)}; the plug-ins draw outlines and"
+                " seals: train a judge that knows both with configs/emoji/judge.yaml"
+            )
     shared = [i for i, concept in enumerate(world.concepts) if concept.group == "shared"]
     concepts = sorted(random.Random(config.seed).sample(shared, min(config.controls, len(shared))))
-    edges = [edge_picture(world, i, judge.config["size"], config.seed) for i in concepts]
+    size = opened.pipe.unet.config["sample_size"] * opened.pipe.vae_scale_factor
+    edges = [edge_picture(world, i, size, config.seed) for i in concepts]
 
-    rows: dict[tuple[bool, ...], Figures] = {}
-    shown: dict[tuple[bool, ...], Tensor] = {}
-    english: dict[tuple[bool, ...], Figures] = {}
+    judged = {prefix: Judged({}, {}) for prefix in opened.judges}
+    shown: dict[Combination, Tensor] = {}
     combinations = sorted(product((False, True), repeat=len(NAMES)), key=sum)
     for on in combinations:
         chosen = [name for name, wanted in zip(NAMES, on, strict=True) if wanted]
         trials = {
-            native: combination_trial(world, concepts, plugins, chosen, native) for native in (True, False)
+            native: combination_trial(world, concepts, plugins, chosen, native, config.english_guidance)
+            for native in (True, False)
         }
-        pictures = draw_with(opened.pipe, config, plugins, trials[True], edges, chosen)
-        rows[on], shown[on] = measure(judge, pictures, concepts, edges, plugins), pictures
-        if sum(on) in (0, 1, len(NAMES)):
-            pictures = draw_with(opened.pipe, config, plugins, trials[False], edges, chosen)
-            english[on] = measure(judge, pictures, concepts, edges, plugins)
-    result = ratios(rows, english)
-    result["rows"] = [_row(on, rows[on]) for on in combinations]
-    result["english"] = [_row(on, english[on]) for on in english]
+        pictures = {
+            native: draw_with(opened.pipe, config, plugins, trial, edges, chosen)
+            for native, trial in trials.items()
+        }
+        shown[on] = pictures[True]
+        for prefix, judge in opened.judges.items():
+            judged[prefix].rows[on] = measure(judge, pictures[True], concepts, edges, plugins)
+            judged[prefix].english[on] = measure(judge, pictures[False], concepts, edges, plugins)
+    result: dict[str, Any] = {}
+    for prefix, found in judged.items():
+        result |= {prefix + key: value for key, value in ratios(found.rows, found.english).items()}
+        result[f"{prefix}rows"] = [_row(on, found.rows[on]) for on in combinations]
+        result[f"{prefix}english"] = [_row(on, found.english[on]) for on in combinations]
     save_picture(_grid(world, concepts, shown), config.out / "grid.png")
     write_result(config.out, result, _report(config, plugins, result))
     return result
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one judge says of all combinations.
+
+    Attributes:
+        rows: of Chinese prompts through the branch.
+        english: of English prompts on the bare backbone.
+    """
+
+    rows: dict[Combination, Figures]
+    english: dict[Combination, Figures]
 
 
 def edge_picture(world: World, concept: int, size: int, seed: int) -> Image.Image:
@@ -90,11 +120,17 @@ def edge_picture(world: World, concept: int, size: int, seed: int) -> Image.Imag
 
 
 def combination_trial(
-    world: World, concepts: Sequence[int], plugins: PluginFilesConfig, chosen: Sequence[str], native: bool
+    world: World,
+    concepts: Sequence[int],
+    plugins: PluginFilesConfig,
+    chosen: Sequence[str],
+    native: bool,
+    english_guidance: float | None = None,
 ) -> Trial:
     """Concepts with the trigger words of the chosen plug-ins.
 
-    Native prompts, or English ones without the branch.
+    Native prompts, or English ones without the branch. ``english_guidance`` weighs the trigger words beside
+    native prompts (see ``Trial``).
     """
     trigger = Path(plugins.embedding).stem
     words = [
@@ -104,7 +140,13 @@ def combination_trial(
     english = [", ".join([*([] if native else [name]), *words]) for name in names]
     title = f"{' + '.join(chosen) or 'none'}, {'Chinese' if native else 'English'}"
     return Trial(
-        title, title, names if native else [""] * len(names), english, [*concepts], branch_scale=float(native)
+        title,
+        title,
+        names if native else [""] * len(names),
+        english,
+        [*concepts],
+        branch_scale=float(native),
+        english_guidance=english_guidance if native else None,
     )
 
 
@@ -139,21 +181,19 @@ def measure(
     """Content (top-1 of the concept) and the four effects, shares in [0, 1], of N pictures."""
     verdict = judge(pictures.float())
 
-    def share(logits: Tensor, wanted: int) -> float:
-        return (logits.argmax(1) == wanted).float().mean().item()
-
-    def treated(how: str) -> float:
-        return float(np.mean([how in judge.config["treatments"][i] for i in verdict.treatment.argmax(1)]))
+    def treated(how: str) -> Share:
+        names = judge.config["treatments"]
+        return Share.of(torch.tensor([how in names[i] for i in verdict.treatment.argmax(1)]))
 
     drawn = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in to_pixels(pictures)]
+    agreement = [edge_agreement(canny_edges(p), e) for p, e in zip(drawn, edges, strict=True)]
     return {
-        "content": (verdict.concept.argmax(1) == torch.tensor(concepts)).float().mean().item(),
+        "content": Share.of(verdict.concept.argmax(1) == torch.tensor(concepts)),
         "checkpoint": treated("outlined"),
         "lora": treated("sealed"),
-        "controlnet": float(
-            np.mean([edge_agreement(canny_edges(p), e) for p, e in zip(drawn, edges, strict=True)])
-        ),
-        "embedding": share(verdict.colour, COLOUR_NAMES.index(plugins.embedding_colour)),
+        # No share of pictures: its standard error is below that of one of this size.
+        "controlnet": Share(float(np.mean(agreement)), len(agreement)),
+        "embedding": Share.of(verdict.colour.argmax(1) == COLOUR_NAMES.index(plugins.embedding_colour)),
     }
 
 
@@ -163,42 +203,48 @@ def edge_agreement(drawn: Image.Image, given: Image.Image) -> float:
     return float(2 * (ours & theirs).sum() / max(1, ours.sum() + theirs.sum()))
 
 
-def ratios(rows: dict[tuple[bool, ...], Figures], english: dict[tuple[bool, ...], Figures]) -> dict[str, Any]:
-    """The worst ratios: content with plug-ins to content without, effect beside the branch to effect on the
-    bare backbone.
+def ratios(rows: Mapping[Combination, Figures], english: Mapping[Combination, Figures]) -> dict[str, Any]:
+    """The worst ratios of what is kept beside the branch.
+
+    Of one plug-in: content to content without it, and its effect to its effect on the bare backbone. Of all
+    four: content and effects to what the bare backbone keeps with the same four and English prompts.
 
     An effect is what a plug-in adds to its own figure: with it, less without it, everything else being equal.
     """
     none, everything = (False,) * len(NAMES), (True,) * len(NAMES)
     singles = {name: tuple(name == other for other in NAMES) for name in NAMES}
 
-    def effect(figures: dict[tuple[bool, ...], Figures], on: tuple[bool, ...], name: str) -> float:
+    def effect(figures: Mapping[Combination, Figures], on: Combination, name: str) -> float:
         without = tuple(wanted and name != other for wanted, other in zip(on, NAMES, strict=True))
-        return figures[on][name] - figures[without][name]
+        return figures[on][name].value - figures[without][name].value
+
+    def content(figures: Mapping[Combination, Figures], on: Combination) -> float:
+        return figures[on]["content"].value
 
     def ratio(own: float, reference: float) -> float:
         return own / reference if reference > 0 else 0.0
 
-    content = {name: ratio(rows[on]["content"], rows[none]["content"]) for name, on in singles.items()}
+    contents = {name: ratio(content(rows, on), content(rows, none)) for name, on in singles.items()}
     effects = {name: ratio(effect(rows, on, name), effect(english, on, name)) for name, on in singles.items()}
     together = {
-        name: ratio(effect(rows, everything, name), effect(english, singles[name], name)) for name in NAMES
+        name: ratio(effect(rows, everything, name), effect(english, everything, name)) for name in NAMES
     }
     return {
-        "single_content_ratio": round(min(content.values()), 4),
+        "single_content_ratio": round(min(contents.values()), 4),
         "single_effect_ratio": round(min(effects.values()), 4),
-        "all_content_ratio": round(ratio(rows[everything]["content"], rows[none]["content"]), 4),
+        "all_content_ratio": round(ratio(content(rows, everything), content(english, everything)), 4),
         "all_effect_ratio": round(min(together.values()), 4),
-        "content_ratios": {name: round(value, 4) for name, value in content.items()},
+        "all_content": round(content(rows, everything), 4),
+        "content_ratios": {name: round(value, 4) for name, value in contents.items()},
         "effect_ratios": {name: round(value, 4) for name, value in effects.items()},
         "effect_ratios_together": {name: round(value, 4) for name, value in together.items()},
     }
 
 
-def _row(on: tuple[bool, ...], figures: Figures) -> dict[str, Any]:
+def _row(on: Combination, figures: Figures) -> dict[str, Any]:
     return {
         "on": [name for name, wanted in zip(NAMES, on, strict=True) if wanted],
-        **{k: round(v, 4) for k, v in figures.items()},
+        **flat_figures(figures),
     }
 
 
@@ -231,19 +277,20 @@ def _report(config: EvaluateConfig, plugins: PluginFilesConfig, result: dict[str
         "",
         "![rows concepts, columns plug-ins](grid.png)",
     ]
-    for title, rows in (
-        ("Chinese prompts through the branch", "rows"),
-        ("English prompts, bare backbone", "english"),
-    ):
+    tables = {"rows": "Chinese prompts through the branch", "english": "English prompts, bare backbone"}
+    judges = {"": ""} | ({"second_": ", second judge"} if config.second_judge else {})
+    for prefix, rows in product(judges, tables):
         lines += [
             "",
-            f"## {title}",
+            f"## {tables[rows]}{judges[prefix]}",
             "",
             "| on | content | checkpoint | lora | controlnet | embedding |",
             "|---|---|---|---|---|---|",
         ]
-        for row in result[rows]:
-            cells = " | ".join(f"{row[key]:.3f}" for key in ("content", *NAMES))
+        for row in result[prefix + rows]:
+            cells = " | ".join(f"{row[key]:.3f} ± {row[f'{key}_se']:.3f}" for key in ("content", *NAMES))
             lines.append(f"| {' + '.join(row['on']) or 'none'} | {cells} |")
-    lines += ["", "| ratio | value |", "|---|---|", *(f"| {key} | {result[key]} |" for key in REACH), ""]
+    lines += ["", "| ratio | first judge | second judge |", "|---|---|---|"]
+    lines += [f"| {key} | {result[key]} | {result.get(f'second_{key}', '')} |" for key in REACH]
+    lines.append("")
     return "\n".join(lines)

@@ -64,7 +64,9 @@ def evaluate_modes(config: EvaluateConfig, modes: Mapping[str, ModeConfig]) -> d
                 pictures[trial.name] = drawn(trial, config.batch, config.seed)
                 figures[trial.name] = score(opened.judge, pictures[trial.name], trial)
         shown[name] = pictures["chinese"]
-        accuracy[name] = (figures["chinese"].concept, figures["trained_pairs"].both or 0.0)
+        pairs = figures["trained_pairs"].both
+        assert pairs is not None
+        accuracy[name] = (figures["chinese"].concept.value, pairs.value)
     seconds = time_modes(pipe, every, trials["chinese"], config.batch, config.seed)
     results = {
         name: ModeResult(

@@ -17,17 +17,21 @@ from ..emoji.world import LOOKS, EmojiSource, World
 from ..method.branch import BranchModel
 from ..training.recipes.judge import row_labels
 from .setup import below_reach, open_evaluation, write_result
+from .shares import Share, flat_figures
 from .trials import Score, Trial, draw, make_trials, score, sweep_trials
 
 #: Figures below these are named in the report.
 REACH = {
-    "chinese_top1": 0.90,
-    "native_top1": 0.85,
-    "held_out_pairs": 0.80,
-    "native_look": 0.85,
+    "chinese_top1": 0.93,
+    "native_top1": 0.92,
+    "held_out_pairs": 0.90,
+    "native_look": 0.95,
+    "english_top1": 0.93,
     "judge_concept": 0.98,
 }
 
+#: Real pictures that are judged, or decoded, at once.
+AT_ONCE = 128
 #: Pictures of the guidance sweep share no seed with those of the figures.
 SWEEP_SEED = 100_000
 
@@ -39,18 +43,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         The figures, as printed.
     """
     opened = open_evaluation(config)
-    world, judge, pipe = opened.world, opened.judge, opened.pipe
+    world, pipe = opened.world, opened.pipe
     branches = {"own": pipe.branch}
     if config.shuffled_branch:
         branches["shuffled"] = BranchModel.from_pretrained(
             config.shuffled_branch, torch_dtype=torch.float32
         ).eval()
-    figures: dict[str, Any] = judge_accuracy(judge, world, pipe.vae)
-    rows: list[tuple[Trial, Score]] = []
+    judged = {prefix: judge_accuracy(judge, world, pipe.vae) for prefix, judge in opened.judges.items()}
+    rows: list[tuple[Trial, dict[str, Score]]] = []
     sweep = {
         guidance: [
             score(
-                judge,
+                opened.judge,
                 draw(pipe, trial, config.steps, guidance, config.batch, config.seed + SWEEP_SEED),
                 trial,
             )
@@ -58,30 +62,33 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ]
         for guidance in config.guidance_sweep
     }
-    for trial in make_trials(world, config.controls, config.seed):
+    for trial in make_trials(world, config.controls, config.seed, config.english_guidance):
         if trial.branch not in branches:
             continue
         pipe.branch = branches[trial.branch]
         pictures = draw(pipe, trial, config.steps, config.guidance, config.batch, config.seed)
-        result = score(judge, pictures, trial)
-        rows.append((trial, result))
-        save_picture(trial_grid(trial, result, pictures), config.out / f"{trial.name}.png")
-        if trial.name == "chinese":
-            figures |= _chinese_figures(judge, pictures, world, result)
-    figures |= _trial_figures({trial.name: result for trial, result in rows})
-    figures["chance"] = 1 / len(world.concepts)
+        scores = {prefix: score(judge, pictures, trial) for prefix, judge in opened.judges.items()}
+        rows.append((trial, scores))
+        save_picture(trial_grid(trial, scores[""], pictures), config.out / f"{trial.name}.png")
+    figures: dict[str, Any] = {}
+    for prefix, accuracy in judged.items():
+        results = {trial.name: scores[prefix] for trial, scores in rows}
+        shares = {**accuracy, **_chinese_figures(world, results["chinese"]), **_trial_figures(results)}
+        figures |= flat_figures(shares, prefix)
+    figures["chance"] = round(1 / len(world.concepts), 4)
     for guidance, (alone, pairs) in sweep.items():
-        figures |= {
+        assert pairs.both is not None
+        shares = {
             f"guidance_{guidance:g}_concepts": alone.concept,
             f"guidance_{guidance:g}_pairs": pairs.both,
         }
-    figures = {key: round(value, 4) for key, value in figures.items()}
+        figures |= flat_figures(shares)
     write_result(config.out, figures, _report(config, figures, rows, sweep))
     return figures
 
 
 @torch.no_grad()
-def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560) -> dict[str, float]:
+def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560) -> dict[str, Share]:
     """The judge's own accuracy.
 
     On fresh augmentations of real pictures, and on their VAE reconstructions (the ceiling).
@@ -93,34 +100,34 @@ def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560)
     assert batch.pixels is not None
     rows = [source.rows[i] for i in batch.indices]
     real = to_unit_range(batch.pixels)
-    figures = {}
-    verdict = judge(judge.augment(real, batch.generators))
     labels = row_labels(rows, source.treatments)
-    for name, label in labels.items():
-        figures[f"judge_{name}"] = _accuracy(getattr(verdict, name), label)
-    decoded = torch.cat([vae.decode(vae.encode(x).latent_dist.mode()).sample for x in real.split(128)])
-    figures["judge_concept_reconstructed"] = _accuracy(judge(decoded).concept, labels["concept"])
-    return figures
+    seen = judge.augment(real, batch.generators)
+    decoded = [vae.decode(vae.encode(x).latent_dist.mode()).sample for x in real.split(AT_ONCE)]
+    said = [judge(x) for x in seen.split(AT_ONCE)]
+    figures = {
+        f"judge_{name}": _accuracy(torch.cat([getattr(verdict, name) for verdict in said]), label)
+        for name, label in labels.items()
+    }
+    reconstructed = torch.cat([judge(x).concept for x in decoded])
+    return {**figures, "judge_concept_reconstructed": _accuracy(reconstructed, labels["concept"])}
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).float().mean().item()
+def _accuracy(logits: Tensor, labels: Tensor) -> Share:
+    return Share.of(logits.argmax(1) == labels)
 
 
-def _chinese_figures(judge: JudgeModel, pictures: Tensor, world: World, result: Score) -> dict[str, float]:
+def _chinese_figures(world: World, result: Score) -> dict[str, Share]:
     """Figures of the groups of concepts within the Chinese trial."""
     native = torch.tensor([c.group == "native" for c in world.concepts])
     different = torch.tensor([c.group == "different" for c in world.concepts])
-    with torch.no_grad():
-        openmoji = judge(pictures[different].float()).look.argmax(1) == 1
     return {
         "chinese_top1": result.concept,
-        "native_top1": result.hits[native].float().mean().item(),
-        "native_look": openmoji.float().mean().item(),
+        "native_top1": Share.of(result.hits[native]),
+        "native_look": Share.of(result.looks[different]),
     }
 
 
-def _trial_figures(results: dict[str, Score]) -> dict[str, float]:
+def _trial_figures(results: dict[str, Score]) -> dict[str, Share]:
     picked = {
         "held_out_pairs": ("held_out", "both"),
         "trained_pairs": ("trained_pairs", "both"),
@@ -132,6 +139,10 @@ def _trial_figures(results: dict[str, Score]) -> dict[str, float]:
         "mixed_concept": ("mixed", "concept"),
         "mixed_colour": ("mixed", "colour"),
         "mixed_both": ("mixed", "both"),
+        "composed_concept": ("mixed_composed", "concept"),
+        "composed_colour": ("mixed_composed", "colour"),
+        "composed_both": ("mixed_composed", "both"),
+        "english_background": ("background", "colour"),
     }
     return {key: getattr(results[name], field) for key, (name, field) in picked.items() if name in results}
 
@@ -150,26 +161,27 @@ def trial_grid(trial: Trial, result: Score, pictures: Tensor, count: int = 40) -
 def _report(
     config: EvaluateConfig,
     figures: dict[str, float],
-    rows: list[tuple[Trial, Score]],
+    rows: list[tuple[Trial, dict[str, Score]]],
     sweep: dict[float, list[Score]],
 ) -> str:
+    judges = " and `".join(
+        [f"{config.judge}`", *([f"{config.second_judge}`"] if config.second_judge else [])]
+    )
     lines = [
         "# Evaluation",
         "",
         (
-            f"Model `{config.model}`, judge `{config.judge}`, {config.steps} steps of"
+            f"Model `{config.model}`, judge `{judges}, {config.steps} steps of"
             f" {config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}."
+            " Shares with their standard errors; in brackets what the second judge says."
         ),
         f"Chance is {figures['chance']:.4f}. {below_reach(figures, REACH)}",
         "",
         "| trial | prompts | concept | background | both | OpenMoji look |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for trial, result in rows:
-        cells = [
-            f"{v:.3f}" if v is not None else ""
-            for v in (result.concept, result.colour, result.both, result.openmoji)
-        ]
+    for trial, scores in rows:
+        cells = [_cell(scores, name) for name in ("concept", "colour", "both", "openmoji")]
         lines.append(f"| {trial.title} | {len(trial.native)} | {' | '.join(cells)} |")
     if sweep:
         lines += [
@@ -183,8 +195,9 @@ def _report(
             "| --- | --- | --- | --- |",
         ]
         for guidance, (alone, pairs) in sweep.items():
-            mean = (alone.concept + (pairs.both or 0.0)) / 2
-            lines.append(f"| {guidance:g} | {alone.concept:.3f} | {pairs.both or 0.0:.3f} | {mean:.3f} |")
+            assert pairs.both is not None
+            mean = (alone.concept.value + pairs.both.value) / 2
+            lines.append(f"| {guidance:g} | {alone.concept} | {pairs.both} | {mean:.3f} |")
     lines += [
         "",
         "| figure | value |",
@@ -195,3 +208,11 @@ def _report(
     for trial, _ in rows:
         lines += [f"## {trial.title}", "", f"![{trial.name}]({Path(trial.name + '.png')})", ""]
     return "\n".join(lines)
+
+
+def _cell(scores: dict[str, Score], name: str) -> str:
+    """A share as the first judge says, with the second's in brackets."""
+    shares = [getattr(result, name) for result in scores.values()]
+    if shares[0] is None:
+        return ""
+    return str(shares[0]) + "".join(f" ({share.value:.3f})" for share in shares[1:])

@@ -21,11 +21,22 @@ from ..pipeline import BridgePipeline
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, on which concepts, and who judges."""
+    """What is evaluated, on which concepts, and who judges.
+
+    Attributes:
+        world: the concepts.
+        judges: by the prefix of their figures: "" is the first, "second_" one that shares nothing with it.
+        pipe: what draws.
+    """
 
     world: World
-    judge: JudgeModel
+    judges: dict[str, JudgeModel]
     pipe: Any
+
+    @property
+    def judge(self) -> JudgeModel:
+        """The first judge."""
+        return self.judges[""]
 
 
 def open_evaluation(config: EvaluateConfig) -> Evaluation:
@@ -39,22 +50,27 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
         make_scheduler(config.sampler)  # an unknown name is refused before anything heavy
     check_writable(config.out)
     world = World(config.world.concepts, config.world.seed)
-    judge = JudgeModel.from_pretrained(config.judge)
-    known, wanted = (
-        (judge.config["concepts"], judge.config["colours"]),
-        (len(world.concepts), len(COLOUR_NAMES)),
-    )
-    if known != wanted:
-        raise UserError(
-            f"the judge in {config.judge} knows {known[0]} concepts in {known[1]} colours and the world has"
-            f" {wanted[0]} in {wanted[1]}; train a judge for this world with configs/emoji/judge.yaml"
-        )
+    judges = {"": _open_judge(config.judge, world)}
+    if config.second_judge is not None:
+        judges["second_"] = _open_judge(config.second_judge, world)
     pipe = BridgePipeline.from_pretrained(config.model)
     pipe.set_progress_bar_config(disable=True)
     if config.sampler:
         pipe.scheduler = other_sampler(config.sampler, pipe.scheduler)
     config.out.mkdir(parents=True, exist_ok=True)
-    return Evaluation(world, judge, pipe)
+    return Evaluation(world, judges, pipe)
+
+
+def _open_judge(folder: str, world: World) -> JudgeModel:
+    judge = JudgeModel.from_pretrained(folder)
+    known = judge.config["concepts"], judge.config["colours"]
+    wanted = len(world.concepts), len(COLOUR_NAMES)
+    if known != wanted:
+        raise UserError(
+            f"the judge in {folder} knows {known[0]} concepts in {known[1]} colours and the world has"
+            f" {wanted[0]} in {wanted[1]}; train a judge for this world with configs/emoji/judge.yaml"
+        )
+    return judge
 
 
 def below_reach(figures: Mapping[str, Any], reach: Mapping[str, float]) -> str:

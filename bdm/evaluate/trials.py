@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..emoji.judge import JudgeModel
 from ..emoji.world import COLOUR_NAMES, World
+from .shares import Share
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Trial:
         colours: N background colours they must have, or None where the prompt names none.
         branch_scale: 0 for the bare backbone.
         branch: ``"own"``, or ``"shuffled"`` for the control.
+        english_guidance: strength of the English prompts apart; None where both languages pull together.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Trial:
     colours: list[str] | None = None
     branch_scale: float = 1.0
     branch: str = "own"
+    english_guidance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,22 @@ class Score:
         both: concept and background right, or None.
         openmoji: drawn in OpenMoji's look, the Chinese world's for the concepts seen differently.
         hits: (N,) bool, right in all that the prompt asked for.
+        looks: (N,) bool, drawn in OpenMoji's look.
     """
 
-    concept: float
-    colour: float | None
-    both: float | None
-    openmoji: float
+    concept: Share
+    colour: Share | None
+    both: Share | None
+    openmoji: Share
     hits: Tensor
+    looks: Tensor
 
 
-def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
+def make_trials(world: World, controls: int, seed: int, english_guidance: float | None = None) -> list[Trial]:
     """The evaluation's trials.
 
-    ``controls`` concepts, drawn by ``seed``, serve the controls and the mixed prompts.
+    ``controls`` concepts, drawn by ``seed``, serve the controls and the mixed prompts, which are drawn with
+    both languages pulling together and, where ``english_guidance`` is given, each with a strength of its own.
     """
     everything = range(len(world.concepts))
     everyday = [i for i in everything if world.concepts[i].group != "native"]
@@ -83,7 +89,21 @@ def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
     def silent(prompts: Sequence[object]) -> list[str]:
         return [""] * len(prompts)
 
-    colour_words = {c: world.caption(0, c, "en").split(", ")[-1] for c in COLOUR_NAMES}
+    backgrounds = [world.caption(None, c, "en") for c in colours]
+    mixed = Trial(
+        "mixed",
+        "Concept in Chinese through the branch, background in English through the backbone",
+        chinese(some),
+        backgrounds,
+        some,
+        colours,
+    )
+    composed = replace(
+        mixed,
+        name="mixed_composed",
+        title=f"{mixed.title}, English guidance {english_guidance} apart",
+        english_guidance=english_guidance,
+    )
     return [
         Trial(
             "chinese",
@@ -142,13 +162,16 @@ def make_trials(world: World, controls: int, seed: int) -> list[Trial]:
         ),
         Trial("empty", 'Control: Chinese prompt ""', silent(some), silent(some), some),
         Trial(
-            "mixed",
-            "Concept in Chinese through the branch, background in English through the backbone",
-            chinese(some),
-            [colour_words[c] for c in colours],
+            "background",
+            "English prompts that name a background alone, backbone without branch",
+            silent(some),
+            backgrounds,
             some,
             colours,
+            branch_scale=0,
         ),
+        mixed,
+        *([composed] if english_guidance is not None else []),
     ]
 
 
@@ -199,6 +222,7 @@ def draw(
             trial.native[part],
             prompt_en=trial.english[part],
             branch_scale=trial.branch_scale,
+            english_guidance=trial.english_guidance,
             seed=seed + start,
             num_inference_steps=steps,
             guidance_scale=guidance,
@@ -215,15 +239,9 @@ def score(judge: JudgeModel, pictures: Tensor, trial: Trial) -> Score:
     """What the judge says of a trial's pictures."""
     verdict = judge(pictures.float())
     concept = verdict.concept.argmax(1) == torch.tensor(trial.concepts)
-    openmoji = (verdict.look.argmax(1) == 1).float().mean().item()
+    looks = verdict.look.argmax(1) == 1
     if trial.colours is None:
-        return Score(concept.float().mean().item(), None, None, openmoji, concept)
+        return Score(Share.of(concept), None, None, Share.of(looks), concept, looks)
     colour = verdict.colour.argmax(1) == torch.tensor([COLOUR_NAMES.index(c) for c in trial.colours])
     both = concept & colour
-    return Score(
-        concept.float().mean().item(),
-        colour.float().mean().item(),
-        both.float().mean().item(),
-        openmoji,
-        both,
-    )
+    return Score(Share.of(concept), Share.of(colour), Share.of(both), Share.of(looks), both, looks)

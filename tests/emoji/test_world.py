@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bdm.config.data import Colour
+from bdm.config.data import Colour, Treatment
 from bdm.data.batch import fixed_batch, make_batch, stream
 from bdm.data.order import draw_indices
 from bdm.data.source import to_pixels, to_unit_range
@@ -41,6 +41,38 @@ def test_captions_follow_one_grammar(world):
     assert world.caption(lantern, "blue", "en") == "red paper lantern, blue background"
     assert world.caption(lantern, None, "zh") == "红灯笼"
     assert world.caption(lantern, "red", "ja").endswith("、赤の背景")
+    assert world.caption(None, "blue", "zh") == "蓝色背景"
+    assert world.caption(None, "blue", "en") == "blue background"
+
+
+@pytest.mark.parametrize(("language", "background"), [("zh", "背景"), ("en", "background"), ("ja", "背景")])
+def test_each_pair_is_named_by_concept_by_background_and_by_both(world, language, background):
+    source = EmojiSource(world, language, limit=3)
+    for row in source.rows:
+        name = world.concepts[row.concept].names[language]
+        assert (name in row.caption, background in row.caption) == (row.names_concept, row.names_colour)
+    named = [(row.names_concept, row.names_colour) for row in source.rows[:5]]
+    assert named == [(True, False), (True, True), (True, True), (True, True), (False, True)]
+
+
+def test_what_else_is_known_of_a_picture_in_english(world):
+    """Concepts that the worlds draw alike have the whole caption; the background is known of all."""
+    source = EmojiSource(world, "zh")
+    groups = {"native": None, "different": None, "shared": None}
+    for i, row in enumerate(source.rows):
+        groups[world.concepts[row.concept].group] = groups[world.concepts[row.concept].group] or i
+    for group, first in groups.items():
+        alone, named, background = (
+            source[first // 5 * 5],
+            source[first // 5 * 5 + 1],
+            source[first // 5 * 5 + 4],
+        )
+        row = source.rows[first // 5 * 5]
+        assert (alone.english is not None) == (named.english is not None) == (group == "shared")
+        assert background.english == f"{row.colour} background"
+        assert named.bilingual == (alone.caption, f"{row.colour} background")
+        assert background.bilingual is None
+    assert EmojiSource(world, "en", limit=2)[0].english is None
 
 
 def test_the_english_side_never_sees_native_concepts_nor_openmoji(world):
@@ -62,7 +94,7 @@ def test_held_out_pairs_are_in_no_training_source(world):
         assert not {(r.concept, r.colour) for r in source.rows} & world.held_out
     validation = EmojiSource(world, "zh").validation
     assert {(r.concept, r.colour) for r in validation.rows} == world.held_out
-    assert all("背景" in r.caption for r in validation.rows)
+    assert all("背景" in r.caption and r.names_concept for r in validation.rows)
 
 
 def test_validation_has_the_colours_and_captions_of_training(world):
@@ -83,6 +115,7 @@ def test_a_limit_spreads_evenly(world):
 
 def test_colours_of_the_configuration_are_the_worlds():
     assert get_args(Colour) == COLOUR_NAMES
+    assert get_args(Treatment) == TREATMENTS
 
 
 def test_no_validation_examples_are_an_error(world):
@@ -108,24 +141,43 @@ def test_pictures_have_their_background_and_are_reproducible(world):
 def test_treatments_change_what_they_say_and_nothing_else(world):
     """The rows of one picture differ in its treatment alone.
 
-    Outlines darken its contour, a seal is red and in one corner.
+    Outlines darken its contour, a shadow what is below and right of it, a seal is red and in one corner, a
+    frame at the rim, dots are white and beside the drawing.
     """
     source = EmojiSource(world, "en", looks=("twemoji", "openmoji"), treatments=TREATMENTS, limit=4)
     found = {(r.concept, r.colour, r.variant, r.look, r.treatment): i for i, r in enumerate(source.rows)}
     assert not any("outlined" in r.treatment and r.look == "openmoji" for r in source.rows)
     assert not any("sealed" in r.treatment and r.colour == "red" for r in source.rows)
+    assert not any("dotted" in r.treatment and r.colour == "white" for r in source.rows)
     first = source.rows[-1].concept
-    plain, grey, outlined, sealed, both = (
-        source[found[first, "white", 1, "twemoji", treatment]].pixels.int() for treatment in TREATMENTS
-    )
-    assert (grey - grey[:1]).abs().max() <= 1 < (plain - plain[:1]).abs().max()
-    assert (outlined - plain).min() < -150
-    assert (outlined - plain).max() < 25, "the rim of a resized line"
-    changed = (sealed != plain).any(0)
-    assert not changed[:24].any()
-    assert not changed[:, :24].any()
-    assert sealed[:, changed].unique(dim=1).flatten().tolist() == list(COLOURS["red"][0])
-    assert torch.equal(both[:, ~changed], outlined[:, ~changed])
+    drawn = {
+        treatment: source[found[first, "blue", 1, "twemoji", treatment]].pixels.int()
+        for treatment in TREATMENTS
+    }
+    plain = drawn["plain"]
+    changed = {name: (pixels != plain).any(0) for name, pixels in drawn.items()}
+    background = (plain == torch.tensor(COLOURS["blue"][0]).view(3, 1, 1)).all(0)
+
+    grey = drawn["grey"][:, ~background]
+    assert (drawn["grey"][:, changed["grey"]].float().std(0)).mean() < 1 + plain[:, ~background].float().std(
+        0
+    ).mean()
+    assert grey.shape[1] > 100
+    assert drawn["outlined"].sum() < plain.sum()
+    assert drawn["outlined"].amin(0).sum() < plain.amin(0).sum(), "a black line"
+    assert drawn["shadowed"].sum() < plain.sum()
+    assert not changed["sealed"][:48].any()
+    assert not changed["sealed"][:, :48].any()
+    seal = drawn["sealed"][:, changed["sealed"]].unique(dim=1).T.tolist()
+    assert sorted(seal) == sorted([list(COLOURS["red"][0]), [255, 255, 255]])
+    rim = torch.ones(64, 64, dtype=torch.bool)
+    rim[3:-3, 3:-3] = False
+    assert torch.equal(changed["framed"], rim)
+    assert changed["dotted"].sum() > 100
+    assert (drawn["dotted"][:, changed["dotted"] & background] == 255).all()
+    both, sealed = drawn["outlined_sealed"], changed["sealed"]
+    assert torch.equal(both[:, ~sealed], drawn["outlined"][:, ~sealed])
+    assert torch.equal(both[:, sealed], drawn["sealed"][:, sealed])
 
 
 def test_mirrored_pictures_are_drawn_in_their_share(world):
