@@ -11,7 +11,6 @@ from ..models.samplers import scheduler_noise
 from .attachments import Attachments
 from .kind import PluginKind
 from .stack import WeightDelta
-from .vae import refuse_other_scaling
 
 
 class CheckpointKind(PluginKind):
@@ -23,12 +22,11 @@ class CheckpointKind(PluginKind):
     def attach(self, path: Path, name: str) -> None:
         """Put a checkpoint's weights in place of the pipeline's (see ``PluginKind.attach``)."""
         parts = read_parts(path)
-        refuse_other_scaling(parts, self.to, path)
         _refuse_other_noise(parts.noise, self.to, path)
         delta = WeightDelta()
-        for part, weights in parts.weights.items():
+        for part in parts.weights:
             if self.to.has(part):
-                delta.replaced |= self.to.replacement(part, weights, path)
+                delta.replaced |= self.to.replacement(part, parts, path)
         self.to.weights.put(name, delta)
 
     def detach(self, name: str) -> None:
