@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
+from ..errors import UserError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +146,7 @@ def is_safetensors(path: Path) -> bool:
         UserError: there is no such file, or it cannot be read.
     """
     if not os.path.isfile(path):  # which takes names of any length
-        raise UserError(f"{path}: no such weight file; check the path")
+        raise UserError(f"{printable(path, 300)}: no such weight file; check the path")
     start = _beginning(path)
     return looks_like_safetensors(path) or (path.suffix.lower() == ".safetensors" and not is_pickle(start))
 

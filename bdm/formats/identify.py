@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from ..errors import UserError, printable
+from ..errors import UserError, printable, refused_paths
 from .adapter import adapter_metadata, split_key
 from .bundled import bundled_embeddings
 from .control_signs import control_signs
@@ -100,7 +101,8 @@ def describe_file(path: Path) -> dict[str, str]:
     Raises:
         UserError: it cannot be read.
     """
-    facts = _folder_facts(path) if path.is_dir() else _file_facts(path)
+    with refused_paths(path):
+        facts = _folder_facts(path) if os.path.isdir(path) else _file_facts(path)
     return {printable(name, 80): printable(text, 500) for name, text in facts.items()}
 
 

@@ -7,7 +7,7 @@ same name, values of the noise schedule. Where two signs contradict each other t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,15 +75,54 @@ def file_noise(file: WeightFile, kept: Mapping[str, Any] | None = None) -> Noise
         *_of_yaml(file.path),
         *(Claim(name, value, "its own header") for name, value in (kept or {}).items()),
     ]
+    return Noise.of({claim.name: claim.value for claim in _settled(claims, file.path).values()}, file.path)
+
+
+def _settled(claims: Iterable[Claim], path: Path) -> dict[str, Claim]:
+    """The claims by the setting that they are on, the first of each.
+
+    Raises:
+        UserError: two contradict each other.
+    """
     said: dict[str, Claim] = {}
     for claim in claims:
         other = said.setdefault(claim.name, claim)
         if other.value != claim.value:
             raise UserError(
-                f"{file.path}: {other.where} says {claim.name} {other.value}, and {claim.where} says"
-                f" {claim.value}; remove the one that is wrong"
+                f"{path}: {other.where} says {claim.name} {printable(other.value, 40)}, and {claim.where}"
+                f" says {printable(claim.value, 40)}; remove the one that is wrong"
             )
-    return Noise.of({claim.name: claim.value for claim in said.values()}, file.path)
+    return said
+
+
+def refuse_other_noise(file: WeightFile, ours: Noise) -> None:
+    """Refuse an adapter that was trained on a denoiser which predicts something else, if its header says so.
+
+    Args:
+        file: the adapter's.
+        ours: what the denoiser expects that it is to change.
+
+    Raises:
+        UserError: names the sign and both values; two signs contradict each other.
+    """
+    for name, claim in _settled(metadata_claims(file), file.path).items():
+        # Trainers note that there was no noise alone whether or not anybody thought of it, and nothing that
+        # was learnt on the other steps is wrong for a backbone that has one step more.
+        if claim.value is not False and claim.value != ours.settings[name]:
+            raise UserError(
+                f"{file.path}: {claim.where} says that it is made for {name} {claim.value}, not"
+                f" {ours.settings[name]}, which this pipeline's scheduler is set to; use one made for"
+                " that, or a backbone and a scheduler of its kind"
+            )
+
+
+def is_of_trainer(key: str) -> bool:
+    """Whether a header's text is a trainer's note on its file, or says what the weights mean."""
+    return key.startswith(("ss_", "modelspec.")) or _last(key) in (*_PREDICTIONS, *_YES_OR_NO)
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2].removeprefix("ss_").lower()
 
 
 def metadata_claims(file: WeightFile) -> Iterator[Claim]:
@@ -93,7 +132,7 @@ def metadata_claims(file: WeightFile) -> Iterator[Claim]:
         UserError: a value that has no meaning here.
     """
     for key, text in file.metadata.items():
-        name = key.rpartition(".")[2].removeprefix("ss_").lower()
+        name = _last(key)
         where = f"{printable(key, 80)} in its header"
         if name in _PREDICTIONS:
             yield Claim("prediction_type", _prediction(text, file.path, where), where)

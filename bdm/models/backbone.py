@@ -120,7 +120,7 @@ def find_backbone(source: str | Path, hub: Mapping[str, Any] | None = None) -> P
         UserError: neither a local one nor a name that the hub gives.
     """
     path = Path(source)
-    return path if path.is_file() else resolve_folder(source, hub=hub)
+    return path if os.path.isfile(path) else resolve_folder(source, hub=hub)
 
 
 def build_backbone(path: Path, given: Mapping[str, Any], loading: LoadOptions) -> Backbone:
@@ -210,7 +210,7 @@ def load_vae(source: str | Path) -> AutoencoderKL:
         UserError: nothing is there, it holds no VAE, or it is damaged.
     """
     path = Path(source)
-    path = path if path.exists() else resolve_folder(source)
+    path = path if os.path.exists(path) else resolve_folder(source)
     return build_part("vae", read_vae(path), path, torch.float32)
 
 

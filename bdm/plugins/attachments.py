@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..formats.checkpoint import Parts, check_weights, named_like
 from ..formats.configs import part_config
+from ..formats.noise import SD15_NOISE, Noise
 from ..formats.settings import refuse_other_settings
+from ..models.samplers import scheduler_noise
 from .controlnet_hook import ControlNetHook
 from .parameters import plain
 from .stack import Place, WeightStack
@@ -50,6 +52,12 @@ class Attachments:
     def has(self, part: str) -> bool:
         """Whether the pipeline has a part."""
         return getattr(self.pipe, part, None) is not None
+
+    @property
+    def noise(self) -> Noise:
+        """What the pipeline's scheduler takes its denoiser for; SD1.5's kind where there is none."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        return SD15_NOISE if scheduler is None else scheduler_noise(scheduler)
 
     def part(self, part: str) -> nn.Module:
         """A part of the pipeline that something is to hang on, without ``torch.compile``'s wrapping.

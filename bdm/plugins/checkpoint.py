@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..formats.checkpoint import read_parts
-from ..formats.noise import SD15_NOISE, Noise
-from ..models.samplers import scheduler_noise
+from ..formats.noise import Noise
 from .attachments import Attachments
 from .kind import PluginKind
 from .stack import WeightDelta
@@ -40,9 +39,7 @@ def _refuse_other_noise(noise: Noise, to: Attachments, path: Path) -> None:
     Raises:
         UserError: names what differs.
     """
-    scheduler = getattr(to.pipe, "scheduler", None)
-    ours = SD15_NOISE if scheduler is None else scheduler_noise(scheduler)
-    if to.has("unet") and (different := noise.differences(ours)):
+    if to.has("unet") and (different := noise.differences(to.noise)):
         raise UserError(
             f"{path} is made for {'; '.join(different)}, which this pipeline's scheduler is set to; load it"
             " as the backbone (backbone=), or give the pipeline a scheduler of its kind first"

@@ -151,10 +151,8 @@ def test_a_backbone_is_built_with_what_its_yaml_says(style):
 
 
 def test_a_yaml_and_a_header_that_contradict_each_other_are_refused(style):
-    tensors, metadata = write_original(
-        type("Other", (), {"unet": make_unet(), "vae": make_vae(), "text_encoder": make_text_encoder()})(),
-        style,
-    )
+    parts = {"unet": make_unet(), "vae": make_vae(), "text_encoder": make_text_encoder()}
+    write_original(type("Other", (), parts)(), style)
     style.with_suffix(".yaml").write_text(stock("unet_config.params", num_heads=8))
     with pytest.raises(UserError, match="own header says attention_head_dim 4, and the yaml beside it 8"):
         read_parts(style)
