@@ -39,7 +39,10 @@ def printable(text: object, most: int | None = None) -> str:
         text: out of a file, its name or a library.
         most: characters that are kept; None for all.
     """
-    whole = str(text)
+    try:
+        whole = str(text)
+    except ValueError:  # a number of more digits than Python writes
+        whole = f"a {type(text).__name__} that cannot be shown"
     kept = whole if most is None or len(whole) <= most else f"{whole[:most]}…"
     if kept.isprintable():
         return kept

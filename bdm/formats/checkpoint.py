@@ -194,8 +194,8 @@ def _building(problem: str) -> Iterator[None]:
         with init_empty_weights():
             yield
     except Exception as error:  # two libraries, each with checks and mistakes of its own
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"{problem} ({kind}{first_line(error)}); get the file again") from None
+        said = error if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{problem} ({said}); get the file again") from None
 
 
 def check_parts(parts: Parts, source: object) -> None:
@@ -239,14 +239,14 @@ def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source
     if missing or extra:
         what = "misses" if missing else "has the unknown"
         raise UserError(
-            f"{source} {what} {len(missing or extra)} weights, such as {(missing or extra)[0]}; get the file"
-            " again"
+            f"{source} {what} {len(missing or extra)} weights, such as"
+            f" {printable((missing or extra)[0], 120)}; get the file again"
         )
     for key, tensor in given.items():
         if tensor.shape != own[key].shape:
             raise UserError(
-                f"{source}: {key} has shape {tuple(tensor.shape)}, this model's has {tuple(own[key].shape)}; "
-                "the file is made for a network of another size"
+                f"{source}: {printable(key, 120)} has shape {tuple(tensor.shape)}, this model's has"
+                f" {tuple(own[key].shape)}; the file is made for a network of another size"
             )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .names import UNetBuild, largest_block
 from .settings import class_defaults, refuse_unknown_settings
 
@@ -171,8 +171,8 @@ def check_counts(noted: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     for key in _COUNTS:
         if key in told and _listed(noted.get(key, told[key])) != _listed(told[key]):
             raise UserError(
-                f"the configuration says {key} {str(noted[key])[:60]}, the weights say {told[key]}; get the"
-                " file again"
+                f"the configuration says {key} {printable(noted[key], 60)}, the weights say {told[key]}; get"
+                " the file again"
             )
 
 

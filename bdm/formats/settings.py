@@ -19,6 +19,8 @@ _ORIGIN = (
     "_attn_implementation_autoset", "architectures", "model_type", "transformers_version", "torch_dtype",
     "dtype", "finetuning_task", "tokenizer_class", "name_or_path",
 )  # fmt: skip
+#: By which code attention is computed, which no file chooses.
+_KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 #: The picture size it was trained at, and precisions that drawing chooses for itself.
 _NO_ARITHMETIC = ("sample_size", "image_size", "upcast_attention", "force_upcast")
 #: What only training heeds, among it what diffusers' moving average notes.
@@ -42,7 +44,7 @@ _OF_ALL_TRANSFORMERS = (
     "use_bfloat16", "use_cache", "use_return_dict",
 )  # fmt: skip
 #: Settings that change nothing of what is drawn from given weights.
-HARMLESS = frozenset(_ORIGIN + _NO_ARITHMETIC + _TRAINING + _POOLED + _OF_ALL_TRANSFORMERS)
+HARMLESS = frozenset(_ORIGIN + _KERNELS + _NO_ARITHMETIC + _TRAINING + _POOLED + _OF_ALL_TRANSFORMERS)
 #: Settings that may be said once for all blocks, or for each.
 _OF_BLOCKS = (
     "attention_head_dim", "num_attention_heads", "cross_attention_dim", "layers_per_block",

@@ -151,7 +151,7 @@ def _prediction(text: Any, path: Path, where: str) -> str:
     if word in _VELOCITY:
         return "v_prediction"
     raise UserError(
-        f"{path}: {where} says {str(text)[:40]!r} is predicted; this library draws with epsilon and v"
+        f"{path}: {where} says {printable(text, 40)!r} is predicted; this library draws with epsilon and v"
     )
 
 
@@ -166,7 +166,9 @@ def says_yes(text: Any, path: Path, where: str) -> bool:
         return True
     if word in ("false", "no", "0", "off", "none", ""):
         return False
-    raise UserError(f"{path}: {where} says {str(text)[:40]!r}, neither true nor false; get the file again")
+    raise UserError(
+        f"{path}: {where} says {printable(text, 40)!r}, neither true nor false; get the file again"
+    )
 
 
 def _of_tensors(file: WeightFile) -> Iterator[Claim]:
@@ -187,8 +189,8 @@ def _check_scale(file: WeightFile) -> None:
         return
     if scale.numel() != 1 or not abs(scale.item() - _LATENT_SCALE) < 1e-3:
         raise UserError(
-            f"{file.path}: its scale_factor is {str(scale.tolist())[:40]}, SD1.5's is {_LATENT_SCALE}; models"
-            " of that kind cannot be used"
+            f"{file.path}: its scale_factor is {printable(scale.tolist(), 40)}, SD1.5's is {_LATENT_SCALE};"
+            " models of that kind cannot be used"
         )
 
 
@@ -276,8 +278,8 @@ def _of_yaml(path: Path) -> Iterator[Claim]:
         elif name in _YAML:
             yield Claim(_YAML[name], value, where)
         elif name == "beta_schedule" and value != "linear":  # what diffusers calls scaled_linear
-            raise UserError(f"{path}: {where} says beta_schedule {str(value)[:40]}; SD1.5's is linear")
+            raise UserError(f"{path}: {where} says beta_schedule {printable(value, 40)}; SD1.5's is linear")
         elif name == "scale_factor" and value != _LATENT_SCALE:
             raise UserError(
-                f"{path}: {where} says scale_factor {str(value)[:40]}; SD1.5's is {_LATENT_SCALE}"
+                f"{path}: {where} says scale_factor {printable(value, 40)}; SD1.5's is {_LATENT_SCALE}"
             )

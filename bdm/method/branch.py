@@ -17,7 +17,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..formats.load_options import LoadKeywords, read_options
 from ..formats.settings import different_settings, refuse_unknown_settings
 from ..formats.weights import cast, read_json, read_weights_folder, resolve_folder
@@ -263,7 +263,7 @@ def _refuse_other_arithmetic(own: tuple[str, ...], config: dict[str, Any], folde
         raise UserError(f"{folder}: {error}") from None
     for key, (value, usual) in different_settings("branch", told, {}).items():
         raise UserError(
-            f"{folder}: the configuration says {key} {str(value)[:60]}, and a branch computes with"
+            f"{folder}: the configuration says {key} {printable(value, 60)}, and a branch computes with"
             f" {usual} alone; give a branch made for SD1.5"
         )
 
