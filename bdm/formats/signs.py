@@ -37,6 +37,13 @@ _YES_OR_NO = {
 }
 _EPSILON = ("epsilon", "eps", "noise")
 _VELOCITY = ("v", "v_prediction", "v-prediction", "vpred", "v_pred", "velocity")
+#: What trainers note of the base of an adapter, and how other families' names begin; None where it is yes or
+#: no. Convolutions of SD2 have SD1.5's shapes.
+_OTHER_BASES: dict[str, tuple[str, ...] | None] = {
+    "ss_v2": None,
+    "ss_base_model_version": ("sd_v2", "sdxl", "sd_xl", "sd3", "flux"),
+    "modelspec.architecture": ("stable-diffusion-v2", "stable-diffusion-xl", "stable-diffusion-3", "flux"),
+}
 #: How a yaml of the original program names what is ours, and its SD1.5 value where ours has none.
 _YAML = {"linear_start": "beta_start", "linear_end": "beta_end", "timesteps": "num_train_timesteps"}
 _LATENT_SCALE = 0.18215
@@ -93,6 +100,23 @@ def _settled(claims: Iterable[Claim], path: Path) -> dict[str, Claim]:
                 f" says {printable(claim.value, 40)}; remove the one that is wrong"
             )
     return said
+
+
+def refuse_other_base(file: WeightFile) -> None:
+    """Refuse an adapter that its trainer notes to be another model family's, though its shapes may fit.
+
+    Raises:
+        UserError: names the sign.
+    """
+    for key, starts in _OTHER_BASES.items():
+        text = str(file.metadata.get(key, "")).strip()
+        where = f"{key} in its header"
+        other = says_yes(text, file.path, where) if starts is None else text.lower().startswith(starts)
+        if other:
+            raise UserError(
+                f"{file.path}: {where} says {printable(text, 60)!r}, which is another model family than"
+                " SD1.5; use an adapter made for SD1.5"
+            )
 
 
 def refuse_other_noise(file: WeightFile, ours: Noise) -> None:

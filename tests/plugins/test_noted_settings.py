@@ -177,3 +177,14 @@ def test_a_branch_whose_configuration_is_damaged_is_refused(branch, tmp_path, te
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json"):
         BranchModel.from_pretrained(tmp_path)
+
+
+def test_a_controlnet_computes_with_what_it_notes(pipe, files):
+    edit(files["edges"] / "config.json", "attention_head_dim", 2)
+    pipe.plugins.attach(files["edges"])
+    assert pipe.plugins._host.controlnets["edges"].controlnet.config["attention_head_dim"] == 2
+    pipe.plugins.clear()
+    edit(files["edges"] / "config.json", "a_setting_of_next_year", "on")
+    with pytest.raises(UserError, match="a_setting_of_next_year on"):
+        pipe.plugins.attach(files["edges"])
+    assert not pipe.unet._forward_pre_hooks

@@ -397,3 +397,25 @@ def test_an_adapter_whose_signs_cannot_be_heeded_is_refused(pipe, files, tmp_pat
     with pytest.raises(UserError, match=message):
         pipe.plugins.attach(with_texts(files["ink"], tmp_path, texts))
     assert len(pipe.plugins) == 0
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"ss_v2": "True"}, {"ss_base_model_version": "sd_v2_v"}, {"ss_base_model_version": "sdxl_base_v1-0"},
+        {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, {"ss_v2": "perhaps"},
+    ],
+)  # fmt: skip
+def test_an_adapter_for_another_family_is_refused_though_its_shapes_fit(pipe, files, tmp_path, texts):
+    with pytest.raises(UserError, match=next(iter(texts))):
+        pipe.plugins.attach(with_texts(files["ink"], tmp_path, texts))
+    assert len(pipe.plugins) == 0
+
+
+def test_an_adapter_noted_for_this_family_is_attached(pipe, files, tmp_path):
+    texts = {
+        "ss_v2": "False", "ss_base_model_version": "sd_v1", "modelspec.prediction_type": "epsilon",
+        "modelspec.architecture": "stable-diffusion-v1/lora", "ss_zero_terminal_snr": "False",
+        "ss_v_parameterization": "None", "ss_sd_model_name": "sdxl.safetensors",
+    }  # fmt: skip
+    pipe.plugins.attach(with_texts(files["ink"], tmp_path, texts))
