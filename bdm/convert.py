@@ -35,6 +35,7 @@ from .formats.identify import identify_source, require
 from .formats.kinds import is_vectors
 from .formats.names import controlnet_to_original, flat, vae_to_original
 from .formats.noise import Noise
+from .formats.signs import is_of_trainer
 from .formats.weights import cast, read_weights, refuse_not_finite
 from .method.branch import BranchModel
 from .models.backbone import load_backbone
@@ -218,7 +219,7 @@ def _adapter(source: Path, layout: str, modules: Any) -> tuple[dict[str, Tensor]
             _refuse_incomplete(source, module, change.factors)
             tensors |= (_kohya_keys if layout == "kohya" else _diffusers_keys)(source, part, module, change)
     bundled_embeddings(file)  # which refuses what is none
-    kept = {key: text for key, text in file.metadata.items() if key.startswith(("ss_", "modelspec."))}
+    kept = {key: text for key, text in file.metadata.items() if is_of_trainer(key)}
     return tensors | bundled_tensors(file.tensors), kept
 
 

@@ -7,33 +7,78 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import select
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import TextIO
 
 from ..errors import UserError, printable
 from . import draw, files, measure, train
 from .heavy import leave, own_process
 
+#: What a shell reports for a program that a closed pipe ended.
+_PIPE_CLOSED = 141
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command. Returns the exit status: 0, or 2 after a mistake that one line explains."""
+    """Run a sub-command. Returns the exit status: 0, or 2 after a mistake that one line explains.
+
+    Where nobody reads what it prints any more, as with ``| head``, it ends quietly with 141.
+    """
     options = parse(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         options.run(options)
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _ended(2, f"error: {' '.join(str(error).split())}")
     except OSError as error:  # a path that the system refuses, wherever it was used
+        if _nobody_reads():
+            return _PIPE_CLOSED
         named = f"{printable(error.filename, 120)}: " if error.filename else ""
-        print(f"error: {named}{printable(error.strerror or error)}", file=sys.stderr)
-        return 2
+        return _ended(2, f"error: {named}{printable(error.strerror or error)}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+        return _ended(130, "interrupted")
+    return _ended(0)
+
+
+def _ended(status: int, message: str = "") -> int:
+    """Say how a command ended. Returns the exit status, which is another one if nobody reads what it says."""
+    if message:
+        with suppress(BrokenPipeError):
+            print(message, file=sys.stderr)
+    return _PIPE_CLOSED if _nobody_reads() and status == 0 else status
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of what is printed has gone, such as ``head``; then nothing more is written."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        closed = _is_closed(stream)
+        try:
+            stream.flush()
+        except OSError as error:
+            closed = closed or isinstance(error, BrokenPipeError)
+        gone = gone or closed
+        if closed:
+            # Else Python itself would try again when it ends, and complain.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return gone
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Whether a stream goes into a pipe whose other end is closed; a failed write is not always repeated."""
+    try:
+        look = select.poll()
+        look.register(stream.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in look.poll(0))
+    except (AttributeError, OSError, ValueError):  # not on every system, and not of every stream
+        return False
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -77,6 +122,9 @@ def console(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line behind the program's name, if it is not that of the process.
     """
     own_process()
-    status = main(arguments)
+    try:
+        status = main(arguments)
+    finally:  # argparse's help ends the program
+        _nobody_reads()
     leave()
     sys.exit(status)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .bundled import without_bundled
 from .header import WeightFile
 from .names import UNetBuild, flat
@@ -136,15 +136,15 @@ def split_adapter(file: WeightFile, modules: Mapping[str, Iterable[str]]) -> dic
             part, name = place
             if factor in found[part].setdefault(name, {}):
                 raise UserError(
-                    f"{file.path}: {key[:120]} and another key both hold the {factor} of {part}.{name}; the"
-                    " file is damaged"
+                    f"{file.path}: {printable(key, 120)} and another key both hold the {factor} of"
+                    f" {part}.{name}; the file is damaged"
                 )
             found[part][name][factor] = tensor
     if unknown:
         raise UserError(
             f"{file.path}: {len(unknown)} of {len(file.tensors)} keys match no module of this model, such as"
-            f" {', '.join(key[:120] for key in unknown[:3])}; the file is made for another base or of an"
-            " unknown kind (see `bdm inspect`)"
+            f" {', '.join(printable(key, 120) for key in unknown[:3])}; the file is made for another base or"
+            " of an unknown kind (see `bdm inspect`)"
         )
     for part, changes in found.items():
         for name, factors in changes.items():
@@ -179,13 +179,16 @@ def _factors(file: WeightFile) -> dict[str, Tensor]:
         except ValueError:
             number = math.nan
         if split_key(key)[1] not in _NUMBERS or not math.isfinite(number):
-            raise UserError(f"{file.path}: {key[:120]} is {text[:40]!r}; give a number, or a tensor of one")
+            raise UserError(
+                f"{file.path}: {printable(key, 120)} is {printable(text, 40)!r}; give a number, or a tensor"
+                " of one"
+            )
         factors[key] = torch.tensor(number, dtype=torch.float64)
     for key, kind in file.others.items():
         if is_factor(key) and key not in factors:
             raise UserError(
-                f"{file.path}: {key[:120]} is of the kind {kind}, which is not read; give a tensor or a"
-                " number"
+                f"{file.path}: {printable(key, 120)} is of the kind {kind}, which is not read; give a tensor"
+                " or a number"
             )
     return factors
 

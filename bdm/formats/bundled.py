@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .header import WeightFile
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def bundled_embeddings(file: WeightFile) -> dict[str, Tensor]:
             )
         if form is None or not tensor.is_floating_point() or tensor.ndim not in (1, 2) or not tensor.numel():
             raise UserError(
-                f"{file.path} bundles {key[:120]!r} of shape {tuple(tensor.shape)}, which is no embedding for"
-                " SD1.5; give a file without it"
+                f"{file.path} bundles {printable(key, 120)!r} of shape {tuple(tensor.shape)}, which is no"
+                " embedding for SD1.5; give a file without it"
             )
         word = re.sub(r"^<(.+)>$", r"\1", form["word"])  # words are kept with or without their brackets
         if word in found:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, printable
 from .choice import FileChoice
 from .configs import ONE_TRANSFORMER, check_counts, part_config
 from .control_signs import ControlSigns, control_signs
@@ -42,6 +42,7 @@ from .weights import (
     read_weights_folder,
     refuse_not_finite,
 )
+from .yaml_settings import yaml_configs
 
 #: Prefixes of the parts in an original-layout file.
 PREFIXES = {
@@ -111,7 +112,7 @@ def read_parts(
             }
         if "unet" in names and not parts["unet"]:
             parts["unet"] = _averaged_unet(file)
-        configs = _kept_configs(file)
+        configs = _noted_configs(file)
         noise = file_noise(file, configs.pop(NOISE_KEY, None))
     convert = {"unet": unet_to_diffusers, "vae": vae_to_diffusers, "text_encoder": text_to_plain}
     weights = {name: convert[name](tensors) for name, tensors in parts.items() if tensors}
@@ -193,8 +194,8 @@ def _building(problem: str) -> Iterator[None]:
         with init_empty_weights():
             yield
     except Exception as error:  # two libraries, each with checks and mistakes of its own
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"{problem} ({kind}{first_line(error)}); get the file again") from None
+        said = error if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{problem} ({said}); get the file again") from None
 
 
 def check_parts(parts: Parts, source: object) -> None:
@@ -238,14 +239,14 @@ def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source
     if missing or extra:
         what = "misses" if missing else "has the unknown"
         raise UserError(
-            f"{source} {what} {len(missing or extra)} weights, such as {(missing or extra)[0]}; get the file"
-            " again"
+            f"{source} {what} {len(missing or extra)} weights, such as"
+            f" {printable((missing or extra)[0], 120)}; get the file again"
         )
     for key, tensor in given.items():
         if tensor.shape != own[key].shape:
             raise UserError(
-                f"{source}: {key} has shape {tuple(tensor.shape)}, this model's has {tuple(own[key].shape)}; "
-                "the file is made for a network of another size"
+                f"{source}: {printable(key, 120)} has shape {tuple(tensor.shape)}, this model's has"
+                f" {tuple(own[key].shape)}; the file is made for a network of another size"
             )
 
 
@@ -265,7 +266,7 @@ def _averaged_unet(file: WeightFile) -> dict[str, Tensor]:
     from diffusers import UNet2DConditionModel
 
     averaged = _part(file.tensors, "model_ema.diffusion_model")
-    config = _kept_configs(file).get("unet") or {"cross_attention_dim": 768}
+    config = _noted_configs(file).get("unet") or {"cross_attention_dim": 768}
     with _building(f"{file.path}: its averaged unet is no SD1.5 network"):
         # Sizes cannot be read off such names, but how many blocks there are can.
         told = {found[1] for key in averaged if (found := re.match(r"input_blocks(\d{1,3})0[a-z]", key))}
@@ -284,6 +285,25 @@ def _kept_configs(file: WeightFile) -> dict[str, dict[str, Any]]:
     if not all(isinstance(config, dict) for config in kept.values()):
         raise UserError(f"{file.path}: {CONFIG_KEY} in its header is damaged; convert the file again")
     return kept
+
+
+def _noted_configs(file: WeightFile) -> dict[str, dict[str, Any]]:
+    """The parts' configurations, by the file's own header and by a yaml beside it.
+
+    Raises:
+        UserError: they contradict each other, or the yaml says what is not known.
+    """
+    noted = _kept_configs(file)
+    for part, config in yaml_configs(file.path).items():
+        kept = noted.get(part, {})
+        for key in config.keys() & kept.keys():
+            if config[key] != kept[key]:
+                raise UserError(
+                    f"{file.path}: its own header says {key} {printable(kept[key], 60)}, and the yaml beside"
+                    f" it {printable(config[key], 60)}; remove the one that is wrong"
+                )
+        noted[part] = config | kept
+    return noted
 
 
 def load_controlnet(
@@ -316,7 +336,7 @@ def load_controlnet(
         signs = ControlSigns(pooled="its configuration" if config.get("global_pool_conditions") else "")
     else:
         file = read_weights(source)
-        tensors, config = file.tensors, _kept_configs(file).get("controlnet") or config_beside(source)
+        tensors, config = file.tensors, _noted_configs(file).get("controlnet") or config_beside(source)
         signs = control_signs(file, config)
     weights = control_weights(tensors, signs, backbone, source)
     refuse_not_finite(weights, source)
@@ -349,7 +369,7 @@ def read_vae(source: Path, files: FileChoice = ANY_FILES) -> Parts:
             tensors, config = read_weights_folder(source, files), read_json(source / "config.json")
         else:
             file = read_weights(source)
-            tensors, config = file.tensors, _kept_configs(file).get("vae")
+            tensors, config = file.tensors, _noted_configs(file).get("vae")
         if own := _part(tensors, PREFIXES["vae"]):
             refuse_unknown(tensors, (PREFIXES["vae"],), source)
         weights = vae_to_diffusers(own or tensors)

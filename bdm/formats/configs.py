@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .names import UNetBuild, largest_block
+from .settings import class_defaults, refuse_unknown_settings
 
 #: Settings that SD1.5 does not share with the defaults of its classes and that no weight tells.
 _UNET = {"attention_head_dim": 8, "sample_size": 64}
@@ -151,12 +151,13 @@ def part_config(name: str, weights: Mapping[str, Tensor], noted: Mapping[str, An
         noted: what the file says; its settings count before what the shapes tell.
 
     Raises:
-        UserError: more or fewer modules are noted than there are weights for.
+        UserError: more or fewer modules are noted than there are weights for, or a setting that is not known.
     """
     told = _INFER[name](weights)
     if not noted:
         return told
     check_counts(noted, told | ONE_TRANSFORMER)
+    refuse_unknown_settings(name, noted)
     # Of a transformers configuration nothing else: it also says which code is to compute the attention.
     return told | {key: value for key, value in noted.items() if key in told or name != "text_encoder"}
 
@@ -170,26 +171,16 @@ def check_counts(noted: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     for key in _COUNTS:
         if key in told and _listed(noted.get(key, told[key])) != _listed(told[key]):
             raise UserError(
-                f"the configuration says {key} {str(noted[key])[:60]}, the weights say {told[key]}; get the"
-                " file again"
+                f"the configuration says {key} {printable(noted[key], 60)}, the weights say {told[key]}; get"
+                " the file again"
             )
 
 
 def differs(name: str, noted: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bool:
     """Whether a configuration says anything else than what a file without one would be read as."""
-    plain = _defaults(name) | _INFER[name](weights)
+    # Of a text encoder only the told settings count.
+    plain = ({} if name == "text_encoder" else class_defaults(name)) | _INFER[name](weights)
     return any(_listed(noted[key]) != _listed(plain[key]) for key in noted.keys() & plain.keys())
-
-
-def _defaults(name: str) -> dict[str, Any]:
-    """What a network's class takes where nothing is said; of a text encoder only the told settings count."""
-    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-
-    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "controlnet": ControlNetModel}
-    if name not in classes:
-        return {}
-    parameters = inspect.signature(classes[name].__init__).parameters.values()
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _listed(value: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .identify import identify, require
 from .kinds import MOST_VECTORS, is_vectors
 from .weights import WeightFile, refuse_not_finite
@@ -34,8 +34,8 @@ def embedding_vectors(file: WeightFile, width: int) -> Tensor:
     left = [key for key in file.tensors if key not in found and not key.startswith(_BESIDE)]
     if left:
         raise UserError(
-            f"{file.path} holds {left[0][:120]!r} beside its embedding, and what that means is not known"
-            " here; give a file without it"
+            f"{file.path} holds {printable(left[0], 120)!r} beside its embedding, and what that means is not"
+            " known here; give a file without it"
         )
     (tensor,) = found.values()
     vectors = as_rows(tensor, width, file.path)

@@ -18,7 +18,8 @@ _FAMILIES = {
     rf"{_START}joint_blocks[._]\d": "SD3",
     rf"{_START}(?:double_blocks|single_blocks)[._]\d": "FLUX",
     r"^(?:.*[._])?single_transformer_blocks[._]\d": "FLUX",
-    r"^(?:base_model\.model\.)?transformer\.transformer_blocks\.\d": "FLUX or SD3",
+    # FLUX, SD3, Qwen-Image, LTX-Video and more are named alike there.
+    r"^(?:base_model\.model\.)?transformer\.transformer_blocks\.\d": "a diffusion transformer",
     r"^conditioner\.embedders\.": "SDXL",
     rf"{_START}label_emb[._]\d": "SDXL",
     rf"{_START}add_embedding[._]linear_1[._]": "SDXL",

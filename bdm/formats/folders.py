@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, printable, refused_paths
 from ..shipped import find_path
 from .choice import FileChoice
 
@@ -35,13 +35,15 @@ def resolve_folder(
     Raises:
         UserError: a file, a folder that is not there, or a name that the hub does not give.
     """
-    path = find_path(source)
+    with refused_paths(source):
+        path = find_path(source)
+    shown = printable(source, 300)
     if not os.path.isdir(path):  # which takes names of any length
         if os.path.isfile(path):
-            raise UserError(f"{source} is a file; give the folder that holds config.json and the weights")
+            raise UserError(f"{shown} is a file; give the folder that holds config.json and the weights")
         if path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) != 2:
             raise UserError(
-                f"{source}: no such folder; give a local folder or a hub name of the form owner/model"
+                f"{shown}: no such folder; give a local folder or a hub name of the form owner/model"
             )
         from huggingface_hub import snapshot_download
 
@@ -49,7 +51,7 @@ def resolve_folder(
             path = Path(snapshot_download(str(source), allow_patterns=files, **(hub or {})))
         except Exception as error:  # offline, unknown name, no permission: one line for each
             raise UserError(
-                f"{source}: neither a local folder nor a model the hub gives ({type(error).__name__}); "
+                f"{shown}: neither a local folder nor a model the hub gives ({type(error).__name__}); "
                 "give a local folder, or set HF_ENDPOINT to a mirror"
             ) from None
     return path / subfolder if subfolder else path

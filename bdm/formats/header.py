@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
+from ..errors import UserError, first_line, printable
+from .strangers import stranger
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,7 +135,9 @@ def safetensors_header(path: Path) -> tuple[dict[str, TensorHeader], dict[str, s
 
 def not_whole(path: Path, error: Exception) -> UserError:
     """What is said of a safetensors file that cannot be read."""
-    return UserError(f"{path} is not a whole safetensors file ({error}); download or save it again")
+    return UserError(
+        f"{path} is not a whole safetensors file ({first_line(error)}); download or save it again"
+    )
 
 
 def is_safetensors(path: Path) -> bool:
@@ -143,12 +146,16 @@ def is_safetensors(path: Path) -> bool:
     Files are renamed in the wild, so their beginning tells what they are, not their ending.
 
     Raises:
-        UserError: there is no such file, or it cannot be read.
+        UserError: there is no such file, it cannot be read, or is plainly something else than weights.
     """
     if not os.path.isfile(path):  # which takes names of any length
-        raise UserError(f"{path}: no such weight file; check the path")
+        raise UserError(f"{printable(path, 300)}: no such weight file; check the path")
     start = _beginning(path)
-    return looks_like_safetensors(path) or (path.suffix.lower() == ".safetensors" and not is_pickle(start))
+    if looks_like_safetensors(path):
+        return True
+    if not start.startswith(PICKLE) and (what := stranger(path)):
+        raise UserError(f"{path} is {what}")
+    return path.suffix.lower() == ".safetensors" and not is_pickle(start)
 
 
 def is_pickle(start: bytes) -> bool:

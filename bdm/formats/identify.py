@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from ..errors import UserError, printable
+from ..errors import UserError, printable, refused_paths
 from .adapter import adapter_metadata, split_key
 from .bundled import bundled_embeddings
 from .control_signs import control_signs
@@ -14,6 +15,7 @@ from .header import WeightFile, read_header
 from .kinds import FileKind, Kind, base_of_width, identify
 from .noise import folder_noise
 from .signs import file_noise, metadata_claims
+from .yaml_settings import yaml_configs
 
 #: Bases of diffusers pipelines, by the start of their class's name; "" for SD1.5's, whose folder then lacks
 #: its UNet.
@@ -100,7 +102,8 @@ def describe_file(path: Path) -> dict[str, str]:
     Raises:
         UserError: it cannot be read.
     """
-    facts = _folder_facts(path) if path.is_dir() else _file_facts(path)
+    with refused_paths(path):
+        facts = _folder_facts(path) if os.path.isdir(path) else _file_facts(path)
     return {printable(name, 80): printable(text, 500) for name, text in facts.items()}
 
 
@@ -134,6 +137,8 @@ def _file_facts(path: Path) -> dict[str, str]:
 def _signs(file: WeightFile, kind: Kind) -> dict[str, str]:
     """What is told beside the weights of what they mean; what is wrong with it where they contradict it."""
     try:
+        if kind in ("checkpoint", "vae", "controlnet"):
+            yaml_configs(file.path)  # which refuses what is not known
         if kind == "checkpoint":
             return {"noise": str(file_noise(file))}
         if kind == "controlnet":

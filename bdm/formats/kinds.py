@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -21,11 +22,8 @@ Kind = Literal[
 _BASES = {768: "SD1.5", 1024: "SD2", 1280: "SDXL", 2048: "SDXL"}
 #: Vectors of an embedding at most: the positions of CLIP's text encoder without its markers.
 MOST_VECTORS = 75
-#: How trainers begin an adapter's keys.
-_TRAINERS = (
-    "lora_", "lycoris_", "unet.", "text_encoder", "base_model.", "diffusion_model.", "transformer.",
-    "down_blocks.", "up_blocks.", "mid_block.",
-)  # fmt: skip
+#: A place in a network, as only trainers write it before a factor.
+_PLACE = re.compile(r"(?:blocks|block|layers)[._]\d+[._]|(?:mid|middle)_block[._]")
 
 
 @dataclass(frozen=True)
@@ -106,14 +104,15 @@ def _embedding_layout(keys: Collection[str]) -> str:
 def _is_one_embedding(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a file holds vectors of a known width and nothing else, under whatever word their author chose.
 
-    An adapter holds one tensor alone only where the file is incomplete, and a layer has more rows.
+    A layer has more rows, and an adapter holds one tensor alone only where its file is incomplete.
     """
     if len(tensors) != 1:
         return False
     ((key, tensor),) = tensors.items()
     if not is_vectors(tensor) or tensor.shape[-1] not in _BASES or _is_trainers(key):
         return False
-    return tensor.ndim == 1 or len(tensor) <= MOST_VECTORS or not _is_layer(key)
+    few = tensor.ndim == 1 or len(tensor) <= MOST_VECTORS
+    return few or not (_is_layer(key) or is_factor(key))
 
 
 def is_vectors(tensor: Tensor) -> bool:
@@ -127,7 +126,7 @@ def _is_layer(key: str) -> bool:
 
 def _is_trainers(key: str) -> bool:
     """Whether a key is an adapter's, as trainers write them."""
-    return is_factor(key) and key.startswith(_TRAINERS)
+    return is_factor(key) and _PLACE.search(key) is not None
 
 
 def _modified(tensors: Mapping[str, Tensor], kind: Kind) -> str:

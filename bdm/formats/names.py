@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .remains import without_text_remains
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ class UNetBuild:
             first = (f"input_blocks.{1 + level * (layers + 1)}.1." for level in range(levels))
         else:
             raise UserError(
-                f"no UNet: keys such as {', '.join(sorted(keys)[:3])} are neither of the original nor"
-                " diffusers' layout"
+                f"no UNet: keys such as {shown_names(keys)} are neither of the original nor diffusers' layout"
             )
         return UNetBuild(
             levels,
@@ -142,8 +141,7 @@ def vae_pairs(keys: Collection[str]) -> Pairs:
         layers = 1 + largest_block(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", keys)
     else:
         raise UserError(
-            f"no VAE: keys such as {', '.join(sorted(keys)[:3])} are neither of the original nor diffusers'"
-            " layout"
+            f"no VAE: keys such as {shown_names(keys)} are neither of the original nor diffusers' layout"
         )
     pairs: Pairs = []
     for level in range(levels):
@@ -196,7 +194,7 @@ def rename(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[str,
             unknown.append(key)
     if unknown:
         raise UserError(
-            f"{len(unknown)} weights have unknown names, such as {', '.join(unknown[:3])}; this is no SD1.5"
+            f"{len(unknown)} weights have unknown names, such as {shown_names(unknown)}; this is no SD1.5"
             " network"
         )
     return renamed
@@ -298,6 +296,11 @@ def flat(name: str) -> str:
 
 def _inside(ours: str, theirs: str, pairs: Iterable[tuple[str, str]]) -> Pairs:
     return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in pairs]
+
+
+def shown_names(keys: Iterable[str]) -> str:
+    """Some names of weights, for messages; what is in a file may be of any length."""
+    return ", ".join(printable(key, 120) for key in sorted(keys)[:3])
 
 
 def largest_block(pattern: str, keys: Iterable[str]) -> int:

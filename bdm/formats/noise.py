@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, printable
 from ..extras import require_packages
 from .folders import read_json
 
@@ -77,12 +77,12 @@ class Noise:
         return {name: value for name, value in self.settings.items() if value != SD15_NOISE.settings[name]}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {str(value)[:40]}" for name, value in self.told.items()) or "SD1.5's"
+        return ", ".join(f"{name} {printable(value, 40)}" for name, value in self.told.items()) or "SD1.5's"
 
     def differences(self, other: Noise) -> list[str]:
         """Settings in which two models differ, for messages: "prediction_type v_prediction, not epsilon"."""
         return [
-            f"{name} {str(value)[:40]}, not {str(other.settings[name])[:40]}"
+            f"{name} {printable(value, 40)}, not {printable(other.settings[name], 40)}"
             for name, value in self.settings.items()
             if value != other.settings[name]
         ]
@@ -93,7 +93,7 @@ SD15_NOISE = Noise()
 
 def _betas(given: Any, source: object) -> tuple[float, ...]:
     if not isinstance(given, list | tuple) or not 1 <= len(given) <= 10_000:
-        raise UserError(f"{source} says trained_betas {str(given)[:40]}; get it again")
+        raise UserError(f"{source} says trained_betas {printable(given, 40)}; get it again")
     for beta in given:
         _check("beta_end", beta, source)
     return tuple(map(float, given))
@@ -112,7 +112,7 @@ def _check(name: str, value: Any, source: object) -> None:
     }
     if not right[name]:
         allowed = "; this library draws with epsilon and v_prediction" if name == "prediction_type" else ""
-        raise UserError(f"{source} says {name} {str(value)[:40]!r}{allowed}, so it cannot be used")
+        raise UserError(f"{source} says {name} {printable(value, 40)!r}{allowed}, so it cannot be used")
 
 
 def read_scheduler(folder: Path) -> Any:
@@ -157,8 +157,8 @@ def _read_settings(config: Path) -> dict[str, Any]:
     name = settings.get("_class_name")
     if name not in SCHEDULERS:
         raise UserError(
-            f"{config} names the scheduler {str(name)[:80]!r}; allowed are {', '.join(SCHEDULERS)}: get the"
-            " folder again, or name one of these"
+            f"{config} names the scheduler {printable(name, 80)!r}; allowed are {', '.join(SCHEDULERS)}: get"
+            " the folder again, or name one of these"
         )
     if settings.get("use_flow_sigmas"):
         raise UserError(f"{config} says use_flow_sigmas; models of flows cannot be used here")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .folders import json_object, read_json
 from .header import WeightFile
 
@@ -64,8 +64,8 @@ class PeftSettings:
             )
             if changed:
                 raise UserError(
-                    f"{self.path}: its settings say {name} {str(value)[:40]!r}, so it fits a base that was"
-                    " changed with it; convert it with peft (path_initial_model_for_weight_conversion)"
+                    f"{self.path}: its settings say {name} {printable(value, 40)!r}, so it fits a base that"
+                    " was changed with it; convert it with peft (path_initial_model_for_weight_conversion)"
                 )
 
     def scale(self, part: str, module: str, rank: int | None) -> float | None:
@@ -92,8 +92,8 @@ class PeftSettings:
         value = self.values.get(key)
         if not isinstance(value, bool | None):
             raise UserError(
-                f"{self.path}: the adapter's settings note {str(value)[:20]!r} for {key}, neither true nor"
-                " false; they are damaged, save it again"
+                f"{self.path}: the adapter's settings note {printable(value, 20)!r} for {key}, neither true"
+                " nor false; they are damaged, save it again"
             )
         return bool(value)
 
@@ -111,8 +111,8 @@ class PeftSettings:
         # JSON knows NaN, and whole numbers of any length.
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
             raise UserError(
-                f"{self.path}: the adapter's settings note {str(value)[:20]} for {keys[0]}; they are damaged,"
-                " save it again"
+                f"{self.path}: the adapter's settings note {printable(value, 20)} for {keys[0]}; they are"
+                " damaged, save it again"
             )
         return float(value)
 
@@ -121,8 +121,8 @@ class PeftSettings:
         name = pattern.removeprefix("^").replace("\\.", ".")
         if not re.fullmatch(r"[\w.\-]+", name):  # some expressions take forever to match
             raise UserError(
-                f"{self.path}: the settings name modules by the expression {pattern[:60]!r}; give whole names"
-                " instead"
+                f"{self.path}: the settings name modules by the expression {printable(pattern, 60)!r}; give"
+                " whole names instead"
             )
         name = name.removeprefix("text_model.")  # as from the names of modules here
         return module == name or (pattern[0] != "^" and module.endswith(f".{name}"))

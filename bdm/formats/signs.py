@@ -7,7 +7,7 @@ same name, values of the noise schedule. Where two signs contradict each other t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,13 @@ _YES_OR_NO = {
 }
 _EPSILON = ("epsilon", "eps", "noise")
 _VELOCITY = ("v", "v_prediction", "v-prediction", "vpred", "v_pred", "velocity")
+#: What trainers note of the base of an adapter, and how other families' names begin; None where it is yes or
+#: no. Convolutions of SD2 have SD1.5's shapes.
+_OTHER_BASES: dict[str, tuple[str, ...] | None] = {
+    "ss_v2": None,
+    "ss_base_model_version": ("sd_v2", "sdxl", "sd_xl", "sd3", "flux"),
+    "modelspec.architecture": ("stable-diffusion-v2", "stable-diffusion-xl", "stable-diffusion-3", "flux"),
+}
 #: How a yaml of the original program names what is ours, and its SD1.5 value where ours has none.
 _YAML = {"linear_start": "beta_start", "linear_end": "beta_end", "timesteps": "num_train_timesteps"}
 _LATENT_SCALE = 0.18215
@@ -75,15 +82,71 @@ def file_noise(file: WeightFile, kept: Mapping[str, Any] | None = None) -> Noise
         *_of_yaml(file.path),
         *(Claim(name, value, "its own header") for name, value in (kept or {}).items()),
     ]
+    return Noise.of({claim.name: claim.value for claim in _settled(claims, file.path).values()}, file.path)
+
+
+def _settled(claims: Iterable[Claim], path: Path) -> dict[str, Claim]:
+    """The claims by the setting that they are on, the first of each.
+
+    Raises:
+        UserError: two contradict each other.
+    """
     said: dict[str, Claim] = {}
     for claim in claims:
         other = said.setdefault(claim.name, claim)
         if other.value != claim.value:
             raise UserError(
-                f"{file.path}: {other.where} says {claim.name} {other.value}, and {claim.where} says"
-                f" {claim.value}; remove the one that is wrong"
+                f"{path}: {other.where} says {claim.name} {printable(other.value, 40)}, and {claim.where}"
+                f" says {printable(claim.value, 40)}; remove the one that is wrong"
             )
-    return Noise.of({claim.name: claim.value for claim in said.values()}, file.path)
+    return said
+
+
+def refuse_other_base(file: WeightFile) -> None:
+    """Refuse an adapter that its trainer notes to be another model family's, though its shapes may fit.
+
+    Raises:
+        UserError: names the sign.
+    """
+    for key, starts in _OTHER_BASES.items():
+        text = str(file.metadata.get(key, "")).strip()
+        where = f"{key} in its header"
+        other = says_yes(text, file.path, where) if starts is None else text.lower().startswith(starts)
+        if other:
+            raise UserError(
+                f"{file.path}: {where} says {printable(text, 60)!r}, which is another model family than"
+                " SD1.5; use an adapter made for SD1.5"
+            )
+
+
+def refuse_other_noise(file: WeightFile, ours: Noise) -> None:
+    """Refuse an adapter that was trained on a denoiser which predicts something else, if its header says so.
+
+    Args:
+        file: the adapter's.
+        ours: what the denoiser expects that it is to change.
+
+    Raises:
+        UserError: names the sign and both values; two signs contradict each other.
+    """
+    for name, claim in _settled(metadata_claims(file), file.path).items():
+        # Trainers note that there was no noise alone whether or not anybody thought of it, and nothing that
+        # was learnt on the other steps is wrong for a backbone that has one step more.
+        if claim.value is not False and claim.value != ours.settings[name]:
+            raise UserError(
+                f"{file.path}: {claim.where} says that it is made for {name} {claim.value}, not"
+                f" {ours.settings[name]}, which this pipeline's scheduler is set to; use one made for"
+                " that, or a backbone and a scheduler of its kind"
+            )
+
+
+def is_of_trainer(key: str) -> bool:
+    """Whether a header's text is a trainer's note on its file, or says what the weights mean."""
+    return key.startswith(("ss_", "modelspec.")) or _last(key) in (*_PREDICTIONS, *_YES_OR_NO)
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2].removeprefix("ss_").lower()
 
 
 def metadata_claims(file: WeightFile) -> Iterator[Claim]:
@@ -93,7 +156,7 @@ def metadata_claims(file: WeightFile) -> Iterator[Claim]:
         UserError: a value that has no meaning here.
     """
     for key, text in file.metadata.items():
-        name = key.rpartition(".")[2].removeprefix("ss_").lower()
+        name = _last(key)
         where = f"{printable(key, 80)} in its header"
         if name in _PREDICTIONS:
             yield Claim("prediction_type", _prediction(text, file.path, where), where)
@@ -112,7 +175,7 @@ def _prediction(text: Any, path: Path, where: str) -> str:
     if word in _VELOCITY:
         return "v_prediction"
     raise UserError(
-        f"{path}: {where} says {str(text)[:40]!r} is predicted; this library draws with epsilon and v"
+        f"{path}: {where} says {printable(text, 40)!r} is predicted; this library draws with epsilon and v"
     )
 
 
@@ -127,7 +190,9 @@ def says_yes(text: Any, path: Path, where: str) -> bool:
         return True
     if word in ("false", "no", "0", "off", "none", ""):
         return False
-    raise UserError(f"{path}: {where} says {str(text)[:40]!r}, neither true nor false; get the file again")
+    raise UserError(
+        f"{path}: {where} says {printable(text, 40)!r}, neither true nor false; get the file again"
+    )
 
 
 def _of_tensors(file: WeightFile) -> Iterator[Claim]:
@@ -148,8 +213,8 @@ def _check_scale(file: WeightFile) -> None:
         return
     if scale.numel() != 1 or not abs(scale.item() - _LATENT_SCALE) < 1e-3:
         raise UserError(
-            f"{file.path}: its scale_factor is {str(scale.tolist())[:40]}, SD1.5's is {_LATENT_SCALE}; models"
-            " of that kind cannot be used"
+            f"{file.path}: its scale_factor is {printable(scale.tolist(), 40)}, SD1.5's is {_LATENT_SCALE};"
+            " models of that kind cannot be used"
         )
 
 
@@ -237,8 +302,8 @@ def _of_yaml(path: Path) -> Iterator[Claim]:
         elif name in _YAML:
             yield Claim(_YAML[name], value, where)
         elif name == "beta_schedule" and value != "linear":  # what diffusers calls scaled_linear
-            raise UserError(f"{path}: {where} says beta_schedule {str(value)[:40]}; SD1.5's is linear")
+            raise UserError(f"{path}: {where} says beta_schedule {printable(value, 40)}; SD1.5's is linear")
         elif name == "scale_factor" and value != _LATENT_SCALE:
             raise UserError(
-                f"{path}: {where} says scale_factor {str(value)[:40]}; SD1.5's is {_LATENT_SCALE}"
+                f"{path}: {where} says scale_factor {printable(value, 40)}; SD1.5's is {_LATENT_SCALE}"
             )

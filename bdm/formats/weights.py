@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .choice import FileChoice
 from .folders import ANY_FILES as ANY_FILES
 from .folders import json_object as json_object
@@ -139,7 +139,9 @@ def _plain(tensor: Tensor, name: str, path: Path, header_only: bool) -> Tensor:
         "empty (meta)": tensor.is_meta and not header_only,
     }
     if kinds := [kind for kind, so in odd.items() if so]:
-        raise UserError(f"{path}: {name} is a {kinds[0]} tensor; give a file of plain weights")
+        raise UserError(
+            f"{path}: {printable(name, 120)} is a {kinds[0]} tensor; give a file of plain weights"
+        )
     return tensor.detach()
 
 
@@ -174,8 +176,8 @@ def cast(tensor: Tensor, dtype: torch.dtype | None, name: str, source: object) -
         largest = tensor.double().abs().max().item()
         precision = str(dtype).removeprefix("torch.")
         raise UserError(
-            f"{source}: {name} holds {largest:g}, and {precision} ends at {_largest(dtype):g}; choose"
-            f" {'float32' if dtype == torch.bfloat16 else 'bfloat16 or float32'}"
+            f"{source}: {printable(name, 120)} holds {largest:g}, and {precision} ends at"
+            f" {_largest(dtype):g}; choose {'float32' if dtype == torch.bfloat16 else 'bfloat16 or float32'}"
         )
     return kept
 
@@ -193,5 +195,6 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise UserError(
-                f"{source}: {name} holds NaN or infinite values; the file is damaged, get it again"
+                f"{source}: {printable(name, 120)} holds NaN or infinite values; the file is damaged, get it"
+                " again"
             )

@@ -4,7 +4,6 @@ section 3).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,9 +17,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..formats.load_options import LoadKeywords, read_options
-from ..formats.weights import cast, read_weights_folder, resolve_folder
+from ..formats.settings import different_settings, refuse_unknown_settings
+from ..formats.weights import cast, read_json, read_weights_folder, resolve_folder
 from ..models.backbone import check_backbone
 
 
@@ -219,12 +219,7 @@ class BranchModel(ModelMixin, ConfigMixin):
         """
         loading = read_options(options, "BranchModel.from_pretrained", default=None)
         folder = resolve_folder(source, subfolder, hub=loading.hub)
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder / 'config.json'} cannot be read ({type(error).__name__}); give a branch's folder"
-            ) from None
+        config = read_json(folder / "config.json")
         if config.get("_class_name") not in ("BranchModel", "ControlNetModelBDM"):
             raise UserError(
                 f"{folder} holds a {config.get('_class_name')}; allowed are BranchModel and"
@@ -234,8 +229,7 @@ class BranchModel(ModelMixin, ConfigMixin):
             raise UserError(
                 f"{folder} is a branch for SDXL (addition_embed_type); only SD1.5 branches can be loaded"
             )
-        # The released configuration carries ControlNet's arguments of the condition image, which the branch
-        # does not have.
+        _refuse_other_arithmetic(cls._own_arguments(), config, folder)
         with torch.device("meta"):
             branch = cls(**{key: value for key, value in config.items() if key in cls._own_arguments()})
         tensors = read_weights_folder(folder, loading.files)
@@ -249,6 +243,29 @@ class BranchModel(ModelMixin, ConfigMixin):
     @classmethod
     def _own_arguments(cls) -> tuple[str, ...]:
         return tuple(cls._get_init_keys(cls) - {"self"})
+
+
+#: ControlNet's arguments of the condition image, which the released configuration carries and the branch does
+#: not have.
+_OF_IMAGES = (
+    "conditioning_channels", "conditioning_embedding_out_channels", "controlnet_conditioning_channel_order",
+)  # fmt: skip
+
+
+def _refuse_other_arithmetic(own: tuple[str, ...], config: dict[str, Any], folder: Path) -> None:
+    """Refuse a configuration with settings of a ControlNet that the branch lacks, unless they are the usual
+    ones.
+    """
+    told = {key: value for key, value in config.items() if key not in (*own, *_OF_IMAGES)}
+    try:
+        refuse_unknown_settings("branch", told)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    for key, (value, usual) in different_settings("branch", told, {}).items():
+        raise UserError(
+            f"{folder}: the configuration says {key} {printable(value, 60)}, and a branch computes with"
+            f" {usual} alone; give a branch made for SD1.5"
+        )
 
 
 def _check_weights(branch: BranchModel, tensors: dict[str, Tensor], folder: Path) -> None:

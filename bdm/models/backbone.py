@@ -35,7 +35,7 @@ from ..formats.weights import (
     weight_files,
 )
 from ..text.english import encode_english
-from ..text.vocabulary import clip_tokenizer
+from ..text.vocabulary import read_clip_tokenizer
 from .samplers import make_scheduler
 
 
@@ -120,7 +120,7 @@ def find_backbone(source: str | Path, hub: Mapping[str, Any] | None = None) -> P
         UserError: neither a local one nor a name that the hub gives.
     """
     path = Path(source)
-    return path if path.is_file() else resolve_folder(source, hub=hub)
+    return path if os.path.isfile(path) else resolve_folder(source, hub=hub)
 
 
 def build_backbone(path: Path, given: Mapping[str, Any], loading: LoadOptions) -> Backbone:
@@ -144,7 +144,7 @@ def build_backbone(path: Path, given: Mapping[str, Any], loading: LoadOptions) -
     if built["unet"] is not None:
         check_backbone(built["unet"])
     if "tokenizer" not in built:
-        built["tokenizer"] = _tokenizer(path)
+        built["tokenizer"] = _tokenizer(path, built["text_encoder"])
     if "scheduler" not in built:
         built["scheduler"] = _scheduler(path, parts.noise)
     return Backbone(**built)
@@ -158,9 +158,13 @@ def _scheduler(path: Path, noise: Noise) -> Any:
     return read_scheduler(path) or make_scheduler("DPM++ 2M", noise=noise)
 
 
-def _tokenizer(path: Path) -> CLIPTokenizer:
-    has_vocabulary = any((path / "tokenizer" / name).exists() for name in ("tokenizer.json", "vocab.json"))
-    return CLIPTokenizer.from_pretrained(path / "tokenizer") if has_vocabulary else clip_tokenizer()
+def _tokenizer(path: Path, text_encoder: Any) -> CLIPTokenizer:
+    """A model's tokenizer, which must be its text encoder's where that is there."""
+    folder = path / "tokenizer"
+    if text_encoder is None:
+        return read_clip_tokenizer(folder)
+    rows = text_encoder.get_input_embeddings().weight.shape[0]
+    return read_clip_tokenizer(folder, rows, text_encoder.config.max_position_embeddings)
 
 
 def cache_folder() -> Path:
@@ -195,7 +199,7 @@ def empty_prompt_features(
             return read_tensors(kept)["features"]
     parts = read_parts(path, names=("text_encoder",), files=files)
     text_encoder = build_part("text_encoder", parts, path, dtype)
-    features = encode_english([""], text_encoder, _tokenizer(path))
+    features = encode_english([""], text_encoder, _tokenizer(path, text_encoder))
     with suppress(OSError):  # a cache that cannot be written is no reason to stop
         kept.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(kept, shared=True) as partial:
@@ -210,7 +214,7 @@ def load_vae(source: str | Path) -> AutoencoderKL:
         UserError: nothing is there, it holds no VAE, or it is damaged.
     """
     path = Path(source)
-    path = path if path.exists() else resolve_folder(source)
+    path = path if os.path.exists(path) else resolve_folder(source)
     return build_part("vae", read_vae(path), path, torch.float32)
 
 

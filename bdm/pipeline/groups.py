@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, quoted, whole_number
 
 #: Draws prompts by their indices, with the inputs and control pictures of these alone.
 Draw = Callable[[list[int], dict[str, Any], Any], Any]
@@ -26,12 +26,9 @@ def as_seed(seed: SupportsIndex) -> int:
     Raises:
         UserError: no whole number from 0 to 2^63 - 1.
     """
-    try:
-        number = seed.__index__()
-    except AttributeError:
-        number = -1
-    if not 0 <= number < 2**63:
-        raise UserError(f"seed {seed!r}: give a whole number from 0 to {2**63 - 1}")
+    number = whole_number(seed)
+    if number is None or not 0 <= number < 2**63:
+        raise UserError(f"seed {quoted(seed)}: give a whole number from 0 to {2**63 - 1}")
     return number
 
 
@@ -41,12 +38,9 @@ def as_count(count: SupportsIndex | None) -> int:
     Raises:
         UserError: no whole number from 1 on.
     """
-    try:
-        number = 1 if count is None else count.__index__()
-    except AttributeError:
-        number = 0
-    if number < 1:
-        raise UserError(f"num_images_per_prompt {count!r}: give a whole number from 1 on")
+    number = 1 if count is None else whole_number(count)
+    if number is None or number < 1:
+        raise UserError(f"num_images_per_prompt {quoted(count)}: give a whole number from 1 on")
     return number
 
 

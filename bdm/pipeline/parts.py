@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
@@ -23,7 +24,7 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..method.branch import BranchModel
 from ..method.bridge import Bridge
 from ..text.native import NativeTextEncoder
@@ -132,8 +133,9 @@ class PartsMixin:
         Raises:
             UserError: see ``from_pretrained``.
         """
-        if not Path(file).is_file():
-            raise UserError(f"{file}: no such file; give a checkpoint, or a folder to from_pretrained")
+        if not os.path.isfile(file):  # which takes names of any length
+            named = printable(file, 300)
+            raise UserError(f"{named}: no such file; give a checkpoint, or a folder to from_pretrained")
         return cls._loaded("from_single_file", None, file, english, dict(options))
 
     @classmethod

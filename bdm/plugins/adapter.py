@@ -13,6 +13,7 @@ from ..formats.adapter import split_adapter
 from ..formats.bundled import BUNDLED, bundled_embeddings
 from ..formats.change import Change
 from ..formats.embedding import as_rows
+from ..formats.signs import refuse_other_base, refuse_other_noise
 from ..formats.weights import WeightFile, read_weights, refuse_not_finite
 from .kind import PluginKind, Strengths, finite
 from .stack import Place, WeightDelta
@@ -43,6 +44,9 @@ class AdapterKind(PluginKind):
         """
         file = read_weights(path)
         refuse_not_finite(file.tensors, path)
+        refuse_other_base(file)
+        if self.to.has("unet"):
+            refuse_other_noise(file, self.to.noise)
         own = {part: self.to.weights.base(part) for part in _PARTS if self.to.has(part)}
         live = {part: _modules([*weights, *self.to.weights.foreign(part)]) for part, weights in own.items()}
         self._refuse_missing_text(file.tensors, path)

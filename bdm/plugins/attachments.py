@@ -13,7 +13,11 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..formats.checkpoint import check_weights, named_like
+from ..formats.checkpoint import Parts, check_weights, named_like
+from ..formats.configs import part_config
+from ..formats.noise import SD15_NOISE, Noise
+from ..formats.settings import refuse_other_settings
+from ..models.samplers import scheduler_noise
 from .controlnet_hook import ControlNetHook
 from .parameters import plain
 from .stack import Place, WeightStack
@@ -48,6 +52,12 @@ class Attachments:
     def has(self, part: str) -> bool:
         """Whether the pipeline has a part."""
         return getattr(self.pipe, part, None) is not None
+
+    @property
+    def noise(self) -> Noise:
+        """What the pipeline's scheduler takes its denoiser for; SD1.5's kind where there is none."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        return SD15_NOISE if scheduler is None else scheduler_noise(scheduler)
 
     def part(self, part: str) -> nn.Module:
         """A part of the pipeline that something is to hang on, without ``torch.compile``'s wrapping.
@@ -103,17 +113,34 @@ class Attachments:
             self._hung[name].close()
             del self._hung[name]
 
-    def replacement(self, part: str, weights: Mapping[str, Tensor], path: Path) -> dict[Place, Tensor]:
+    def replacement(self, part: str, parts: Parts, path: Path) -> dict[Place, Tensor]:
         """Weights that are to take the place of a part's.
 
         Raises:
-            UserError: they are not exactly the weights of that part, or some of it cannot be replaced.
+            UserError: they are not exactly the weights of that part, are noted with other settings than its
+                own, or some of it cannot be replaced.
         """
         self.weights.check(part)
         own = self.weights.base(part)
-        weights = named_like(own, weights)
+        weights = named_like(own, parts.weights[part])
         check_weights(own, weights, f"{path} ({part})")
+        self._refuse_other_settings(part, parts, path)
         return {(part, key): tensor for key, tensor in weights.items()}
+
+    def _refuse_other_settings(self, part: str, parts: Parts, path: Path) -> None:
+        """Refuse weights whose file notes settings that the live network does not compute with.
+
+        A file that notes nothing is taken for what the network is.
+        """
+        noted, live = parts.configs.get(part), getattr(self.part(part), "config", None)
+        if not noted or live is None:
+            return
+        try:
+            theirs = part_config(part, parts.weights[part], noted)
+        except UserError as error:
+            raise UserError(f"{path}: its {part.replace('_', ' ')}: {error}") from None
+        ours = live if isinstance(live, Mapping) else live.to_dict()
+        refuse_other_settings(part, theirs, ours, path)
 
 
 def refuse_shared(module: nn.Module, ours: Attachments, part: str) -> None:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..formats.checkpoint import read_parts
-from ..formats.noise import SD15_NOISE, Noise
-from ..models.samplers import scheduler_noise
+from ..formats.noise import Noise
 from .attachments import Attachments
 from .kind import PluginKind
 from .stack import WeightDelta
-from .vae import refuse_other_scaling
 
 
 class CheckpointKind(PluginKind):
@@ -23,12 +21,11 @@ class CheckpointKind(PluginKind):
     def attach(self, path: Path, name: str) -> None:
         """Put a checkpoint's weights in place of the pipeline's (see ``PluginKind.attach``)."""
         parts = read_parts(path)
-        refuse_other_scaling(parts, self.to, path)
         _refuse_other_noise(parts.noise, self.to, path)
         delta = WeightDelta()
-        for part, weights in parts.weights.items():
+        for part in parts.weights:
             if self.to.has(part):
-                delta.replaced |= self.to.replacement(part, weights, path)
+                delta.replaced |= self.to.replacement(part, parts, path)
         self.to.weights.put(name, delta)
 
     def detach(self, name: str) -> None:
@@ -42,9 +39,7 @@ def _refuse_other_noise(noise: Noise, to: Attachments, path: Path) -> None:
     Raises:
         UserError: names what differs.
     """
-    scheduler = getattr(to.pipe, "scheduler", None)
-    ours = SD15_NOISE if scheduler is None else scheduler_noise(scheduler)
-    if to.has("unet") and (different := noise.differences(ours)):
+    if to.has("unet") and (different := noise.differences(to.noise)):
         raise UserError(
             f"{path} is made for {'; '.join(different)}, which this pipeline's scheduler is set to; load it"
             " as the backbone (backbone=), or give the pipeline a scheduler of its kind first"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..formats.checkpoint import load_controlnet
 from ..method.clock import check_window
 from .control_images import annotate as annotate
@@ -129,6 +129,8 @@ def _settle_pooling(network: Any, pooled: bool | None, path: Path) -> None:
     Raises:
         UserError: it was not said of one that is made to pool them: most have no other sign than their name.
     """
+    if pooled is not None and not isinstance(pooled, bool):
+        raise UserError(f"pooled is {quoted(pooled)}; give True or False, or leave it out")
     if pooled is None and network.config["global_pool_conditions"]:
         raise UserError(
             f"{path} is a shuffle ControlNet, whose residuals are averaged over the picture: its"
@@ -136,4 +138,4 @@ def _settle_pooling(network: Any, pooled: bool | None, path: Path) -> None:
             " pooled=True, or with pooled=False if it is none"
         )
     if pooled is not None:
-        network.register_to_config(global_pool_conditions=bool(pooled))
+        network.register_to_config(global_pool_conditions=pooled)

@@ -11,7 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..formats.identify import Kind
 from ..method.clock import Steps
 from ..method.condition import Part
@@ -113,11 +113,11 @@ def finite(value: Any, what: str = "strength") -> float:
     Raises:
         UserError: it is none, not finite, or so large that nothing could be drawn with it.
     """
-    if not isinstance(value, Real):
-        raise UserError(f"{what} {str(value)[:80]!r} is no number; give one such as 0.8")
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise UserError(f"{what} {quoted(value)} is no number; give one such as 0.8")
     try:
         number = float(value)
-    except OverflowError:  # whole numbers may be of any length
+    except (OverflowError, ValueError):  # whole numbers may be of any length
         number = math.inf
     if not math.isfinite(number):
         raise UserError(f"{what} {number} is not a finite number; give one such as 0.8")

@@ -6,6 +6,7 @@ Names are unique, and whatever is detached leaves nothing behind.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, printable, quoted, refused_paths
 from ..formats.identify import Kind, file_hashes, identify_source, require, source_hash
 from ..formats.weights import WEIGHT_SUFFIXES, resolve_folder
 from ..method.clock import Steps
@@ -58,8 +59,9 @@ class Plugin:
             if self.strength is None
             else " " + ", ".join(f"{part} {value:g}" for part, value in self.strength.items())
         )
-        words = f" bringing {', '.join(map(repr, self.words))}" if self.words else ""
-        return f"{self.name}: {self.kind}{strength}{words} [{self.hash}] from {self.source}"
+        words = f" bringing {', '.join(map(quoted, self.words))}" if self.words else ""
+        # Names, words and paths are those of files that others made.
+        return printable(f"{self.name}: {self.kind}{strength}{words} [{self.hash}] from {self.source}", 2000)
 
 
 class Plugins:
@@ -119,15 +121,23 @@ class Plugins:
             UserError: the file is damaged, of another kind or base, or the name is taken; nothing has changed
                 then.
         """
+        with refused_paths(source):
+            return self._attach(source, name, kind, settings)
+
+    def _attach(
+        self, source: str | Path, name: str | None, kind: Kind | None, settings: dict[str, Any]
+    ) -> Plugin:
+        if not isinstance(source, str | os.PathLike):
+            raise UserError(f"a plug-in's file cannot be {quoted(source)}; give a path or a hub name")
         path = Path(source)
-        if not path.exists():
+        if not os.path.exists(path):  # which takes names of any length
             if path.suffix.lower() in WEIGHT_SUFFIXES:
-                raise UserError(f"{source}: no such file; check the path")
+                raise UserError(f"{printable(source, 300)}: no such file; check the path")
             path = resolve_folder(source)
         # A hub name's folder is called by a commit, and a folder's name may hold a dot.
         name = name or (path.stem if path.is_file() else Path(source).name)
         if not isinstance(name, str):
-            raise UserError(f"a plug-in cannot be called {name!r}; give a text")
+            raise UserError(f"a plug-in cannot be called {quoted(name)}; give a text")
         if name in self._plugins:
             raise UserError(f"a plug-in is called {name!r} already; detach it or give another name")
         found = identify_source(path)
@@ -155,15 +165,17 @@ class Plugins:
         """The kinds of file that a plug-in of a kind can come from; None stands for any kind."""
         if kind is None:
             return tuple(self._kinds)
-        if kind not in self._kinds:
-            raise UserError(f"there are no plug-ins of kind {kind!r}; allowed: {', '.join(self._kinds)}")
+        if not isinstance(kind, str) or kind not in self._kinds:
+            allowed = ", ".join(self._kinds)
+            raise UserError(f"there are no plug-ins of kind {quoted(kind)}; allowed: {allowed}")
         return self._kinds[kind].sources
 
     def _check_settings(self, kind: Kind, settings: Mapping[str, Any], path: Path) -> None:
         known = list(inspect.signature(self._kinds[kind].attach).parameters)[2:]  # without path and name
         unknown = [setting for setting in settings if setting not in known]
         if unknown:
-            raise UserError(f"{path}: a {kind} takes no setting {unknown[0]!r}")
+            allowed = ", ".join(known) or "none"
+            raise UserError(f"{path}: a {kind} takes no setting {quoted(unknown[0])}; allowed: {allowed}")
 
     def set_strength(self, name: str, strength: float, text_strength: float | None = None) -> None:
         """Change the strength of an adapter or a ControlNet; nothing is read again.
@@ -250,7 +262,9 @@ def _pair(name: str, value: Any) -> tuple[float, float | None]:
     """A strength for one call as one for the UNet and one for the text encoder."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, None)
     if len(pair) != 2:
-        raise UserError(f"strength of {name}: {value!r}; give a number, or a pair for UNet and text encoder")
+        raise UserError(
+            f"strength of {name}: {quoted(value)}; give a number, or a pair for UNet and text encoder"
+        )
     return pair
 
 

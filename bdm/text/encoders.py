@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, printable
 from ..extras import require_packages
 from ..formats.choice import FileChoice
 from ..formats.names import largest_block
@@ -48,8 +48,8 @@ def read_encoder_config(folder: Path) -> Any:
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UserError(
-            f"{path} describes a model of the type {str(kind)[:60]!r}, which transformers does not have; code"
-            " of the folder's own is never run: give another text encoder"
+            f"{path} describes a model of the type {printable(kind, 60)!r}, which transformers does not"
+            " have; code of the folder's own is never run: give another text encoder"
         )
     if settings.get("quantization_config"):
         raise UserError(f"{path} says that the weights are quantised; give the text encoder as it was before")
@@ -107,8 +107,8 @@ def _refuse_more_layers(settings: Mapping[str, Any], tensors: int, source: Path)
             _refuse_more_layers(value, tensors, source)
         elif _COUNTS_LAYERS.search(str(key)) and isinstance(value, int) and value > tensors:
             raise UserError(
-                f"{source}: its configuration says {key} {str(value)[:20]}, and its weights are {tensors}"
-                " tensors; they do not belong together"
+                f"{source}: its configuration says {key} {printable(value, 20)}, and its weights are"
+                f" {tensors} tensors; they do not belong together"
             )
 
 
@@ -180,8 +180,8 @@ def _refuse_unread(given: Iterable[str], known: Collection[str], parts: Collecti
     ]
     if left:
         raise UserError(
-            f"{origin} holds {left[0][:120]!r} ({len(left)} such weights), which the model of its config.json"
-            " has not; weights and configuration do not belong together"
+            f"{origin} holds {printable(left[0], 120)!r} ({len(left)} such weights), which the model of its"
+            " config.json has not; weights and configuration do not belong together"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..formats.load_options import LoadKeywords, read_options
 from ..formats.weights import cast, is_weight_file, read_json, resolve_folder
 from .chunks import ChunkLayout, check_ids, content_ids, count_chunks, execution_device, lay_out
@@ -52,10 +52,10 @@ class NativeTextSettings:
         for name, value in said.items():
             kind = type(fields[name].default) if name in fields else None
             if kind is None:
-                raise UserError(f"{path} says {name[:60]!r}; allowed are {', '.join(fields)}")
+                raise UserError(f"{path} says {printable(name, 60)!r}; allowed are {', '.join(fields)}")
             if type(value) is not kind or (kind is int and not 1 <= value <= _MOST):
                 allowed = "true or false" if kind is bool else f"a whole number from 1 to {_MOST}"
-                raise UserError(f"{path} says {name} {str(value)[:40]!r}; give {allowed}")
+                raise UserError(f"{path} says {name} {printable(value, 40)!r}; give {allowed}")
         return NativeTextSettings(**said)
 
 

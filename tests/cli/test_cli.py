@@ -316,7 +316,7 @@ def test_checkpoint_and_vae_from_the_command_line(model, monkeypatch):
         (["--controlnet", "ink.safetensors", "--control-image", "photo.png"], "allowed here: controlnet"),
         (["--lora", "calm.safetensors:1:1:1"], "no such folder"),
         (["--lora", "none.safetensors"], "no such file"),
-        (["--checkpoint", "photo.png"], "damaged or not a torch file"),
+        (["--checkpoint", "photo.png"], "photo.png is a picture (PNG)"),
         (["--controlnet", "edges"], "give one image for each"),
         (["--controlnet", "edges", "--control-image", "calm.safetensors"], "not a picture"),
         (["--controlnet", "edges", "--control-image", "photo.png", "--annotator", "hed"], "controlnet_aux"),

@@ -203,7 +203,7 @@ def test_truncated_safetensors(tmp_path, cut):
     save_file({"a": torch.zeros(8, 8)}, path)
     path.write_bytes(path.read_bytes()[:cut])
     for header_only in (True, False):
-        with pytest.raises(UserError, match="not a whole safetensors file"):
+        with pytest.raises(UserError, match="not a whole safetensors file|is an empty file"):
             read_weights(path, header_only)
 
 

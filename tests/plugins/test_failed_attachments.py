@@ -188,3 +188,43 @@ def test_embeddings_need_a_tokenizer(host, tmp_path):
     with pytest.raises(UserError, match="no tokenizer"):
         Plugins(host).attach(tmp_path / "ink.safetensors")
     assert host.text_encoder.get_input_embeddings().weight.shape == rows
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["x" * 5000, "x" * 5000 + ".safetensors", "a/" + "x" * 5000, "a\0b", "a\0b.safetensors", 5, None, b"a"],
+    ids=range(8),
+)
+def test_paths_that_no_file_can_have(host, path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plugins = Plugins(host)
+    with pytest.raises(UserError) as error:
+        plugins.attach(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
+    assert len(plugins) == 0
+
+
+def test_a_folder_that_may_not_be_entered(host, tmp_path, monkeypatch):
+    """As its owner's permissions have it; the tests may run as one who may everything."""
+    (tmp_path / "model").mkdir()
+    real = type(tmp_path).is_file
+
+    def refused(path):
+        if path.parent == tmp_path / "model":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(type(tmp_path), "is_file", refused)
+    with pytest.raises(UserError, match=r"model.*Permission denied; check the path and its permissions"):
+        Plugins(host).attach(tmp_path / "model")
+
+
+def test_a_plugin_is_shown_on_one_line(host, tmp_path):
+    path = tmp_path / "calm\x1b]0;x\x07\n\u202e.safetensors"
+    save_file({"emb_params": torch.randn(2, TEXT_DIM)}, path)
+    plugins = Plugins(host)
+    plugin = plugins.attach(path, "calm")
+    assert str(plugin).isprintable()
+    assert repr(plugins).isprintable()
+    assert "calm" in str(plugin)

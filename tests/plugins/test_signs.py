@@ -328,3 +328,94 @@ def test_a_checkpoint_beside_an_ip_adapter(pipe, tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(weights_of(pipe), before, strict=True))
     pipe.plugins.detach("style")
     assert all(torch.equal(a, b) for a, b in zip(weights_of(pipe), before, strict=True))
+
+
+# What an adapter was trained for
+
+
+def with_texts(path, folder, texts):
+    save_file(load_file(path), folder / "noted.safetensors", texts)
+    return folder / "noted.safetensors"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"modelspec.prediction_type": "v"}, {"ss_v_parameterization": "True"},
+        {"prediction_type": "v_prediction"}, {"ss_prediction_type": "v", "ss_v_parameterization": "true"},
+    ],
+)  # fmt: skip
+def test_an_adapter_of_another_prediction_is_refused(pipe, files, tmp_path, texts):
+    path, before = with_texts(files["ink"], tmp_path, texts), weights_of(pipe)
+    with pytest.raises(UserError, match=r"header says .*prediction_type v_prediction, not epsilon") as error:
+        pipe.plugins.attach(path)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(pipe), before, strict=True))
+    assert len(pipe.plugins) == 0
+    pipe.scheduler = DDIMScheduler(**SD15_SCHEDULE | {"prediction_type": "v_prediction"})
+    pipe.plugins.attach(path)
+
+
+@pytest.mark.parametrize(
+    "texts", [{"modelspec.prediction_type": "epsilon"}, {"ss_v_parameterization": "False"}]
+)
+def test_an_adapter_for_noise_is_refused_where_velocity_is_predicted(pipe, files, tmp_path, texts):
+    path = with_texts(files["ink"], tmp_path, texts)
+    pipe.plugins.attach(path)
+    pipe.plugins.clear()
+    pipe.scheduler = DDIMScheduler(**SD15_SCHEDULE | {"prediction_type": "v_prediction"})
+    with pytest.raises(UserError, match="prediction_type epsilon, not v_prediction"):
+        pipe.plugins.attach(path)
+    pipe.plugins.attach(files["ink"])  # which says nothing
+
+
+@pytest.mark.parametrize("value", ["True", "False"])
+def test_an_adapter_for_noise_alone(pipe, files, tmp_path, value):
+    """Trainers note False in every file; it excludes nothing."""
+    path = with_texts(files["ink"], tmp_path, {"ss_zero_terminal_snr": value})
+    zero = DDIMScheduler(**SD15_SCHEDULE, rescale_betas_zero_snr=True)
+    plain, pipe.scheduler = pipe.scheduler, zero
+    pipe.plugins.attach(path)
+    pipe.plugins.clear()
+    pipe.scheduler = plain
+    if value == "True":
+        with pytest.raises(UserError, match="rescale_betas_zero_snr True, not False"):
+            pipe.plugins.attach(path)
+    else:
+        pipe.plugins.attach(path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"modelspec.prediction_type": "flow"}, "'flow' is predicted"),
+        ({"ss_v_parameterization": "maybe"}, "neither true nor false"),
+        ({"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "True"}, "remove the one"),
+    ],
+)
+def test_an_adapter_whose_signs_cannot_be_heeded_is_refused(pipe, files, tmp_path, texts, message):
+    with pytest.raises(UserError, match=message):
+        pipe.plugins.attach(with_texts(files["ink"], tmp_path, texts))
+    assert len(pipe.plugins) == 0
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"ss_v2": "True"}, {"ss_base_model_version": "sd_v2_v"}, {"ss_base_model_version": "sdxl_base_v1-0"},
+        {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, {"ss_v2": "perhaps"},
+    ],
+)  # fmt: skip
+def test_an_adapter_for_another_family_is_refused_though_its_shapes_fit(pipe, files, tmp_path, texts):
+    with pytest.raises(UserError, match=next(iter(texts))):
+        pipe.plugins.attach(with_texts(files["ink"], tmp_path, texts))
+    assert len(pipe.plugins) == 0
+
+
+def test_an_adapter_noted_for_this_family_is_attached(pipe, files, tmp_path):
+    texts = {
+        "ss_v2": "False", "ss_base_model_version": "sd_v1", "modelspec.prediction_type": "epsilon",
+        "modelspec.architecture": "stable-diffusion-v1/lora", "ss_zero_terminal_snr": "False",
+        "ss_v_parameterization": "None", "ss_sd_model_name": "sdxl.safetensors",
+    }  # fmt: skip
+    pipe.plugins.attach(with_texts(files["ink"], tmp_path, texts))

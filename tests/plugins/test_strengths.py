@@ -43,7 +43,7 @@ def test_strengths_that_draw_nothing_are_refused(pipe, files, name):
 
 def test_numbers_of_any_kind_are_strengths(pipe, files):
     before = weights_of(pipe)
-    for strength in (0, -1, True, 1e3, np.float32(0.5), np.int64(2), Fraction(1, 2)):
+    for strength in (0, -1, 1e3, np.float32(0.5), np.int64(2), Fraction(1, 2)):
         pipe.plugins.attach(files["ink"], strength=strength)
         now = weights_of(pipe)
         pipe.plugins.set_strength("ink", float(strength))
