@@ -159,7 +159,7 @@ class PackedEncoder:
     def _read_vocabulary(self) -> Vocabulary:
         count, begin, end, pad, unknown, size = self._take("<5iQ")
         special = (begin, end, pad, unknown)
-        distinct = len(set(special)) == 4 and 0 <= min(special) and max(special) < count
+        distinct = len(set(special)) == 4 and min(special) >= 0 and max(special) < count
         if not (distinct and count <= self.sizes.rows):
             raise self._refused(f"says {count} pieces with the markers {special}, which cannot be")
         offsets = self._array("<u4", count + 1).astype(np.int64)
