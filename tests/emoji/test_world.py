@@ -1,14 +1,28 @@
+import hashlib
+import json
+from collections import Counter
+from importlib.metadata import version
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from bdm.config.data import Colour, Treatment
+from bdm.config.data import Colour, EmojiConfig, Language, Treatment
 from bdm.data.batch import fixed_batch, make_batch, stream
 from bdm.data.order import draw_indices
 from bdm.data.source import to_pixels, to_unit_range
-from bdm.emoji.world import COLOUR_NAMES, COLOURS, TREATMENTS, EmojiSource, World
+from bdm.emoji import world as emoji_world
+from bdm.emoji.world import (
+    COLOUR_NAMES,
+    COLOURS,
+    GRAMMAR,
+    LANGUAGES,
+    TREATMENTS,
+    EmojiSource,
+    World,
+    read_names,
+)
 from bdm.errors import UserError
 
 
@@ -29,10 +43,99 @@ def test_the_world_has_its_groups_and_is_always_the_same(world):
     assert {"红包", "月饼", "红灯笼", "爆竹", "饺子", "龙"} <= names
 
 
-@pytest.mark.parametrize("language", ["zh", "en", "ja"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_a_caption_means_one_concept(world, language):
-    names = [c.names[language] for c in world.concepts]
-    assert len(set(names)) == len(names)
+    for some in (world, World(0)):
+        names = [c.names[language] for c in some.concepts if language in c.names]
+        assert len(set(names)) == len(names)
+    assert all(language in c.names for c in world.concepts), "and all languages name the usual world's"
+    backgrounds = {world.caption(None, colour, language) for colour in COLOUR_NAMES}
+    assert len(backgrounds) == len(COLOUR_NAMES)
+    assert not backgrounds & {c.names[language] for c in world.concepts}
+
+
+@pytest.mark.skipif(version("emoji") != "2.16.0", reason="other releases of emoji may have other names")
+def test_further_languages_change_nothing_of_the_first_ones_worlds(world):
+    """Digests from before there were any: concepts, pairs held out, rows in their order."""
+
+    def digest(facts):
+        return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]
+
+    def seen(source):
+        return digest([[r.concept, r.colour, r.variant, r.look, r.treatment, r.caption] for r in source.rows])
+
+    first = ("zh", "en", "ja")
+    concepts = [[c.code, c.group, [c.names[language] for language in first]] for c in world.concepts]
+    assert digest(concepts) == "5466f810864d1cea"
+    assert digest(sorted(world.held_out)) == "08d5d95d9be670e3"
+    assert digest(sorted(World(300, 1).held_out)) == "133cf2bf9f293ada"
+    assert [seen(EmojiSource(world, language)) for language in first] == [
+        "596267d65ba0b13b", "eee2478bcb3b670e", "5b57deabdff6bb51"
+    ]  # fmt: skip
+    assert [seen(EmojiSource(world, language).validation) for language in first] == [
+        "ad4dca39a56e6880", "e992bd3560f4c48b", "56dbaada0b1e8635"
+    ]  # fmt: skip
+    options = dict(looks=("twemoji", "openmoji"), treatments=TREATMENTS, limit=40, held_out="all", variants=4)
+    assert [seen(EmojiSource(world, language, **options)) for language in first] == [
+        "8021bd65e7d80788", "883e1edd84e08169", "f0a2f708f9fd42ee"
+    ]  # fmt: skip
+
+
+def test_several_languages_take_turns(world):
+    """The same pictures as in one language, each named in one of them, always the same."""
+    languages = ("zh", "ja", "ko", "fa", "de")
+    one, several = (EmojiSource(world, language, variants=5) for language in ("zh", languages))
+    assert [(r.concept, r.colour, r.variant, r.look) for r in several.rows] == [
+        (r.concept, r.colour, r.variant, r.look) for r in one.rows
+    ]
+    assert several.rows == EmojiSource(world, languages).rows
+    uses = Counter(row.language for row in several.rows)
+    assert max(uses.values()) < 1.02 * min(uses.values())
+    for facts in ("concept", "colour", "variant"):
+        combined = Counter((row.language, getattr(row, facts)) for row in several.rows)
+        assert len(combined) == len(languages) * len({getattr(row, facts) for row in several.rows}), facts
+    over_colours = {(row.concept, row.variant, row.language) for row in several.rows}
+    # All but where the one colour of a language is held out: no language has a variant for itself.
+    assert len(over_colours) > 0.9 * 640 * 5 * len(languages)
+    for row in several.rows[::97]:
+        name = None if row.variant == 4 else row.concept
+        assert row.caption == world.caption(name, row.colour if row.variant else None, row.language)
+    held_out = several.validation
+    assert {(r.concept, r.colour) for r in held_out.rows} == world.held_out
+    assert {r.language for r in held_out.rows} == set(languages)
+    every = EmojiSource(world, LANGUAGES, limit=50)
+    assert {r.language for r in every.rows} == set(LANGUAGES)
+    different = {r.look for r in every.rows if world.concepts[r.concept].group == "different"}
+    assert different == {"twemoji", "openmoji"}
+    for row in every.rows:
+        assert row.look == world.concepts[row.concept].look(row.language)
+
+
+def test_concepts_without_a_name_have_no_rows_in_that_language(monkeypatch):
+    """And of two with the same name, only the first keeps it."""
+    names = read_names()
+    lantern, cake, dragon = (ord(character) for character in "🏮🥮🐉")
+    del names[lantern]["ko"]
+    names[dragon]["ko"] = names[cake]["ko"]
+    monkeypatch.setattr(emoji_world, "read_names", lambda: names)
+    world = World()
+    assert world.held_out == World().held_out
+    codes = {concept.code: i for i, concept in enumerate(world.concepts)}
+    assert "ko" in world.concepts[codes[cake]].names
+    korean = {row.concept for row in EmojiSource(world, "ko", held_out="all").rows}
+    assert set(range(640)) - korean == {codes[lantern], codes[dragon]}
+    both = [row for row in EmojiSource(world, ("ko", "zh"), held_out="all").rows if row.concept not in korean]
+    assert {row.concept for row in both} == {codes[lantern], codes[dragon]}
+    assert {row.language for row in both} == {"zh"}
+
+
+@pytest.mark.parametrize("language", ["xx", (), ("zh", "xx"), ("zh", "zh")])
+def test_languages_that_are_not_known_are_refused(world, language):
+    with pytest.raises(UserError, match=r"allowed are one or several of zh, en, ja, ko"):
+        EmojiSource(world, language)
+    with pytest.raises(ValueError, match=r"give one or several of zh, en, ja, ko"):
+        EmojiConfig(kind="emoji", language=language)
+    assert EmojiConfig(kind="emoji", language=["zh", "ko"]).language == ("zh", "ko")
 
 
 def test_captions_follow_one_grammar(world):
@@ -41,6 +144,11 @@ def test_captions_follow_one_grammar(world):
     assert world.caption(lantern, "blue", "en") == "red paper lantern, blue background"
     assert world.caption(lantern, None, "zh") == "红灯笼"
     assert world.caption(lantern, "red", "ja").endswith("、赤の背景")
+    assert world.caption(lantern, "blue", "de") == "rote papierlaterne, blauer Hintergrund"
+    assert world.caption(None, "white", "ar") == "خلفية بيضاء"
+    assert world.caption(None, "pink", "id") == "latar belakang merah muda"
+    assert GRAMMAR.keys() == set(LANGUAGES)
+    assert all(words.keys() == set(LANGUAGES) for _, words in COLOURS.values())
     assert world.caption(None, "blue", "zh") == "蓝色背景"
     assert world.caption(None, "blue", "en") == "blue background"
 
@@ -116,6 +224,7 @@ def test_a_limit_spreads_evenly(world):
 def test_colours_of_the_configuration_are_the_worlds():
     assert get_args(Colour) == COLOUR_NAMES
     assert get_args(Treatment) == TREATMENTS
+    assert get_args(Language) == LANGUAGES
 
 
 def test_no_validation_examples_are_an_error(world):
