@@ -22,7 +22,8 @@ class InferBench(Bench):
 
     The peer does what the official pipeline does in every step: branch and backbone on [negative, positive],
     all of it. It is not charged for the convolutions of a condition picture, which Bridge Diffusion Models
-    do not have. We have called ``optimize()``; "bdm unprepared" has not.
+    do not have. We have called ``optimize()``; "bdm unprepared" has not, and "bdm plain" does without all savings
+    (``share=False``).
     """
 
     def __init__(self, config: BenchDrawConfig) -> None:
@@ -34,8 +35,8 @@ class InferBench(Bench):
         if name == OURS:  # with weights of its own, because they stay packed while the others run
             return self._ours(build_networks(self.config), count, prepared=True)
         self._networks = networks = self._networks or build_networks(self.config)
-        if name == "bdm unprepared":
-            return self._ours(networks, count, prepared=False)
+        if name in ("bdm unprepared", "bdm plain"):
+            return self._ours(networks, count, prepared=False, share=name == "bdm unprepared")
         unet, controlnet = networks.unet, peer_controlnet(networks.unet, networks.branch)
         flops = count_flops(lambda: self._draw(networks, unet, controlnet)) if count else None
         if name == "diffusers compiled":
@@ -45,7 +46,7 @@ class InferBench(Bench):
             lambda: self._draw(networks, unet, controlnet), flops,
         )  # fmt: skip
 
-    def _ours(self, networks: Networks, count: bool, prepared: bool) -> Side:
+    def _ours(self, networks: Networks, count: bool, prepared: bool, share: bool = True) -> Side:
         pipe = BridgePipeline(
             networks.vae,
             networks.text_encoder,
@@ -66,6 +67,7 @@ class InferBench(Bench):
                 return pipe(
                     **self._texts(networks), latents=self._latents(networks), guidance_scale=config.guidance,
                     num_inference_steps=config.steps, output_type="pt" if config.decode else "latent",
+                    share=share,
                 ).images  # fmt: skip
 
         flops = count_flops(draw) if count else None

@@ -95,9 +95,10 @@ class BenchModelConfig(BenchConfig):
 class BenchDrawConfig(BenchModelConfig):
     """What is drawn beside diffusers' UNet and ControlNet on the doubled batch."""
 
-    peers: tuple[Literal["diffusers", "diffusers compiled", "bdm unprepared"], ...] = (
+    peers: tuple[Literal["diffusers", "diffusers compiled", "bdm unprepared", "bdm plain"], ...] = (
         "diffusers",
         "bdm unprepared",
+        "bdm plain",
     )
     steps: PositiveInt = 1
     guidance: Annotated[float, Field(gt=1)] = 7.5
