@@ -22,8 +22,8 @@ class InferBench(Bench):
 
     The peer does what the official pipeline does in every step: branch and backbone on [negative, positive],
     all of it. It is not charged for the convolutions of a condition picture, which Bridge Diffusion Models
-    do not have. We have called ``optimize()``; "bdm unprepared" has not, and "bdm plain" does without all savings
-    (``share=False``).
+    do not have. We have called ``optimize()``; "bdm unprepared" has not, and "bdm plain" does without all
+    savings (``share=False``).
     """
 
     def __init__(self, config: BenchDrawConfig) -> None:
