@@ -29,18 +29,18 @@ class _Session:
     """A condition in force, and what is known of the call it was set for.
 
     Attributes:
-        condition: what the branch is told.
+        conditions: what each branch is told.
         reader: tells the parts of the UNet's batches.
         clock: tells the denoising steps.
         thread: whose calls of the UNet it is for.
-        features: the branch's text by parts; one tensor for all steps.
+        features: each branch's text by its number and the parts; one tensor for all steps.
     """
 
-    condition: NativeCondition
+    conditions: tuple[NativeCondition, ...]
     reader: PartReader
     clock: StepClock
     thread: int = field(default_factory=threading.get_ident)
-    features: dict[tuple[Part, ...], Tensor] = field(default_factory=dict)
+    features: dict[tuple[int, tuple[Part, ...]], Tensor] = field(default_factory=dict)
 
 
 class Bridge:
@@ -52,6 +52,8 @@ class Bridge:
     Args:
         branch: the branch; bridges of several UNets may share one.
         helpers: what saves or leaves out work (see ``bdm.speed``).
+        beside: further branches on the same backbone, each of which is told its own text; all add their
+            residuals.
 
     Example:
         >>> bridge = Bridge(branch).attach(pipe.unet)
@@ -60,8 +62,14 @@ class Bridge:
         >>> bridge.detach()
     """
 
-    def __init__(self, branch: BranchModel, helpers: Sequence[StepHelper] = ()) -> None:
+    def __init__(
+        self,
+        branch: BranchModel,
+        helpers: Sequence[StepHelper] = (),
+        beside: Sequence[BranchModel] = (),
+    ) -> None:
         self.branch = branch
+        self.branches = (branch, *beside)
         self.helpers = tuple(helpers)
         self.unet: Any = None
         self._hung = ExitStack()
@@ -98,7 +106,8 @@ class Bridge:
             UserError: not an SD1.5 UNet, or blocks of other sizes than the branch's.
         """
         check_backbone(unet)
-        check_fit(self.branch, unet, ("block_out_channels", "layers_per_block"), "branch")
+        for branch in self.branches:
+            check_fit(branch, unet, ("block_out_channels", "layers_per_block"), "branch")
 
     def detach(self) -> None:
         """Take the hook off; the UNet's outputs are bit for bit what they were before."""
@@ -106,15 +115,27 @@ class Bridge:
         self.unet = None
 
     @contextmanager
-    def condition(self, condition: NativeCondition) -> Iterator[None]:
+    def condition(self, condition: NativeCondition, *beside: NativeCondition) -> Iterator[None]:
         """Everything the UNet computes inside the ``with`` block is conditioned on ``condition``.
 
+        Args:
+            condition: what the branch is told; it also says what is known of the call.
+            beside: what the branches beside it are told, in their order.
+
         Raises:
-            UserError: features that the branch does not read, or a condition of another thread is in force.
+            UserError: features that a branch does not read, another number of conditions than branches, or
+                a condition of another thread is in force.
         """
-        self._check_features(condition)
+        conditions = (condition, *beside)
+        if len(conditions) != len(self.branches):
+            raise UserError(
+                f"the bridge has {len(self.branches)} branches and is given {len(conditions)} conditions; give"
+                " one for each"
+            )
+        for branch, each in zip(self.branches, conditions, strict=True):
+            _check_features(branch, each)
         outer = self._session
-        session = _Session(condition, PartReader(condition), StepClock(condition.steps))
+        session = _Session(conditions, PartReader(condition), StepClock(condition.steps))
         if outer is not None and outer.thread != session.thread:
             raise UserError(
                 "this bridge is drawing in another thread; give each thread a pipeline of its own"
@@ -127,15 +148,6 @@ class Bridge:
                 for helper in self.helpers:
                     helper.hang(stack, self.unet, self.branch)
             yield
-
-    def _check_features(self, condition: NativeCondition) -> None:
-        width = self.branch.config["cross_attention_dim"]
-        for features in (condition.positive, condition.negative):
-            if features is not None and (features.ndim != 3 or features.shape[-1] != width):
-                raise UserError(
-                    f"native text features have shape {tuple(features.shape)} and the branch reads (prompts,"
-                    f" length, {width}); use the text encoder that the branch was trained with"
-                )
 
     def _before(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the branch's residuals to the arguments of the UNet's forward pass."""
@@ -150,10 +162,10 @@ class Bridge:
         call = self._read(session, unet, args, kwargs)
         for helper in self.helpers:
             helper.before(call)
-        condition = session.condition
-        if condition.scale != 0.0 and call.in_window(condition.start, condition.end):
-            down, middle = self._residuals(session, call)
-            add_residuals(call.values, down, middle, call.sample.dtype)
+        for number, on in enumerate(call.branches_on):
+            if on:
+                down, middle = self._residuals(session, call, number)
+                add_residuals(call.values, down, middle, call.sample.dtype)
         return call.arguments()
 
     def _after(self, unet: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -165,21 +177,32 @@ class Bridge:
     def _read(self, session: _Session, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UNetCall:
         values = named_arguments(unet, args, kwargs)
         parts = session.reader.parts(len(values["sample"]), values.get("encoder_hidden_states"), unet)
-        return UNetCall(values, len(args), session.condition, parts, session.clock, unet)
+        return UNetCall(values, len(args), session.conditions, parts, session.clock, unet)
 
-    def _residuals(self, session: _Session, call: UNetCall) -> tuple[tuple[Tensor, ...], Tensor]:
-        sample, timestep, dtype = call.sample, call.values["timestep"], self.branch.dtype
-        if call.parts not in session.features:
-            features = session.condition.features(call.parts)
-            session.features[call.parts] = features.to(sample.device, dtype)
-        features = session.features[call.parts]
+    def _residuals(self, session: _Session, call: UNetCall, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        branch, condition = self.branches[number], session.conditions[number]
+        sample, timestep, dtype = call.sample, call.values["timestep"], branch.dtype
+        if (number, call.parts) not in session.features:
+            features = condition.features(call.parts)
+            session.features[number, call.parts] = features.to(sample.device, dtype)
+        features = session.features[number, call.parts]
         if sample.ndim == 5:  # AnimateDiff: (B, C, F, h, w); the UNet sees frames as samples
             frames = sample.shape[2]
             features = features.repeat_interleave(frames, dim=0)
             if isinstance(timestep, Tensor) and timestep.ndim:
                 timestep = timestep.expand(len(sample)).repeat_interleave(frames)
             sample = sample.movedim(2, 1).flatten(0, 1)
-        return self.branch(sample.to(dtype), timestep, features, session.condition.scale, return_dict=False)
+        return branch(sample.to(dtype), timestep, features, condition.scale, return_dict=False)
+
+
+def _check_features(branch: BranchModel, condition: NativeCondition) -> None:
+    width = branch.config["cross_attention_dim"]
+    for features in (condition.positive, condition.negative):
+        if features is not None and (features.ndim != 3 or features.shape[-1] != width):
+            raise UserError(
+                f"native text features have shape {tuple(features.shape)} and the branch reads (prompts,"
+                f" length, {width}); use the text encoder that the branch was trained with"
+            )
 
 
 def _is_bridge(hook: Any) -> bool:

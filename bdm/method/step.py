@@ -22,7 +22,7 @@ class UNetCall:
     Attributes:
         values: the arguments that were given, by name.
         positional: how many of them were given by position.
-        condition: the condition of the pipeline's call.
+        conditions: what each branch is told in the pipeline's call, its own first.
         parts: what each part of the batch is drawn for; the parts have equally many samples.
         clock: tells the denoising step.
         unet: the UNet.
@@ -30,11 +30,19 @@ class UNetCall:
 
     values: dict[str, Any]
     positional: int
-    condition: NativeCondition
+    conditions: tuple[NativeCondition, ...]
     parts: tuple[Part, ...]
     clock: StepClock
     unet: Any
     _step: int | None = None
+
+    @property
+    def branches_on(self) -> tuple[bool, ...]:
+        """Which branches act in this step."""
+        return tuple(
+            condition.scale != 0.0 and self.in_window(condition.start, condition.end)
+            for condition in self.conditions
+        )
 
     @property
     def sample(self) -> Tensor:

@@ -9,7 +9,7 @@ Stock diffusers pipelines with the bridge on their UNet and four independent tex
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, SupportsIndex
 
@@ -43,6 +43,7 @@ from ..speed.sharing import Vouched
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, groups_of_one_length
 from .auto import register
+from .beside import BesideMixin, Said, branches_of
 from .exclusive import exclusively
 from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
@@ -50,7 +51,7 @@ from .parts import PartsMixin, Vae, check_parts
 from .texts import Texts, TextsMixin, adapters_scaled
 
 
-class BridgeMixin(TextsMixin, PartsMixin):
+class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
     """What turns a stock Stable Diffusion pipeline into a bilingual one.
 
     Everything else is the stock pipeline's.
@@ -79,6 +80,7 @@ class BridgeMixin(TextsMixin, PartsMixin):
         branch_start: float = 0.0,
         branch_end: float = 1.0,
         english_guidance: float | None = None,
+        beside: Mapping[str, Texts | Mapping[str, Any]] | None = None,
         num_images_per_prompt: SupportsIndex | None = 1,
         seed: SupportsIndex | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -110,6 +112,8 @@ class BridgeMixin(TextsMixin, PartsMixin):
                 ``guidance_scale`` alone; None guides by both together with ``guidance_scale``, as the paper
                 does. It costs a third part of the batch where an English prompt says something (see
                 ``bdm.method.composed``).
+            beside: what further branches are told (see ``add_branch``): by their names a prompt, or P of
+                them, or a mapping of ``prompt``, ``negative_prompt``, ``scale``, ``start`` and ``end``.
             num_images_per_prompt: pictures for each prompt, P x n in all.
             seed: picture i uses seed + i, drawn on the CPU, so that it can be made again alone.
             generator: instead of ``seed``, as in diffusers.
@@ -141,6 +145,7 @@ class BridgeMixin(TextsMixin, PartsMixin):
         english = self._english_pairs(
             prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, len(native)
         )
+        further = self._said_beside(beside, len(native))
         self._check_sides(height, width)
         check_window(branch_start, branch_end, "branch")
         if seed is not None:
@@ -160,10 +165,14 @@ class BridgeMixin(TextsMixin, PartsMixin):
             with plugged:
                 return self._draw(
                     native.take(chosen), english.take(chosen), 1 if clip_skip is None else clip_skip,
-                    condition, inputs, share, approximation, ratio,
+                    condition, inputs, share, approximation, ratio, further, chosen,
                 )  # fmt: skip
 
-        groups = groups_of_one_length(self._native_lengths(native), self._english_lengths(english))
+        groups = groups_of_one_length(
+            self._native_lengths(native),
+            self._english_lengths(english),
+            *(said.lengths() for said in further),
+        )
         return draw_in_groups(draw, groups, inputs, control_images)
 
     def _draw(
@@ -176,6 +185,8 @@ class BridgeMixin(TextsMixin, PartsMixin):
         share: bool,
         approximation: Approximation,
         english_ratio: float | None,
+        further: Sequence[Said],
+        chosen: Sequence[int],
     ) -> Any:
         """Pictures for prompts whose texts are equally long, as the stock pipeline draws them."""
         guided = self._is_guided(inputs)
@@ -183,20 +194,23 @@ class BridgeMixin(TextsMixin, PartsMixin):
         # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
         with adapters_scaled(self.text_encoder, inputs):
             ours, theirs = self._english_features(english, clip_skip, guided)
-        condition = NativeCondition(
-            positive, negative, **settings, steps=self._timesteps, parts=self._parts,
-            images_per_prompt=inputs["num_images_per_prompt"],
-        )  # fmt: skip
+        call: dict[str, Any] = dict(
+            steps=self._timesteps, parts=self._parts, images_per_prompt=inputs["num_images_per_prompt"]
+        )
+        condition = NativeCondition(positive, negative, **settings, **call)
+        others = [said.condition(chosen, self.unet, **call) for said in further]
         # An English prompt that says what its negative says makes no difference.
         composed = None
         if english_ratio is not None and theirs is not None and not torch.equal(ours, theirs):
             composed = ComposedGuidance(english_ratio)
-        bridge = Bridge(self.branch, share, approximation, self._vouch(inputs), composed)
+        bridge = Bridge(
+            self.branch, share, approximation, self._vouch(inputs), composed, [*branches_of(further)]
+        )
         with ExitStack() as stack:
             stack.enter_context(exclusively(self.scheduler))
             stack.callback(bridge.detach)
             bridge.attach(self.unet)
-            stack.enter_context(bridge.condition(condition))
+            stack.enter_context(bridge.condition(condition, *others))
             if share and self.vae is not None:
                 fold_layers(stack, self.vae)
             return super().__call__(prompt_embeds=ours, negative_prompt_embeds=theirs, **inputs)

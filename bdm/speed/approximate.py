@@ -123,11 +123,9 @@ class ReusedOutputs:
     def before(self, call: UNetCall) -> None:
         """Decide whether this call computes anew."""
         self._thread = threading.get_ident()
-        condition = call.condition
         self._calls = self._calls + 1 if call.step == self._step else 0
         self._step = call.step
-        on = condition.scale != 0.0 and call.in_window(condition.start, condition.end)
-        work = (len(call.sample), call.parts, on, id(condition), self._calls)
+        work = (len(call.sample), call.parts, call.branches_on, id(call.conditions[0]), self._calls)
         kept = self._kept.get(work)
         self._due = kept is None or not 0 < call.step - kept[0] < self._every
         if self._due:

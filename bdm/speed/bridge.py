@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..method.branch import BranchModel
 from ..method.bridge import Bridge as PaperBridge
 from ..method.composed import ComposedGuidance
@@ -21,6 +23,7 @@ class Bridge(PaperBridge):
         approximation: work to leave out although the picture changes.
         vouched: what the pipeline that draws vouches for.
         composed: separate strengths of the two languages; None has the paper's one.
+        beside: further branches (see ``bdm.method.bridge.Bridge``).
 
     Example:
         >>> bridge = bdm.Bridge(branch).attach(pipe.unet)
@@ -36,12 +39,13 @@ class Bridge(PaperBridge):
         approximation: Approximation = EXACT,
         vouched: Vouched = UNKNOWN,
         composed: ComposedGuidance | None = None,
+        beside: Sequence[BranchModel] = (),
     ) -> None:
         # What changes the parts of a batch comes first: what is shared is seen in the parts that are left.
         helpers = helpers_of(approximation, composed)
         if share:
             helpers += exact_helpers(vouched)
-        super().__init__(branch, helpers)
+        super().__init__(branch, helpers, beside)
 
 
 def exact_helpers(vouched: Vouched) -> list[StepHelper]:
