@@ -129,8 +129,8 @@ class Bridge:
         conditions = (condition, *beside)
         if len(conditions) != len(self.branches):
             raise UserError(
-                f"the bridge has {len(self.branches)} branches and is given {len(conditions)} conditions; give"
-                " one for each"
+                f"the bridge has {len(self.branches)} branches and is given {len(conditions)} conditions;"
+                " give one for each"
             )
         for branch, each in zip(self.branches, conditions, strict=True):
             _check_features(branch, each)
