@@ -6,8 +6,8 @@ from peer.classes import classes
 SKIPPED: dict[str, str] = {}
 FAILING: dict[str, str] = {
     "AnimateDiff.test_to_dtype": (
-        "the pipeline makes a motion UNet of the UNet that it is given, which it does not cast; diffusers' own"
-        " AnimateDiff tests look at the pipeline's parts for that reason"
+        "the pipeline makes a motion UNet of the UNet that it is given, which it does not cast; diffusers'"
+        " own AnimateDiff tests look at the pipeline's parts for that reason"
     ),
 }
 
