@@ -227,6 +227,17 @@ def test_colours_of_the_configuration_are_the_worlds():
     assert get_args(Language) == LANGUAGES
 
 
+def test_a_fixed_batch_sees_every_kind_of_row(world):
+    """Rows come in a rhythm of treatments and variants, which an even spacing may fall in with."""
+    source = EmojiSource(world, looks=("twemoji", "openmoji"), treatments=TREATMENTS, variants=3)
+    rows = [source.rows[i] for i in fixed_batch(source, 400, seed=0).indices]
+    assert {row.treatment for row in rows} == set(TREATMENTS)
+    assert {row.variant for row in rows} == {0, 1, 2}
+    assert {row.look for row in rows} == {"twemoji", "openmoji"}
+    few = EmojiSource(world, limit=1)
+    assert sorted(fixed_batch(few, 10_000, seed=0).indices) == [*range(len(few))]
+
+
 def test_no_validation_examples_are_an_error(world):
     lacking = next(i for i in range(640) if i not in {concept for concept, _ in world.held_out})
     source = EmojiSource(world, limit=1)
