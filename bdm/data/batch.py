@@ -128,8 +128,9 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
         raise UserError(
             "there are no validation examples; take more of the data, or keep more of them for validation"
         )
+    chosen = sorted(random.Random(len(members)).sample(range(len(members)), count))
     samples = []
-    for i, place in enumerate(sorted(random.Random(len(members)).sample(range(len(members)), count))):
+    for i, place in enumerate(chosen):
         index = int(members[place])
         with suppress(UnreadableExample):
             samples.append((i, index, source[index]))
