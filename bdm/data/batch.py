@@ -117,7 +117,8 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
     """``count`` examples with fixed randomness, for validation; unusable ones are left out.
 
     They are drawn, always the same: evenly spread ones would miss whole kinds of a source whose rows repeat
-    in a rhythm. Of a source with buckets those of the fullest bucket are taken, because a batch has one shape.
+    in a rhythm. Of a source with buckets those of the fullest bucket are taken, because a batch has one
+    shape.
     """
     buckets = getattr(source, "bucket_of", None)
     members = (
