@@ -62,6 +62,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         from ..evaluate.combinations import evaluate_combinations
 
         evaluate_combinations(config, config.plugins)
+    elif config.languages:
+        from ..evaluate.languages import evaluate_languages
+
+        evaluate_languages(config, config.languages)
     elif config.modes:
         from ..evaluate.modes import evaluate_modes
 

@@ -16,6 +16,7 @@ from .measure import BenchModelConfig as BenchModelConfig
 from .measure import BenchScaleConfig as BenchScaleConfig
 from .measure import BenchTrainConfig as BenchTrainConfig
 from .measure import EvaluateConfig as EvaluateConfig
+from .measure import LanguagesConfig as LanguagesConfig
 from .measure import ModeConfig as ModeConfig
 from .measure import PluginFilesConfig as PluginFilesConfig
 from .reading import read_config as read_config

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .data import Colour, WorldConfig
+from .data import Colour, Language, WorldConfig
 from .reading import Fraction, PositiveInt, Strict
 
 
@@ -41,13 +41,24 @@ class ModeConfig(Strict):
     deep_every: PositiveInt = 1
 
 
+class LanguagesConfig(Strict):
+    """The languages that are evaluated (see ``bdm.evaluate.languages``)."""
+
+    trained: tuple[Language, ...]
+    never: tuple[Language, ...] = ()
+    phrases: tuple[Language, ...] = ()
+
+
 class EvaluateConfig(Strict):
     """The evaluation in the emoji world (see ``bdm.evaluate.report``).
 
-    With ``plugins`` that of their combinations, with ``modes`` that of approximate modes.
+    With ``plugins`` that of their combinations, with ``modes`` that of approximate modes, with ``languages``
+    that of languages. ``branch`` and ``native_text_encoder`` take the places of the model's own.
     """
 
     model: str
+    branch: str | None = None
+    native_text_encoder: str | None = None
     judge: str
     second_judge: str | None = None
     out: Path
@@ -63,6 +74,7 @@ class EvaluateConfig(Strict):
     seed: int = 0
     plugins: PluginFilesConfig | None = None
     modes: dict[str, ModeConfig] = Field({})
+    languages: LanguagesConfig | None = None
 
 
 class BenchConfig(Strict):

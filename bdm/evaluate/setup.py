@@ -15,8 +15,10 @@ from ..emoji.judge import JudgeModel
 from ..emoji.world import COLOUR_NAMES, World
 from ..errors import UserError
 from ..files import check_writable, write_json
+from ..method.branch import BranchModel
 from ..models.samplers import make_scheduler, other_sampler
 from ..pipeline import BridgePipeline
+from ..text.native import NativeTextEncoder
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,22 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
     judges = {"": _open_judge(config.judge, world)}
     if config.second_judge is not None:
         judges["second_"] = _open_judge(config.second_judge, world)
-    pipe = BridgePipeline.from_pretrained(config.model)
+    pipe = BridgePipeline.from_pretrained(config.model, **_others(config))
     pipe.set_progress_bar_config(disable=True)
     if config.sampler:
         pipe.scheduler = other_sampler(config.sampler, pipe.scheduler)
     config.out.mkdir(parents=True, exist_ok=True)
     return Evaluation(world, judges, pipe)
+
+
+def _others(config: EvaluateConfig) -> dict[str, Any]:
+    """The parts that take the places of the model's own."""
+    parts: dict[str, Any] = {}
+    if config.branch is not None:
+        parts["branch"] = BranchModel.from_pretrained(config.branch).float().eval()
+    if config.native_text_encoder is not None:
+        parts["native_text_encoder"] = NativeTextEncoder.from_pretrained(config.native_text_encoder)
+    return parts
 
 
 def _open_judge(folder: str, world: World) -> JudgeModel:

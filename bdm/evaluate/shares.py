@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,6 +25,13 @@ class Share:
     def of(cls, hits: Tensor) -> Share:
         """The share of (N,) verdicts that are true."""
         return cls(hits.float().mean().item() if len(hits) else 0.0, len(hits))
+
+    @classmethod
+    def over(cls, shares: Sequence[Share]) -> Share:
+        """The share of all pictures of several shares."""
+        count = sum(share.count for share in shares)
+        hits = sum(share.value * share.count for share in shares)
+        return cls(hits / count if count else 0.0, count)
 
     @property
     def error(self) -> float:

@@ -8,9 +8,10 @@ from PIL import Image
 
 from bdm.config import EvaluateConfig, ModeConfig
 from bdm.emoji.judge import JudgeModel, Verdict, augment, augment_crops
+from bdm.emoji.phrases import read_phrases
 from bdm.emoji.world import COLOUR_NAMES, World
 from bdm.errors import UserError
-from bdm.evaluate import modes, report, setup
+from bdm.evaluate import languages, modes, report, setup
 from bdm.evaluate.combinations import NAMES, combination_trial, edge_agreement, evaluate_combinations, ratios
 from bdm.evaluate.shares import Share
 from bdm.evaluate.trials import draw, make_trials, score, sweep_trials
@@ -206,6 +207,7 @@ def knowing(pipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(report, "draw", noted)
     monkeypatch.setattr(modes, "draw", noted)
+    monkeypatch.setattr(languages, "draw", noted)
     monkeypatch.setattr(setup.JudgeModel, "from_pretrained", lambda _: judge)
     pipe.save_pretrained(tmp_path / "model")
     return tmp_path
@@ -324,6 +326,30 @@ def test_a_mode_is_undone_and_what_it_cannot_load_is_said_first(knowing, pipe):
     with pytest.raises(UserError, match="none.safetensors"):
         modes.evaluate_modes(config, config.modes)
     assert not list((knowing / "out").glob("*"))
+
+
+def test_languages_are_scored_each_for_itself_and_together(knowing, capsys):
+    said = dict(trained=("zh", "ja"), never=("de",), phrases=("zh",))
+    branch = str(knowing / "model/branch")
+    config = evaluation(knowing, languages=said, branch=branch, shuffled_branch=branch, controls=7)
+    figures = languages.evaluate_languages(config, config.languages)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    world = World(CONCEPTS)
+    native = sum(concept.group == "native" for concept in world.concepts)
+    phrases = len(read_phrases(world, ("zh",)))
+    assert figures["names_de"] == figures["never_trained_languages"] == pytest.approx(thirds(7), abs=1e-4)
+    assert figures["native_ja"] == pytest.approx(thirds(native), abs=1e-4)
+    assert figures["phrases"] == pytest.approx(thirds(phrases), abs=1e-4)
+    assert figures["trained_languages_se"] == pytest.approx((3 / 7 * 4 / 7 / 14) ** 0.5, abs=1e-4)
+    assert figures["shuffled_names_zh"] == pytest.approx(thirds(7), abs=1e-4)
+    assert not any(name.startswith("shuffled_names_ja") for name in figures)
+    text = (knowing / "out/report.md").read_text()
+    assert "| Names, de (never trained) | 7 | 0.429 ± 0.187 |" in text
+    assert "Control, shuffled captions: Names, zh (trained)" in text
+    drawn = {path.stem for path in (knowing / "out").glob("*.png")}
+    assert drawn == {f"{kind}_{one}" for kind in ("names", "native") for one in ("zh", "ja", "de")} | {
+        "phrases_zh"
+    }
 
 
 def test_reach_is_named():
