@@ -6,6 +6,7 @@ Offloading to the CPU goes through the hooks that a GPU has, too.
 import pytest
 import torch
 from accelerate import cpu_offload
+from tiny import make_branch, make_native
 
 
 def draw(pipe, **changes):
@@ -38,6 +39,19 @@ def test_same_picture(pipe, setting):
     SETTINGS[setting](pipe)
     for _ in range(2):
         torch.testing.assert_close(draw(pipe), plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("setting", ["model offload", "sequential offload"])
+def test_same_picture_of_several_branches(pipe, setting, shared):
+    """Those beside the pipeline's own are none of its parts, and keep their weights."""
+    other = pipe.branch if shared else make_branch(pipe.unet)
+    pipe.add_branch("other", other, pipe.native_text_encoder if shared else make_native())
+    plain = draw(pipe, beside={"other": "龙"})
+    SETTINGS[setting](pipe)
+    for _ in range(2):
+        torch.testing.assert_close(draw(pipe, beside={"other": "龙"}), plain, atol=1e-4, rtol=1e-4)
+    assert shared or not any(weight.is_meta for weight in other.parameters())
 
 
 def test_order_of_model_offload(pipe):

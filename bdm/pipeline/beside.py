@@ -6,11 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from ..errors import UserError
 from ..method.branch import BranchModel
 from ..method.clock import check_window
 from ..method.condition import NativeCondition
 from ..plugins.kind import finite
+from ..plugins.parameters import plain
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, encode_pairs, make_pairs
 
@@ -44,17 +48,17 @@ class Said:
         """Chunks of each prompt."""
         return self.texts.chunks(self.voice.native_text_encoder.chunks)
 
-    def condition(self, chosen: Sequence[int], unet: Any, **call: Any) -> NativeCondition:
+    def condition(self, chosen: Sequence[int], pipe: Any, **call: Any) -> NativeCondition:
         """What the branch is told for some of the prompts.
 
         Args:
             chosen: which prompts.
-            unet: whose device and dtype the branch has to have.
+            pipe: what draws; branch and encoder come to where it computes.
             call: further arguments of the condition.
         """
         branch, encoder = self.voice.branch, self.voice.native_text_encoder
-        branch.to(unet.device, unet.dtype)  # the pipeline may have been moved
-        encoder.to(unet.device)
+        _bring(branch, pipe, pipe.unet.dtype)
+        _bring(encoder, pipe)
         positive, negative = encode_pairs(self.texts.take(chosen), encoder, "negative_prompt")
         return NativeCondition(positive, negative, **self.window, **call)
 
@@ -73,7 +77,8 @@ class BesideMixin:
         """Put a further branch beside the pipeline's own.
 
         Both act on the same backbone and add their residuals; a call tells each its own prompt:
-        ``pipe("红灯笼", beside={"world": "a red lantern"})``. One that a call says nothing to is silent.
+        ``pipe("红灯笼", beside={"world": "a red lantern"})``. One that a call says nothing to is silent. Drawing
+        moves it to where the pipeline computes, where it stays: a pipeline's offloading knows its parts alone.
 
         Args:
             name: what calls name it by.
@@ -85,6 +90,9 @@ class BesideMixin:
         """
         from .parts import check_parts
 
+        for part, kind in ((branch, BranchModel), (native_text_encoder, NativeTextEncoder)):
+            if not isinstance(plain(part), kind):
+                raise UserError(f"branch {name!r}: a {type(part).__name__} is no {kind.__name__}; give one")
         if not isinstance(name, str) or not name or name in self.voices:
             raise UserError(
                 f"a branch cannot be called {name!r}; give a text that none of these is called by:"
@@ -138,6 +146,17 @@ class BesideMixin:
             f"{name} negative_prompt",
         )  # fmt: skip
         return Said(voice, texts, window)
+
+
+def _bring(module: nn.Module, pipe: Any, dtype: torch.dtype | None = None) -> None:
+    """Move a module to where a pipeline computes, which may have been moved.
+
+    The pipeline's own parts, and what is offloaded, are put in place by others.
+    """
+    if hasattr(module, "_hf_hook") or any(module is part for part in pipe.components.values()):
+        return
+    # nn.Module's own: ModelMixin's warns about float32 modules even where there are none.
+    nn.Module.to(module, pipe._execution_device, dtype)
 
 
 def branches_of(said: Sequence[Said]) -> Iterator[BranchModel]:

@@ -198,7 +198,7 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             steps=self._timesteps, parts=self._parts, images_per_prompt=inputs["num_images_per_prompt"]
         )
         condition = NativeCondition(positive, negative, **settings, **call)
-        others = [said.condition(chosen, self.unet, **call) for said in further]
+        others = [said.condition(chosen, self, **call) for said in further]
         # An English prompt that says what its negative says makes no difference.
         composed = None
         if english_ratio is not None and theirs is not None and not torch.equal(ours, theirs):

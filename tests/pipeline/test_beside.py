@@ -89,6 +89,11 @@ def test_what_cannot_be_put_beside(two):
         two.add_branch("other", two.branch, two.native_text_encoder)
     with pytest.raises(UserError, match="no branch is called"):
         two.remove_branch("none")
+    with pytest.raises(UserError, match="a NoneType is no NativeTextEncoder"):
+        two.add_branch("mute", two.branch, None)
+    with pytest.raises(UserError, match="a UNet2DConditionModel is no BranchModel"):
+        two.add_branch("mute", two.unet, two.native_text_encoder)
+    assert list(two.voices) == ["again", "other"]
 
 
 def test_a_bridge_wants_a_condition_for_each_branch(pipe):
