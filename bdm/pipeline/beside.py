@@ -77,8 +77,9 @@ class BesideMixin:
         """Put a further branch beside the pipeline's own.
 
         Both act on the same backbone and add their residuals; a call tells each its own prompt:
-        ``pipe("红灯笼", beside={"world": "a red lantern"})``. One that a call says nothing to is silent. Drawing
-        moves it to where the pipeline computes, where it stays: a pipeline's offloading knows its parts alone.
+        ``pipe("红灯笼", beside={"world": "a red lantern"})``. One that a call says nothing to is silent.
+        Drawing moves it to where the pipeline computes, and there it stays: a pipeline's offloading knows its
+        own parts alone.
 
         Args:
             name: what calls name it by.
