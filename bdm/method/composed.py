@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UserError
 from .condition import GUIDED, Part
-from .step import UNetCall
+from .step import OneResult, UNetCall
 
 #: What the parts of a composed step are drawn for, natively: nothing, the native prompt, the English one.
 COMPOSED: tuple[Part, ...] = ("negative", "positive", "negative")
@@ -41,7 +41,7 @@ class ComposedGuidance:
     def __init__(self, ratio: float) -> None:
         self._ratio = ratio
         self._rows: Tensor | None = None
-        self._text: tuple[Tensor, Tensor] | None = None
+        self._text = OneResult()
 
     def hang(self, stack: ExitStack, unet: Any, branch: Any) -> None:
         """Nothing: it changes what the UNet is given."""
@@ -50,7 +50,8 @@ class ComposedGuidance:
         """Make three parts of the two.
 
         Raises:
-            UserError: parts of another guidance than the plain one.
+            UserError: parts of another guidance than the plain one, or English features that are not one row
+                for each sample (AnimateDiff's).
         """
         self._rows = None
         if call.parts == GUIDED[1:]:
@@ -61,14 +62,17 @@ class ComposedGuidance:
                 f" {', '.join(call.parts)}; leave english_guidance out"
             )
         batch, device = len(call.sample), call.sample.device
+        if not isinstance(call.text, Tensor) or len(call.text) != batch:
+            raise UserError(
+                f"composed guidance needs English text features for each of the {batch} samples of a step,"
+                " and this pipeline gives the UNet others (for each frame, perhaps); leave it out"
+            )
         rows = torch.arange(batch, device=device).view(2, -1)[list(_HALVES)].flatten()
 
         def spread(value: Tensor) -> Tensor:
             return value.index_select(0, rows) if value.ndim and len(value) == batch else value
 
-        if self._text is None or self._text[0] is not call.text:
-            self._text = (call.text, spread(call.text))  # one tensor for all steps
-        text, ours = self._text
+        text, ours = call.text, self._text.of(call.text, spread)
         call.values = {
             name: ours if value is text else pytree.tree_map_only(Tensor, spread, value)
             for name, value in call.values.items()

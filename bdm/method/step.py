@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .clock import StepClock, in_window
 from .condition import NativeCondition, Part
+from .parts import version_of
 
 
 @dataclass
@@ -91,6 +92,23 @@ class StepHelper(Protocol):
     def after(self, output: Any) -> Any:
         """Behind each forward pass: the output, or another in its place."""
         ...
+
+
+class OneResult:
+    """What was made of a tensor: one result for all steps that are given it as it was.
+
+    A callback may put another in its place between two steps, or write into it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, int | None, Tensor] | None = None
+
+    def of(self, tensor: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """``make(tensor)``, from the last time where nothing has changed since."""
+        kept, version = self._kept, version_of(tensor)
+        if kept is None or kept[0] is not tensor or kept[1] != version or version is None:
+            kept = self._kept = (tensor, version, make(tensor))
+        return kept[2]
 
 
 def named_arguments(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

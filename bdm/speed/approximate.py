@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..errors import UserError
 from ..method.composed import ComposedGuidance
 from ..method.condition import GUIDED
-from ..method.step import StepHelper, UNetCall
+from ..method.step import OneResult, StepHelper, UNetCall
 from .recognise import call_is_known, is_known
 from .rows import Rows
 from .stand_in import stand_in
@@ -29,7 +29,8 @@ class Approximation:
             computed, as if the guidance scale were 1 ("Applying Guidance in a Limited Interval", arXiv
             2404.07724).
         guidance_end: ... and where (i+1)/T > guidance_end.
-        branch_every: the branch runs in every n-th step and its residuals are added again in those between.
+        branch_every: the branch runs in every n-th step and its residuals are added again in those between;
+            other branches beside it run in all.
         deep_every: everything below the outermost block, of backbone and branch, runs in every n-th step and
             its features are used again in those between (DeepCache, arXiv 2312.00858).
     """
@@ -66,7 +67,7 @@ class GuidanceInterval:
     def __init__(self, start: float, end: float) -> None:
         self._start, self._end = start, end
         self._rows: Rows | None = None
-        self._text: tuple[Tensor, Tensor] | None = None
+        self._text = OneResult()
 
     def hang(self, stack: ExitStack, unet: Any, branch: Any) -> None:
         """Nothing: it changes what the UNet is given."""
@@ -77,11 +78,9 @@ class GuidanceInterval:
         if call.parts != GUIDED or not call_is_known(call) or call.in_window(self._start, self._end):
             return
         self._rows = rows = Rows.part(len(call.sample), 1, 2, call.sample.device)
-        text = call.text
-        if self._text is None or self._text[0] is not text:
-            self._text = (text, rows.select(text))  # one tensor for all steps
+        text, ours = call.text, self._text.of(call.text, rows.select)
         call.values = {
-            name: self._text[1] if value is text else pytree.tree_map_only(Tensor, rows.select, value)
+            name: ours if value is text else pytree.tree_map_only(Tensor, rows.select, value)
             for name, value in call.values.items()
         }
         call.parts = GUIDED[1:]
@@ -106,9 +105,10 @@ class ReusedOutputs:
 
     def __init__(self, every: int, modules: Callable[[Any, Any], list[nn.Module]]) -> None:
         self._every, self._modules = every, modules
-        self._kept: dict[Any, tuple[int, dict[tuple[int, int], Any]]] = {}
+        self._kept: dict[Any, tuple[int, dict[tuple[int, int, int], Any]]] = {}
         self._step, self._calls = -1, 0
-        self._current: dict[tuple[int, int], Any] = {}
+        self._current: dict[tuple[int, int, int], Any] = {}
+        self._runs: dict[tuple[int, int], int] = {}
         self._due = True
         self._thread = 0
 
@@ -130,7 +130,7 @@ class ReusedOutputs:
         self._due = kept is None or not 0 < call.step - kept[0] < self._every
         if self._due:
             self._kept[work] = (call.step, {})
-        self._current = self._kept[work][1]
+        self._current, self._runs = self._kept[work][1], {}
 
     def after(self, output: Any) -> Any:
         """The output as it is."""
@@ -140,7 +140,10 @@ class ReusedOutputs:
         if self._thread != threading.get_ident():  # another pipeline is at work with the same branch
             return plain(module, *args, **kwargs)
         # Sharing may have made fewer rows of the batch.
-        place = (id(module), _rows_of([*args, *kwargs.values()]))
+        layer = (id(module), _rows_of([*args, *kwargs.values()]))
+        # One branch may be told several texts, each in a run of its own.
+        run = self._runs[layer] = self._runs.get(layer, 0) + 1
+        place = (*layer, run)
         if self._due or place not in self._current:
             self._current[place] = plain(module, *args, **kwargs)
         return self._current[place]

@@ -86,3 +86,16 @@ def test_what_cannot_be_composed(pipe, english_guidance, guidance, said):
         pipe("龙", prompt_en="a", english_guidance=english_guidance, **DRAW | {"guidance_scale": guidance})
     assert isinstance(pipe, BridgePipeline)
     assert not pipe.unet._forward_pre_hooks
+
+
+@torch.no_grad()
+def test_features_of_frames_are_refused(pipe, told):
+    (no_native, native), (no_english, english) = told
+    bridge = Bridge(pipe.branch, [ComposedGuidance(0.7)]).attach(pipe.unet)
+    each_frame = torch.cat([no_english, english]).repeat_interleave(3, 0)
+    with (
+        pytest.raises(UserError, match="for each of the 4 samples"),
+        bridge.condition(NativeCondition(native, no_native)),
+    ):
+        pipe.unet(torch.randn(4, 4, 8, 8), torch.tensor(500), each_frame)
+    bridge.detach()

@@ -142,3 +142,43 @@ def test_features_are_not_used_again_for_other_work(pipe):
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong)) if "every" in next(iter(wrong)) else "interval"):
         Approximation(**wrong)
+
+
+def turned(in_place):
+    """A callback that changes the English features half-way, in their own memory or in another."""
+
+    def callback(pipe, i, t, kwargs):
+        if i == 1:
+            text = kwargs["prompt_embeds"]
+            kwargs["prompt_embeds"] = text.neg_() if in_place else -text
+        return kwargs
+
+    return {
+        "callback_on_step_end": callback,
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+        "prompt_en": "a cat",
+    }
+
+
+@pytest.mark.parametrize("changes", [{}, {"english_guidance": 2.0}])
+@pytest.mark.parametrize("interval", [(0.0, 0.25), (0.75, 1.0), (0.0, 1.0)])
+def test_a_callback_may_write_into_the_texts(pipe, interval, changes):
+    ours, expected = (draw(pipe, Approximation(*interval), **changes, **turned(how)) for how in (True, False))
+    assert torch.equal(ours.latents, expected.latents)
+    assert not torch.allclose(
+        ours.latents, draw(pipe, Approximation(*interval), prompt_en="a cat", **changes).latents, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("mode", [{"branch_every": 2}, {"deep_every": 2}])
+def test_a_branch_that_is_told_two_texts_has_two_results(pipe, mode):
+    """Each text's own are used again, whichever is told first."""
+    pipe.add_branch("again", pipe.branch, pipe.native_text_encoder)
+    told = {"again": "红灯笼"}
+    first = draw(pipe, Approximation(**mode), beside=told)
+    swapped = draw(pipe, Approximation(**mode), prompt="红灯笼", beside={"again": "龙"})
+    torch.testing.assert_close(first.latents, swapped.latents, atol=1e-4, rtol=1e-4)
+    exact = draw(pipe, beside=told)
+    off = draw(pipe, beside={"again": {"prompt": "红灯笼", "scale": 0.0}})
+    error, all_of_it = ((d.latents - exact.latents).abs().max() for d in (first, off))
+    assert error < 0.5 * all_of_it
