@@ -203,6 +203,8 @@ def _batch(pixels: Tensor, moments: Tensor | None, count: int, fake: FakeDevice)
         prepared_text=None,
         indices=list(range(count)),
         generators=[torch.Generator().manual_seed(i) for i in range(count)],
+        english=[CAPTION] * count,
+        bilingual=[None] * count,
     )
 
 

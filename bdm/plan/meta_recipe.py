@@ -68,6 +68,12 @@ def make_meta_recipe(run: RunConfig) -> Recipe:
             "recipe.kind is contrastive, whose loss picks pairs by their values, and a plan has shapes only; "
             "train.py --dry-run goes through a real step"
         )
+    if run.recipe.kind == "branch" and run.recipe.pool is not None and run.recipe.pool.files:
+        raise UserError(
+            "recipe.pool has files, whose changes of weights a plan without weights cannot work out; plan the"
+            " run with recipe.pool.files=[] and recipe.pool.rank=1, which goes through the same steps, and add"
+            " the size of the weights that they change"
+        )
     size = picture_size(run)
     pixels = torch.zeros(3, size, size, dtype=torch.uint8)
     # The judge's labels come from the world's rows.

@@ -132,6 +132,17 @@ def test_memory_is_a_real_steps(run, plain):
     check_memory(run, 6, plain)
 
 
+def test_a_pool_and_two_languages_can_be_planned(run, plain):
+    """A step on another backbone holds the changed weights, and asks the backbone once or twice more."""
+    bilingual = step_figures(branch_run(run.data.path, bilingual=0.5), 6, validate=False)
+    assert bilingual.parameters["english_encoder"] > 0
+    pooled = step_figures(branch_run(run.data.path, pool=dict(rank=1, share=1.0)), 6, validate=False)
+    assert pooled.forward["unet"] > 1.9 * plain.forward["unet"]
+    assert pooled.peak > bilingual.peak
+    with pytest.raises(UserError, match="recipe.pool has files"):
+        step_figures(branch_run(run.data.path, pool=dict(files=["ink.safetensors"])), 6)
+
+
 @pytest.mark.slow
 def test_memory_is_a_real_steps_on_the_emoji_world():
     run = read_config("configs/emoji/branch.yaml", ["recipe.cache=false"], RunConfig)

@@ -126,7 +126,8 @@ class BranchDenoiser(Denoiser):
         # Ends with the denoiser, or with the process while its modules are still there.
         weakref.finalize(self, lean.close)
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
-        empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)
+        with torch.no_grad():  # whoever gives the encoder may have left it ready to be trained
+            empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)
         self.register_buffer("empty_english", empty, persistent=False)
         self.empty_english: Tensor
         for frozen in (stock.unet, native_text_encoder, stock.text_encoder):

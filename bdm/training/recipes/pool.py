@@ -142,7 +142,7 @@ class BackbonePool:
         changes: dict[tuple[str, str], Tensor] = {}
         for i, strength in variation.members:
             for place, change in self.members[i].changes.items():
-                scaled = change * strength
+                scaled = change.to(self._parameter(place).device) * strength
                 changes[place] = changes[place] + scaled if place in changes else scaled
         if variation.seed is not None:
             for place, change in self._random_changes(variation.seed, variation.strength):
@@ -150,7 +150,7 @@ class BackbonePool:
         for place, change in changes.items():
             parameter = self._parameter(place)
             self._base[place] = parameter.data
-            parameter.data = (parameter.data + change.to(parameter.device)).to(parameter.dtype)
+            parameter.data = (parameter.data + change).to(parameter.dtype)
 
     def lift(self) -> None:
         """Give the backbone its own weights back."""

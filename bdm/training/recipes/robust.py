@@ -72,12 +72,12 @@ class VariedTold(BilingualTold):
         pool: whose variation is on.
         words: (1, M, E) what a variation's plug-ins are called by.
         teacher: (B, M, E) all that is told, in English; rows that ``taught`` leaves out are not read.
-        taught: (B,) bool, whose target is the backbone's own answer to that.
+        taught: which samples' target is the backbone's own answer to that.
         told: see ``BilingualTold``.
     """
 
     def __init__(
-        self, *told: Any, pool: BackbonePool, words: Tensor, teacher: Tensor, taught: Tensor
+        self, *told: Any, pool: BackbonePool, words: Tensor, teacher: Tensor, taught: Sequence[int]
     ) -> None:
         super().__init__(*told)
         self._pool, self._words, self._teacher, self._taught = pool, words, teacher, taught
@@ -85,10 +85,15 @@ class VariedTold(BilingualTold):
     @torch.no_grad()
     def on_this_backbone(self, target: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The target (B, C, h, w) for the backbone as it is now, from the data's."""
-        target, taught, rest = target.clone(), self._taught, ~self._taught
-        if taught.any():
+        target, every = target.clone(), range(len(target))
+        # By their numbers: a device is not waited for, and a plan has no values.
+        taught, rest = (
+            torch.tensor([i for i in every if (i in self._taught) == wanted], device=x_t.device)
+            for wanted in (True, False)
+        )
+        if len(taught):
             target[taught] = self.answer(x_t[taught], t[taught], self._teacher[taught]).to(target)
-        if rest.any():
+        if len(rest):
             here = self.answer(x_t[rest], t[rest], self._words)
             with self._pool.lifted():
                 own = self.answer(x_t[rest], t[rest])
@@ -144,7 +149,8 @@ class RobustBranchRecipe(DenoisingRecipe):
         # Held as a module, so that it lies on the device beside the others.
         self.english_encoder, self._tokenizer = stock.text_encoder, stock.tokenizer
         self._pool, self._bilingual, self._target = pool, bilingual, target
-        self._english = TextFeatures(self._encode_english, keep=True)
+        # Kept where the other texts are: as many captions as a corpus has do not fit into memory.
+        self._english = TextFeatures(self._encode_english, keep=self.cache)
 
     def models(self) -> dict[str, nn.Module]:
         return {**super().models(), "english_encoder": self.english_encoder}
@@ -180,10 +186,7 @@ class RobustBranchRecipe(DenoisingRecipe):
         told = self._encode([_join(text, words) for text in english], variation)
         if variation is None or self._target == "data":
             return BilingualTold(self.denoiser, self.features, native, told)
-        captions = [
-            self._said_in_english(batch, i, native[i], english[i]) for i in range(len(batch))
-        ]  # fmt: skip
-        taught = torch.tensor([caption is not None for caption in captions])
+        captions = [self._said_in_english(batch, i, native[i], english[i]) for i in range(len(batch))]
         return VariedTold(
             self.denoiser,
             self.features,
@@ -192,7 +195,7 @@ class RobustBranchRecipe(DenoisingRecipe):
             pool=self._pool,
             words=self._encode([words], variation),
             teacher=self._encode([_join(caption or "", words) for caption in captions], variation),
-            taught=taught.to(told.device),
+            taught=[i for i, caption in enumerate(captions) if caption is not None],
         )
 
     def _said_in_english(self, batch: Batch, i: int, native: Any, english: str) -> str | None:

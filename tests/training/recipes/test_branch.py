@@ -48,6 +48,18 @@ def test_its_loss_is_the_papers(folders):
     torch.testing.assert_close(loss, (eps_hat - eps).square().mean(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_backbone_may_be_given_ready_to_be_trained(folders):
+    """It is frozen, and nothing recorded before keeps a second step from its gradients."""
+    stock = load_backbone(folders[0])
+    for part in (stock.unet, stock.text_encoder, stock.vae):
+        part.requires_grad_(True)
+    recipe = make((stock, folders[1]))
+    recipe.train_parts()
+    for step in range(2):
+        recipe(fixed_batch(recipe.source, 2, step))["loss"].backward()
+    assert not any(p.requires_grad for part in (stock.unet, stock.text_encoder) for p in part.parameters())
+
+
 def test_frozen_parts_in_low_precision(folders):
     """UNet and text encoders are stored in it, the branch and the VAE are not.
 

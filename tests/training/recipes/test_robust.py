@@ -184,6 +184,27 @@ def test_bilingual_samples_are_told_both(folders, monkeypatch):
     assert torch.equal(seen[0][1], recipe._encode_english(["blue background", ""]))
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_english_captions_stay_in_memory_only_where_the_native_ones_do(folders, cache):
+    recipe = make(folders, bilingual=1.0, empty_caption=0.0, cache=cache)
+    recipe(told(fixed_batch(recipe.source, 2, 0), bilingual=[("龙", "blue background"), None]))
+    assert ("blue background" in recipe._english.kept) == ("龙" in recipe.features.kept) == cache
+
+
+@pytest.mark.gpu
+def test_files_and_random_changes_meet_on_the_backbones_device(folders, lora):
+    stock = load_backbone(folders[0])
+    pool = BackbonePool(stock, [lora], rank=2)
+    pool.put(Variation(((0, 0.6),), seed=5, strength=0.2))
+    expected = weights(stock)
+    pool.lift()
+    stock.unet.to("cuda")
+    stock.text_encoder.to("cuda")
+    pool.put(Variation(((0, 0.6),), seed=5, strength=0.2))
+    for place, value in weights(stock).items():
+        torch.testing.assert_close(value.cpu(), expected[place], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("pool", "said"),
     [
