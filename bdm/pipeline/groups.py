@@ -32,15 +32,15 @@ def as_seed(seed: SupportsIndex) -> int:
     return number
 
 
-def as_count(count: SupportsIndex | None) -> int:
-    """How many pictures of each prompt; None is one.
+def as_count(count: SupportsIndex | None, name: str = "num_images_per_prompt") -> int:
+    """How many pictures of each prompt, or steps, are asked for; None is one.
 
     Raises:
         UserError: no whole number from 1 on.
     """
     number = 1 if count is None else whole_number(count)
     if number is None or number < 1:
-        raise UserError(f"num_images_per_prompt {quoted(count)}: give a whole number from 1 on")
+        raise UserError(f"{name} {quoted(count)}: give a whole number from 1 on")
     return number
 
 

@@ -8,9 +8,9 @@ Stock diffusers pipelines with the bridge on their UNet and four independent tex
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from numbers import Real
 from typing import Any, SupportsIndex
 
 import torch
@@ -28,12 +28,13 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..method.branch import BranchModel
 from ..method.clock import check_window
 from ..method.composed import ComposedGuidance
 from ..method.condition import GUIDED, NativeCondition, Part
 from ..plugins import Plugins
+from ..plugins.kind import finite
 from ..speed.approximate import EXACT, Approximation
 from ..speed.bridge import Bridge
 from ..speed.folding import fold_layers
@@ -141,13 +142,19 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         check_inputs(stock, super().__call__, type(self))
         self._check_complete(stock)
         each = as_count(num_images_per_prompt)
+        as_count(stock.get("num_inference_steps"), "num_inference_steps")
         native = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         english = self._english_pairs(
             prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, len(native)
         )
         further = self._said_beside(beside, len(native))
         self._check_sides(height, width)
-        check_window(branch_start, branch_end, "branch")
+        condition = {
+            "scale": finite(branch_scale, "branch_scale"),
+            "start": finite(branch_start, "branch_start"),
+            "end": finite(branch_end, "branch_end"),
+        }
+        check_window(condition["start"], condition["end"], "branch")
         if seed is not None:
             if generator is not None:
                 raise UserError("both seed and generator are given; give one of them")
@@ -155,7 +162,6 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             generator = [torch.Generator().manual_seed(first + i) for i in range(samples)]
         size, latents = self._sizes(height, width, stock)
         inputs = stock | size | {"generator": generator, "num_images_per_prompt": each}
-        condition = {"scale": branch_scale, "start": branch_start, "end": branch_end}
         ratio = self._english_ratio(english_guidance, inputs)
 
         def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
@@ -199,13 +205,12 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         )
         condition = NativeCondition(positive, negative, **settings, **call)
         others = [said.condition(chosen, self, **call) for said in further]
-        # An English prompt that says what its negative says makes no difference.
-        composed = None
-        if english_ratio is not None and theirs is not None and not torch.equal(ours, theirs):
-            composed = ComposedGuidance(english_ratio)
-        bridge = Bridge(
-            self.branch, share, approximation, self._vouch(inputs), composed, [*branches_of(further)]
-        )
+        vouched, composed = self._vouch(inputs), None
+        if english_ratio is not None and theirs is not None:
+            # An English prompt that says what its negative says, and goes on to, makes no difference.
+            silent = vouched.same_texts and torch.equal(ours, theirs.to(ours))
+            composed = None if silent else ComposedGuidance(english_ratio)
+        bridge = Bridge(self.branch, share, approximation, vouched, composed, [*branches_of(further)])
         with ExitStack() as stack:
             stack.enter_context(exclusively(self.scheduler))
             stack.callback(bridge.detach)
@@ -230,14 +235,14 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         return self._guidance_of(inputs) > 1
 
     def _guidance_of(self, inputs: Mapping[str, Any]) -> float:
-        return inputs.get("guidance_scale", stock_inputs(super().__call__)["guidance_scale"].default)
+        given = inputs.get("guidance_scale", stock_inputs(super().__call__)["guidance_scale"].default)
+        return finite(given, "guidance_scale")
 
     def _english_ratio(self, english_guidance: float | None, inputs: Mapping[str, Any]) -> float | None:
         """How much stronger the English prompt pulls than the native one; None where they pull together."""
         if english_guidance is None:
             return None
-        if not isinstance(english_guidance, (int, float)) or not math.isfinite(english_guidance):
-            raise UserError(f"english_guidance is {english_guidance!r}; give a number, such as 2")
+        english_guidance = finite(english_guidance, "english_guidance")
         if not self._is_guided(inputs):
             raise UserError(
                 f"english_guidance {english_guidance:g} weighs a difference that is only computed with"
@@ -269,6 +274,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
     def _check_sides(self, height: int | None, width: int | None) -> None:
         for name, side in (("height", height), ("width", width)):
             factor = max(8, self.vae_scale_factor)
+            if side is not None and not isinstance(side, Real):
+                raise UserError(f"{name} {quoted(side)} is no number; give a multiple of {factor}")
             if side is not None and (side <= 0 or side % factor):
                 raise UserError(
                     f"{name} {side} is not a positive multiple of {factor}; use"
@@ -312,8 +319,12 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             What was done and how long it took; ``.undo()`` takes it back.
 
         Raises:
-            UserError: a size that is not a multiple of 8.
+            UserError: a size that is not a multiple of 8, no pictures, or no networks to prepare.
         """
+        for part in ("unet", "branch", "vae"):
+            if getattr(self, part) is None:
+                raise UserError(f"the pipeline has no {part}, which optimize() prepares; give it one")
+        count = as_count(count, "count")
         self._check_sides(height, width)
         _, latents = self._sizes(height, width, {})
         assert latents is not None

@@ -54,6 +54,9 @@ class TextsMixin:
         negative_embeds: Tensor | None,
         count: int,
     ) -> TextPairs:
+        width = self.unet.config["cross_attention_dim"]
+        _check_features(embeds, "prompt_en_embeds", count, width)
+        _check_features(negative_embeds, "negative_prompt_en_embeds", count, width)
         if embeds is not None and len(embeds) == 1:
             embeds = embeds.expand(count, -1, -1)
         return make_pairs(embeds, prompt, negative_embeds, negative, count, "prompt_en", "negative_prompt_en")
@@ -152,6 +155,20 @@ class TextsMixin:
                 " negative_prompt_en_embeds, or load it with english=True"
             )
         return features[[distinct.index(text) for text in texts]]
+
+
+def _check_features(given: Any, name: str, count: int, width: int) -> None:
+    """Refuse what are no features of one prompt, or of ``count``.
+
+    Raises:
+        UserError: says what they are.
+    """
+    shape = tuple(given.shape) if isinstance(given, Tensor) else None
+    if shape is not None and (len(shape) != 3 or shape[0] not in (1, count) or shape[2] != width):
+        raise UserError(
+            f"{name} has shape {shape}; give features of each of the {count} prompts, or of one, as"
+            f" ({count}, length, {width})"
+        )
 
 
 @contextmanager

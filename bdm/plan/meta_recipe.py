@@ -71,8 +71,8 @@ def make_meta_recipe(run: RunConfig) -> Recipe:
     if run.recipe.kind == "branch" and run.recipe.pool is not None and run.recipe.pool.files:
         raise UserError(
             "recipe.pool has files, whose changes of weights a plan without weights cannot work out; plan the"
-            " run with recipe.pool.files=[] and recipe.pool.rank=1, which goes through the same steps, and add"
-            " the size of the weights that they change"
+            " run with recipe.pool.files=[] and recipe.pool.rank=1, which goes through the same steps, and"
+            " add the size of the weights that they change"
         )
     size = picture_size(run)
     pixels = torch.zeros(3, size, size, dtype=torch.uint8)

@@ -240,6 +240,8 @@ class Plugins:
                 strength that is none, a part that was exchanged while plug-ins were on it.
         """
         self._host.check()
+        if not isinstance(strength or {}, Mapping):
+            raise UserError(f"plugin_strength is {quoted(strength)}; give strengths by the names of plug-ins")
         call = PipelineCall(control_images, steps, images_per_prompt, latents, samples, parts)
         with ExitStack() as stack:
             for kind in self._kinds.values():

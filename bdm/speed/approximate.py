@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import UserError
+from ..errors import UserError, quoted, whole_number
 from ..method.composed import ComposedGuidance
 from ..method.condition import GUIDED
 from ..method.step import OneResult, StepHelper, UNetCall
@@ -41,14 +42,18 @@ class Approximation:
     deep_every: int = 1
 
     def __post_init__(self) -> None:
+        for value in (self.guidance_start, self.guidance_end):
+            if not isinstance(value, Real):
+                raise UserError(f"the guidance interval holds {quoted(value)}, which is no number")
         if not 0.0 <= self.guidance_start <= self.guidance_end <= 1.0:
             raise UserError(
                 f"guidance interval {self.guidance_start} to {self.guidance_end}: both must lie in [0, 1],"
                 " start before end"
             )
-        if min(self.branch_every, self.deep_every) < 1:
+        if any((whole_number(every) or 0) < 1 for every in (self.branch_every, self.deep_every)):
             raise UserError(
-                f"branch_every {self.branch_every}, deep_every {self.deep_every}: each must be at least 1"
+                f"branch_every {quoted(self.branch_every)}, deep_every {quoted(self.deep_every)}: each must"
+                " be a whole number and at least 1"
             )
 
 

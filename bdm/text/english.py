@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..errors import UserError
+from ..errors import UserError, quoted, whole_number
 from .chunks import ChunkLayout, check_ids, count_chunks, execution_device, tokenize
 
 #: The official script's limit, shared by both languages.
@@ -39,8 +39,10 @@ def encode_english(
         UserError: ``clip_skip`` is not a layer of the encoder.
     """
     layers = text_encoder.config.num_hidden_layers
-    if not 1 <= clip_skip <= layers:
-        raise UserError(f"clip_skip {clip_skip}: this text encoder allows 1 (its last layer) to {layers}")
+    if not 1 <= (whole_number(clip_skip) or 0) <= layers:
+        raise UserError(
+            f"clip_skip {quoted(clip_skip)}: this text encoder allows 1 (its last layer) to {layers}"
+        )
     layout = _layout_of(tokenizer)
     tokens = tokenize(prompts, tokenizer, layout, lambda text: spell_triggers(text, tokenizer))
     batch, chunks, length = tokens.ids.shape

@@ -131,6 +131,9 @@ def make_pairs(
     Raises:
         UserError: numbers or shapes that do not fit.
     """
+    for given, of in ((embeds, name), (negative_embeds, negative_name)):
+        if given is not None and not isinstance(given, Tensor):
+            raise UserError(f"{of}_embeds is a {type(given).__name__}; give a tensor of text features")
     positive = one_each(prompt, count, name) if embeds is None else embeds
     if negative_embeds is None:
         return TextPairs(positive, one_each(negative, len(positive), negative_name))

@@ -51,6 +51,20 @@ def test_without_an_english_prompt_it_is_the_papers(pipe):
     assert torch.equal(pipe(["龙", "红灯笼"], english_guidance=3.0, **DRAW).images, plain)
 
 
+def test_an_english_prompt_that_a_callback_brings_counts(pipe):
+    """Against one that says something from the first step on, where the callback's takes its place."""
+
+    def says(pipe, i, t, kwargs):
+        kwargs["prompt_embeds"] = torch.cat([kwargs["prompt_embeds"][:1], pipe._encode_english(["red"], 1)])
+        return kwargs
+
+    call = dict(
+        callback_on_step_end=says, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"], **DRAW
+    )
+    drawn = [pipe("龙", english_guidance=strength, **call).images for strength in (4.0, 20.0)]
+    assert not torch.allclose(*drawn, atol=1e-3)
+
+
 @pytest.mark.parametrize("prompt_en", ["a cat", ["", "a cat"]])
 def test_shared_rows_change_nothing(pipe, prompt_en):
     call = dict(prompt=["龙", "红灯笼"], prompt_en=prompt_en, english_guidance=3.0, num_images_per_prompt=2)
@@ -79,7 +93,7 @@ def test_outside_of_a_guidance_interval_nothing_is_composed(pipe):
 
 @pytest.mark.parametrize(
     ("english_guidance", "guidance", "said"),
-    [(2.0, 1.0, "raise it above 1"), (float("nan"), 4.0, "give a number"), ("2", 4.0, "give a number")],
+    [(2.0, 1.0, "raise it above 1"), (float("nan"), 4.0, "not a finite"), ("2", 4.0, "is no number")],
 )
 def test_what_cannot_be_composed(pipe, english_guidance, guidance, said):
     with pytest.raises(UserError, match=said):

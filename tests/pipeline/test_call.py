@@ -186,6 +186,18 @@ def test_the_scale_of_a_call_reaches_the_text_encoders_adapters_too(pipe):
         (dict(seed=1.5), "seed 1.5"),
         (dict(seed="3"), "seed '3'"),
         (dict(clip_skip=0), "clip_skip"),
+        (dict(clip_skip="2"), "clip_skip '2'"),
+        (dict(branch_scale="1"), "branch_scale '1' is no number"),
+        (dict(branch_scale=float("nan")), "branch_scale nan is not a finite number"),
+        (dict(branch_start=None), "branch_start None is no number"),
+        (dict(guidance_scale="7"), "guidance_scale '7' is no number"),
+        (dict(guidance_scale=float("nan")), "guidance_scale nan is not a finite number"),
+        (dict(num_inference_steps=-1), "num_inference_steps -1: give a whole number from 1 on"),
+        (dict(height="64"), "height '64' is no number"),
+        (dict(plugin_strength=0.5), "plugin_strength is 0.5; give strengths by the names"),
+        (dict(prompt=None, prompt_embeds=[[1.0]]), "prompt_embeds is a list"),
+        (dict(prompt_en_embeds=torch.zeros(3, 77, 32)), "prompt_en_embeds has shape (3, 77, 32)"),
+        (dict(prompt_en_embeds=torch.zeros(1, 77, 8)), "prompt_en_embeds has shape (1, 77, 8)"),
     ],
 )
 def test_what_is_no_input_is_said_in_one_line(pipe, inputs, message):

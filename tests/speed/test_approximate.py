@@ -182,3 +182,11 @@ def test_a_branch_that_is_told_two_texts_has_two_results(pipe, mode):
     off = draw(pipe, beside={"again": {"prompt": "红灯笼", "scale": 0.0}})
     error, all_of_it = ((d.latents - exact.latents).abs().max() for d in (first, off))
     assert error < 0.5 * all_of_it
+
+
+@pytest.mark.parametrize(
+    "what", [{"branch_every": "2"}, {"deep_every": 1.5}, {"guidance_start": "0"}, {"guidance_end": None}]
+)
+def test_what_is_no_number_is_said(what):
+    with pytest.raises(UserError):
+        Approximation(**what)

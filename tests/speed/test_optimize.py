@@ -112,6 +112,14 @@ def test_saved_and_moved_as_if_it_had_not_been(pipe, tmp_path):
     torch.testing.assert_close(draw(pipe, latents=noise.double()), plain.double(), rtol=0, atol=3e-5)
 
 
+def test_what_cannot_be_optimized_is_said(pipe):
+    with pytest.raises(UserError, match="count 0"):
+        pipe.optimize(count=0)
+    pipe.vae = None
+    with pytest.raises(UserError, match="has no vae, which optimize"):
+        pipe.optimize()
+
+
 def test_a_failure_changes_nothing(pipe, monkeypatch):
     before = weights(pipe)
     with pytest.raises(UserError, match="width 65"):
