@@ -228,6 +228,12 @@ class RobustBranchRecipe(DenoisingRecipe):
         with self._as_it_is():
             return super().grid()
 
+    def finish(self) -> None:
+        """Give the backbone its own weights back, for whoever goes on with it."""
+        if self._pool is not None:
+            self._pool.lift()
+        super().finish()
+
     def save(self, folder: Path) -> None:
         with self._as_it_is():
             super().save(folder)

@@ -184,6 +184,16 @@ def test_bilingual_samples_are_told_both(folders, monkeypatch):
     assert torch.equal(seen[0][1], recipe._encode_english(["blue background", ""]))
 
 
+def test_the_backbone_is_itself_when_a_run_is_done(folders, lora):
+    stock = load_backbone(folders[0])
+    before = weights(stock)
+    recipe = make((stock, folders[1]), lora)
+    recipe(fixed_batch(recipe.source, 2, 0))
+    assert not all(torch.equal(value, before[place]) for place, value in weights(stock).items())
+    recipe.finish()
+    assert all(torch.equal(value, before[place]) for place, value in weights(stock).items())
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_english_captions_stay_in_memory_only_where_the_native_ones_do(folders, cache):
     recipe = make(folders, bilingual=1.0, empty_caption=0.0, cache=cache)
