@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .data import Colour, Language, WorldConfig
 from .reading import Fraction, PositiveInt, Strict
@@ -75,6 +75,15 @@ class EvaluateConfig(Strict):
     plugins: PluginFilesConfig | None = None
     modes: dict[str, ModeConfig] = Field({})
     languages: LanguagesConfig | None = None
+
+    @model_validator(mode="after")
+    def _guided(self) -> EvaluateConfig:
+        if self.english_guidance is not None and not self.guidance > 1:
+            raise ValueError(
+                f"english_guidance {self.english_guidance:g} weighs a difference that is only computed with"
+                f" guidance, and guidance is {self.guidance:g}: raise it above 1, or leave it out"
+            )
+        return self
 
 
 class BenchConfig(Strict):

@@ -110,6 +110,13 @@ def test_colours_of_plugins_are_the_worlds():
         read_config(ROOT / "configs/emoji/plugins.yaml", ["plugins.embedding_colour=mauve"], EvaluateConfig)
 
 
+def test_english_guidance_needs_guidance():
+    with pytest.raises(UserError, match="raise it above 1, or leave it out"):
+        read_config(
+            ROOT / "configs/emoji/evaluate.yaml", ["guidance=1", "english_guidance=2"], EvaluateConfig
+        )
+
+
 def test_the_branch_from_prepared_shards_is_trained_as_the_one_from_pixels():
     pixels, prepared = (
         read_config(ROOT / f"configs/emoji/{name}.yaml", [], RunConfig)
