@@ -158,7 +158,7 @@ class PartsMixin:
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **changes: Any) -> Self:
-        """Another kind of pipeline around the same parts; no memory is needed for them.
+        """Another kind of pipeline around the same parts, and branches beside; no memory is needed for them.
 
         Args:
             pipeline: a bilingual pipeline, or a stock one of SD1.5; a stock one has no ``branch``, so that is
@@ -174,6 +174,8 @@ class PartsMixin:
         made.register_to_config(**reused.noted)
         if made.text_encoder is None:
             made.empty_english = getattr(pipeline, "empty_english", None)
+        for name, voice in getattr(pipeline, "voices", {}).items():
+            made.add_branch(name, voice.branch, voice.native_text_encoder)
         return made if reused.dtype is None else made.to(dtype=reused.dtype)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:

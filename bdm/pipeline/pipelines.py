@@ -112,7 +112,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             english_guidance: strength of the English prompt apart from the native one's, which is then
                 ``guidance_scale`` alone; None guides by both together with ``guidance_scale``, as the paper
                 does. It costs a third part of the batch where an English prompt says something (see
-                ``bdm.method.composed``).
+                ``bdm.method.composed``). What else positive prompts alone are given (an IP-Adapter's picture,
+                a ControlNet that pools) then pulls with the English one.
             beside: what further branches are told (see ``add_branch``): by their names a prompt, or P of
                 them, or a mapping of ``prompt``, ``negative_prompt``, ``scale``, ``start`` and ``end``.
             num_images_per_prompt: pictures for each prompt, P x n in all.

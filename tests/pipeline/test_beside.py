@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import make_branch
 
-from bdm import Bridge, NativeCondition
+from bdm import Bridge, BridgePipeline, NativeCondition
 from bdm.errors import UserError
 
 DRAW = dict(num_inference_steps=2, guidance_scale=3.0, seed=1, output_type="pt")
@@ -82,6 +82,14 @@ def test_savings_change_nothing_and_windows_are_each_ones_own(two, changes):
 def test_what_cannot_be_told(two, beside, said):
     with pytest.raises(UserError, match=said):
         draw(two, beside=beside)
+
+
+def test_other_pipelines_around_the_same_parts_have_them_too(two):
+    other = BridgePipeline.from_pipe(two)
+    other.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(other, beside={"other": "红灯笼"}), draw(two, beside={"other": "红灯笼"}))
+    other.remove_branch("other")
+    assert "other" in two.voices
 
 
 def test_what_cannot_be_put_beside(two):
