@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...data.batch import Batch
 from ...data.source import Source
+from ...errors import UserError
 from ...formats.weights import DTYPES
 from ...method.branch import BranchModel
 from ...method.bridge import Bridge
@@ -108,6 +109,9 @@ class BranchDenoiser(Denoiser):
         captions: what it is told.
         dtype: precision in which UNet and text encoders, which are frozen, are kept; the VAE stays in fp32,
             because SD1.5's overflows in fp16.
+
+    Raises:
+        UserError: the backbone has no English text encoder, has a bridge already, or does not fit the branch.
     """
 
     def __init__(
@@ -118,13 +122,20 @@ class BranchDenoiser(Denoiser):
         captions: NativeCaptions,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        bridge = Bridge(branch).attach(stock.unet)
+        if stock.text_encoder is None:
+            raise UserError(
+                'the backbone has no English text encoder, and the branch learns beside its prompt ""; give a'
+                " backbone with one"
+            )
+        bridge = Bridge(branch)
         super().__init__(stock.unet, captions, BridgePreview(stock, native_text_encoder, bridge))
         self.branch, self.native_text_encoder, self.bridge = branch, native_text_encoder, bridge
-        lean = ExitStack()
-        lean.enter_context(lean_backward(stock.unet))
+        hung = ExitStack()
         # Ends with the denoiser, or with the process while its modules are still there.
-        weakref.finalize(self, lean.close)
+        weakref.finalize(self, hung.close)
+        bridge.attach(stock.unet)
+        hung.callback(bridge.detach)
+        hung.enter_context(lean_backward(stock.unet))
         # The English side is always "" in training: encoded once, its encoder is then not needed any more.
         with torch.no_grad():  # whoever gives the encoder may have left it ready to be trained
             empty = encode_english([""], stock.text_encoder, stock.tokenizer).to(dtype)

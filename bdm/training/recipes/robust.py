@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from ...data.batch import Batch
 from ...data.source import Source
-from ...errors import UserError
 from ...method.loss import DenoisingLoss
 from ...models.backbone import Backbone
 from ...text.english import encode_english
@@ -138,11 +137,6 @@ class RobustBranchRecipe(DenoisingRecipe):
         **rest: Any,
     ) -> None:
         super().__init__(source, denoiser, stock.vae, **rest)
-        if stock.text_encoder is None:
-            raise UserError(
-                "recipe.pool and recipe.bilingual need the backbone's English text encoder, and it has none;"
-                " give a backbone with one"
-            )
         plain = self.loss
         assert isinstance(plain, DenoisingLoss)
         self.loss = RobustLoss(plain.schedule, plain.density, plain.weight_kind, plain.offset_noise)

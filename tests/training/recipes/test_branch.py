@@ -1,5 +1,7 @@
 """The branch recipe is the paper's."""
 
+import gc
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -58,6 +60,26 @@ def test_a_backbone_may_be_given_ready_to_be_trained(folders):
     for step in range(2):
         recipe(fixed_batch(recipe.source, 2, step))["loss"].backward()
     assert not any(p.requires_grad for part in (stock.unet, stock.text_encoder) for p in part.parameters())
+
+
+def test_a_recipe_that_is_gone_leaves_the_backbone_free(folders):
+    stock = load_backbone(folders[0])
+    recipe = make((stock, folders[1]))
+    with pytest.raises(UserError, match="has a bridge already"):
+        make((stock, folders[1]))
+    recipe(fixed_batch(recipe.source, 1, 0))
+    del recipe
+    gc.collect()
+    assert not any(module._forward_pre_hooks for module in stock.unet.modules())
+    make((stock, folders[1]))
+
+
+def test_a_backbone_without_an_english_text_encoder_is_refused(folders):
+    stock = load_backbone(folders[0])
+    stock.text_encoder = None
+    with pytest.raises(UserError, match="has no English text encoder"):
+        make((stock, folders[1]), bilingual=0.5)
+    assert not any(module._forward_pre_hooks for module in stock.unet.modules())
 
 
 def test_frozen_parts_in_low_precision(folders):
