@@ -123,8 +123,8 @@ class Bridge:
             beside: what the branches beside it are told, in their order.
 
         Raises:
-            UserError: features that a branch does not read, another number of conditions than branches, or
-                a condition of another thread is in force.
+            UserError: features that a branch does not read, another number of conditions than branches, other
+                numbers of samples in them, or a condition of another thread is in force.
         """
         conditions = (condition, *beside)
         if len(conditions) != len(self.branches):
@@ -134,6 +134,11 @@ class Bridge:
             )
         for branch, each in zip(self.branches, conditions, strict=True):
             _check_features(branch, each)
+            if each.samples != condition.samples:
+                raise UserError(
+                    f"the conditions of the bridge's branches are of {condition.samples} and {each.samples}"
+                    " samples (prompts x images); give each branch as many"
+                )
         outer = self._session
         session = _Session(conditions, PartReader(condition), StepClock(condition.steps))
         if outer is not None and outer.thread != session.thread:

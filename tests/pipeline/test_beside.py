@@ -112,4 +112,10 @@ def test_a_bridge_wants_a_condition_for_each_branch(pipe):
         bridge.condition(NativeCondition(features)),
     ):
         pass
+    both = pipe.native_text_encoder.encode(["龙", "月饼"])
+    with (
+        pytest.raises(UserError, match="of 1 and 2 samples"),
+        bridge.condition(NativeCondition(features), NativeCondition(both)),
+    ):
+        pass
     bridge.detach()
