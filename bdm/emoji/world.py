@@ -59,8 +59,8 @@ GRAMMAR: dict[Language, tuple[str, str]] = {
     "id": ("latar belakang {}", ", "), "ar": ("خلفية {}", "، "), "fa": ("پس‌زمینهٔ {}", "، "),
 }  # fmt: skip
 
-#: Background colours: RGB and the name in each language, in the form it has beside "background". Light enough for dark drawings, far enough apart to
-#: be named.
+#: Background colours: RGB and the name in each language, in the form it has beside "background". Light enough
+#: for dark drawings, far enough apart to be named.
 COLOURS: dict[str, tuple[tuple[int, int, int], dict[Language, str]]] = {
     "white": ((252, 252, 252), {
         "zh": "白色", "en": "white", "ja": "白", "ko": "흰색", "de": "weißer",

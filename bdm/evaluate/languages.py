@@ -14,7 +14,7 @@ from ..drawing.grid import save_picture
 from ..emoji.phrases import read_phrases
 from ..emoji.world import Language, World
 from ..method.branch import BranchModel
-from .report import trial_grid
+from .report import judged_share, trial_grid
 from .setup import open_evaluation, write_result
 from .shares import Share, flat_figures
 from .trials import Score, Trial, draw, score
@@ -130,8 +130,7 @@ def _report(
     for name, scores in tables.items():
         trial = trials[name.removeprefix("shuffled_")]
         control = "Control, shuffled captions: " if name.startswith("shuffled_") else ""
-        first, *others = [result.concept for result in scores.values()]
-        said = str(first) + "".join(f" ({share.value:.3f})" for share in others)
+        said = judged_share(scores, "concept")
         lines.append(f"| {control}{trial.title} | {len(trial.native)} | {said} |")
     lines += ["", "| figure | value |", "| --- | --- |"]
     lines += [f"| {key} | {value} |" for key, value in figures.items()]

@@ -181,7 +181,7 @@ def _report(
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for trial, scores in rows:
-        cells = [_cell(scores, name) for name in ("concept", "colour", "both", "openmoji")]
+        cells = [judged_share(scores, name) for name in ("concept", "colour", "both", "openmoji")]
         lines.append(f"| {trial.title} | {len(trial.native)} | {' | '.join(cells)} |")
     if sweep:
         lines += [
@@ -210,7 +210,7 @@ def _report(
     return "\n".join(lines)
 
 
-def _cell(scores: dict[str, Score], name: str) -> str:
+def judged_share(scores: dict[str, Score], name: str) -> str:
     """A share as the first judge says, with the second's in brackets."""
     shares = [getattr(result, name) for result in scores.values()]
     if shares[0] is None:
