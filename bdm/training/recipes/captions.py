@@ -59,7 +59,7 @@ class EnglishCaptions:
 
 
 class NativeCaptions:
-    """The native captions that a branch is told.
+    """The native captions that a network is told.
 
     Args:
         encoder: of the native language.
@@ -79,6 +79,10 @@ class NativeCaptions:
         if self._source is None:
             return batch.text_inputs
         return [self._source.caption(self._others[i]) for i in batch.indices]
+
+    def with_trigger(self, texts: Sequence[str]) -> list[str]:
+        """The texts as they are: words of plug-ins are English."""
+        return [*texts]
 
     def encode(self, texts: Sequence[str | Tensor]) -> Tensor:
         return self._encoder.encode(texts)
