@@ -19,7 +19,6 @@ from ...text.encoders import load_tokenizer
 from ...text.native import NativeTextEncoder, NativeTextSettings
 from ..states import state_files
 
-
 #: A tokenizer's folder holds one of these.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
@@ -45,8 +44,8 @@ def fresh_encoder(
     folder = resolve_folder(vocabulary)
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise UserError(
-            f"recipe.native_text_encoder.vocabulary: {folder} holds no vocabulary ({', '.join(VOCABULARY_FILES)});"
-            " give a tokenizer's folder"
+            f"recipe.native_text_encoder.vocabulary: {folder} holds no vocabulary"
+            f" ({', '.join(VOCABULARY_FILES)}); give a tokenizer's folder"
         )
     tokenizer = load_tokenizer(folder)
     settings = NativeTextSettings(chunk_length=chunk_length, lower_case=False)

@@ -86,8 +86,8 @@ def test_the_loop_trains_them(module, tmp_path):
     ],
 )
 def test_what_is_none_is_refused_in_one_line(module, tmp_path, recipe, data, message):
-    recipe = {"target": f"{module}:Scale", "arguments": {"start": 1.0}} if not recipe else recipe
-    run = config(tmp_path / "out", recipe, data or {"target": f"{module}:Noise"})
+    plain = {"target": f"{module}:Scale", "arguments": {"start": 1.0}}
+    run = config(tmp_path / "out", recipe or plain, data or {"target": f"{module}:Noise"})
     with pytest.raises(UserError, match=message) as error:
         build_recipe(run)
     assert "\n" not in str(error.value)
