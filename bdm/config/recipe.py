@@ -112,6 +112,7 @@ class NativeTextConfig(DenoisingConfig, TextSlotConfig):
         AfterValidator(_checked_parts),
     ] = ("text_encoder",)
     attention: Literal["keys_values", "all"] = "keys_values"
+    shuffle_captions: bool = False
 
     @model_validator(mode="after")
     def _first_the_text(self) -> NativeTextConfig:
