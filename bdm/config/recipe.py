@@ -296,7 +296,7 @@ class ModuleConfig(Strict):
 
     kind: Literal["module"]
     target: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] | None = None
 
 
 RecipeConfig = Annotated[
