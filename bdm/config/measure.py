@@ -91,12 +91,15 @@ class RouteConfig(Strict):
     """A route to a native language (see ``bdm.evaluate.route.Route``).
 
     ``translate`` is "world" (the names of the emoji world's things), "none" (native text through CLIP's
-    bytes), a table or a translation model's folder. ``shuffled`` is the model of the same route trained on
-    shuffled captions, ``history`` the run whose kept states tell how fast it learned, ``pretraining`` the
-    samples that its text encoder had seen before.
+    bytes), a table or a translation model's folder. ``branch`` and ``native_text_encoder`` take the places of
+    the model's own. ``shuffled`` is what was trained on shuffled captions, in the place of ``branch`` where
+    that is given and else of ``model``; ``history`` the run whose kept states tell how fast it learned,
+    ``pretraining`` the samples that its text encoder had seen before.
     """
 
     model: str
+    branch: str | None = None
+    native_text_encoder: str | None = None
     title: str = ""
     translate: str | None = None
     shuffled: str | None = None

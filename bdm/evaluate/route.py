@@ -43,7 +43,7 @@ class Route:
         translate: None but for a translation.
         plugins: of the model.
         beginning: samples of the route's pre-training.
-        model: its folder.
+        model: the folder of what was trained.
     """
 
     name: str
@@ -161,7 +161,9 @@ def open_route(
         parts = load_backbone(config.model)
         slot, native, plugins = "translation", None, Plugins(parts)
     else:
-        parts = BridgePipeline.from_pretrained(config.model)
+        others: Any = {"branch": config.branch, "native_text_encoder": config.native_text_encoder}
+        others = {name: place for name, place in others.items() if place is not None}
+        parts = BridgePipeline.from_pretrained(config.model, **others)
         parts.set_progress_bar_config(disable=True)
         slot = "text" if parts.branch is None else "branch"
         native, plugins = parts.native_text_encoder, parts.plugins
@@ -169,7 +171,7 @@ def open_route(
         parts.scheduler = other_sampler(sampler, parts.scheduler)
     return Route(
         name, config.title or name, slot, parts, native, translate, plugins, config.pretraining,
-        Path(config.model),
+        Path(config.branch or config.model),
     )  # fmt: skip
 
 

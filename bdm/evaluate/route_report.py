@@ -64,9 +64,9 @@ def routes_report(config: RoutesConfig, result: dict[str, Any]) -> str:
         (
             f"Backbone `{config.base}`, {judges}. {config.steps} steps of"
             f" {config.sampler or 'the default sampler'}, seed {config.seed}, the guidance of"
-            f" {', '.join(f'{g:g}' for g in config.guidances)} that is best for each route on other prompts and"
-            f" seeds. Shares with their standard errors; chance is {result['chance']:.4f}. The backbone alone,"
-            f" told English: {_cell(result['backbone'], 'english_kept')}."
+            f" {', '.join(f'{g:g}' for g in config.guidances)} that is best for each route on other prompts"
+            f" and seeds. Shares with their standard errors; chance is {result['chance']:.4f}. The backbone"
+            f" alone, told English: {_cell(result['backbone'], 'english_kept')}."
         ),
         "",
         *_table(config, result, CONTENT | CONTROLS),

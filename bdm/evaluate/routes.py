@@ -242,7 +242,8 @@ class RouteTable:
     def _control(self, route: Route, model: str, guidance: float) -> Share:
         """The same route trained on shuffled captions."""
         config = self.config
-        settings = config.routes[route.name].model_copy(update={"model": model})
+        settings = config.routes[route.name]
+        settings = settings.model_copy(update={"branch" if settings.branch else "model": model})
         other = open_route(f"{route.name}, shuffled", settings, self.world, config.language, config.sampler)
         if other.slot != route.slot:
             raise UserError(
