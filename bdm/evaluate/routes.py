@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -167,18 +167,27 @@ class RouteTable:
 
     def time(self, routes: Sequence[Route], rows: Mapping[str, dict[str, Any]]) -> None:
         """Add how many times a picture costs what one of the backbone's does; the routes take turns."""
-        texts = Trial(
-            "cost", "", self.trials["some"].native[:TIMED], [""] * TIMED, self.trials["some"].concepts[:TIMED]
-        )
         seconds: dict[str, list[float]] = {route.name: [] for route in (self.base, *routes)}
         for _ in range(ROUNDS):
             for route in (self.base, *routes):
                 start = time.perf_counter()
-                route.draw(texts, self.config.steps, self.config.guidances[0], TIMED, 0)
+                self._draw_some(route)
                 seconds[route.name].append(time.perf_counter() - start)
         stock = median(seconds[self.base.name])
         for route in routes:
             rows[route.name]["picture_cost"] = round(median(seconds[route.name]) / stock, 3)
+
+    def _draw_some(self, route: Route) -> None:
+        """A few pictures: the backbone is told English, the routes are told their language."""
+        some, guidance = self.trials["some"], self.config.guidances[0]
+        if route is self.base:
+            texts = self.asked.english[:TIMED]
+            trial = replace(self.asked, native=[""] * len(texts), english=texts)
+            route.draw_english(trial, self.config.steps, guidance, TIMED, 0)
+        else:
+            texts = some.native[:TIMED]
+            trial = replace(some, name="cost", native=texts, english=[""] * len(texts))
+            route.draw(trial, self.config.steps, guidance, TIMED, 0)
 
     def learning(self, routes: Sequence[Route], rows: Mapping[str, dict[str, Any]]) -> None:
         """Add after how many samples each had parts of the reference's accuracy; None where it never had."""
