@@ -116,7 +116,8 @@ def draw_lengths(pair: Pair, path: Path) -> None:
     # At most sixty bars, each of a whole number of tokens.
     edges = np.arange(0, longest + 2 + longest // 60, 1 + longest // 60) - 0.5
     for name, one, colour in zip(_NAMES, pair, ("tab:blue", "tab:orange"), strict=True):
-        axes.hist(one.lengths, bins=edges, alpha=0.6, label=f"{name}, {one.lengths.mean():.1f}", color=colour)
+        label = f"{name}, {one.lengths.mean():.1f}"
+        axes.hist(one.lengths, bins=edges.tolist(), alpha=0.6, label=label, color=colour)
     axes.set(xlabel="tokens of a caption", ylabel="captions")
     axes.legend(title="mean", frameon=False)
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -1,7 +1,8 @@
 """SentencePiece vocabularies, cut exactly as the ``sentencepiece`` package cuts.
 
-transformers rebuilds such a file as a tokenizer of its own, and says nothing of what it leaves out: unknown
-id, lower-casing, byte fallback, ``add_dummy_prefix``, BPE's order of merges. Here the package itself reads it.
+transformers rebuilds such a file as a tokenizer of its own, and says nothing of what it leaves out: the
+unknown id, lower-casing, byte fallback, ``add_dummy_prefix``, BPE's order of merges. Here the package itself
+reads it.
 """
 
 from __future__ import annotations
