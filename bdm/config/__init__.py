@@ -20,6 +20,7 @@ from .measure import LanguagesConfig as LanguagesConfig
 from .measure import ModeConfig as ModeConfig
 from .measure import PluginFilesConfig as PluginFilesConfig
 from .reading import read_config as read_config
+from .recipe import FreshEncoderConfig as FreshEncoderConfig
 from .recipe import RecipeConfig as RecipeConfig
 from .run import OptimizerConfig as OptimizerConfig
 from .run import PrepareConfig as PrepareConfig

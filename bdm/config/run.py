@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .data import DataConfig, PicturesConfig, RawConfig
 from .reading import Fraction, PositiveInt, Strict
-from .recipe import DenoisingConfig, RecipeConfig
+from .recipe import LatentConfig, RecipeConfig, StartConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -84,14 +84,20 @@ class RunConfig(Strict):
                 f"recipe.kind {self.recipe.kind!r} needs pictures, and prepared shards hold none: use the raw"
                 " data"
             )
-        if isinstance(self.recipe, DenoisingConfig) and self.recipe.cache:
+        if isinstance(self.recipe, LatentConfig) and self.recipe.cache:
             if self.data.kind == "prepared":
                 raise ValueError("recipe.cache: prepared shards are a cache already; set cache: false")
-            if self.data.flip or (isinstance(self.data, PicturesConfig) and self.data.buckets):
+            if getattr(self.data, "flip", 0) or (isinstance(self.data, PicturesConfig) and self.data.buckets):
                 raise ValueError(
                     "recipe.cache keeps square pictures as they are; set cache: false, or leave out buckets"
                     " and flip"
                 )
+        start = getattr(self.recipe, "start", None)
+        if isinstance(start, StartConfig) and start.moments and self.optimizer.name != "adamw":
+            raise ValueError(
+                f"recipe.start.moments: only adamw goes on with an earlier run's, and optimizer.name is"
+                f" {self.optimizer.name}; set moments: false"
+            )
         if self.recipe.kind == "contrastive" and self.optimizer.accumulation > 1:
             raise ValueError(
                 "optimizer.accumulation: a contrastive loss compares a batch's pairs with each other; set it"

@@ -1,4 +1,4 @@
-"""The native-language text encoder: any transformers text encoder with its tokenizer, frozen."""
+"""The native-language text encoder: any transformers text encoder with its tokenizer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..errors import UserError, printable
 from ..formats.load_options import LoadKeywords, read_options
 from ..formats.weights import cast, is_weight_file, read_json, resolve_folder
 from .chunks import ChunkLayout, check_ids, content_ids, count_chunks, execution_device, lay_out
+from .connector import CONNECTOR_FOLDER, Connector, load_connector
 from .encoders import load_cn_clip, load_encoder, load_tokenizer
 from .packaged import Packaged, find_packaged, named_package, write_name
 from .vocabulary import chinese_clip_tokenizer
@@ -65,9 +66,14 @@ class NativeTextEncoder(ModelMixin):
 
     Args:
         model: a transformers text encoder whose output has ``last_hidden_state`` (BERT, Chinese CLIP's text
-            model, XLM-R, T5's encoder ...). It is frozen and put into evaluation mode.
+            model, XLM-R, T5's encoder ...). It is frozen and put into evaluation mode; a recipe may let it
+            train again.
         tokenizer: its tokenizer.
         settings: what else decides the features; saved beside the weights.
+        connector: brings the model's features to another width; None leaves them as they are.
+
+    Raises:
+        UserError: chunks that are longer than the model reads, or a connector of another width.
 
     Attributes:
         package: the pip package it was read from, if any.
@@ -78,13 +84,25 @@ class NativeTextEncoder(ModelMixin):
     package: Packaged | None = None
     save_by_name: bool = False
 
-    def __init__(self, model: nn.Module, tokenizer: Any, settings: NativeTextSettings | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        settings: NativeTextSettings | None = None,
+        connector: Connector | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.connector = connector.requires_grad_(False) if connector is not None else None
         self.tokenizer = tokenizer
         self.settings = settings or NativeTextSettings()
         self.layout = ChunkLayout.of(tokenizer, self.settings.chunk_length, self.settings.max_chunks)
         config: Any = model.config
+        if connector is not None and connector.config["width_in"] != config.hidden_size:
+            raise UserError(
+                f"the connector reads features {connector.config['width_in']} wide and the text encoder's are"
+                f" {config.hidden_size}; give the one that belongs to it"
+            )
         positions: int | None = getattr(config, "max_position_embeddings", None)
         # RoBERTa-like models count positions from the padding id on.
         reserved = (
@@ -104,6 +122,8 @@ class NativeTextEncoder(ModelMixin):
     @property
     def text_dim(self) -> int:
         """Width of the features; a branch's ``cross_attention_dim`` must equal it."""
+        if self.connector is not None:
+            return self.connector.config["width_out"]
         config: Any = self.model.config
         return config.hidden_size
 
@@ -116,11 +136,14 @@ class NativeTextEncoder(ModelMixin):
         return execution_device(self)
 
     def train(self, mode: bool = True) -> NativeTextEncoder:
-        """Stays in evaluation mode.
+        """Parts that are frozen stay in evaluation mode.
 
-        A frozen encoder must give the same features in training and inference.
+        They must give the same features in training and inference.
         """
-        return super().train(False)
+        super().train(False)
+        for part in self.children():
+            part.train(mode and any(parameter.requires_grad for parameter in part.parameters()))
+        return self
 
     def encode(self, texts: Sequence[str | Tensor]) -> Tensor:
         """Last hidden states.
@@ -179,6 +202,8 @@ class NativeTextEncoder(ModelMixin):
         )
         check_ids(ids, self.model)
         features = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        if self.connector is not None:
+            features = self.connector(features)
         return features.view(batch, chunks, length, -1), [len(self.layout.split(ids)) for ids in content]
 
     def forward(self, texts: Sequence[str | Tensor]) -> Tensor:
@@ -204,9 +229,12 @@ class NativeTextEncoder(ModelMixin):
             safe_serialization: taken for compatibility; like transformers, this writes safetensors only.
 
         Raises:
-            UserError: it is to be saved by name and comes from no package.
+            UserError: it is to be saved by name and comes from no package, or the folder holds another
+                encoder's connector.
         """
         folder = Path(save_directory)
+        if self.connector is None and (folder / CONNECTOR_FOLDER).exists():
+            raise UserError(f"{folder} holds another text encoder's connector; give a new folder")
         if self.save_by_name:
             write_name(self.package, folder)
         else:
@@ -214,6 +242,8 @@ class NativeTextEncoder(ModelMixin):
             save: Any = self.model.save_pretrained
             save(folder, variant=variant, **sharding)
             self.tokenizer.save_pretrained(folder)
+        if self.connector is not None:
+            self.connector.save_pretrained(folder / CONNECTOR_FOLDER, variant=variant)
         (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
 
     @classmethod
@@ -245,12 +275,14 @@ class NativeTextEncoder(ModelMixin):
         """
         loading = read_options(options, "NativeTextEncoder.from_pretrained", default=torch.float32)
         package, place = None if subfolder else find_packaged(source), Path(source)
+        connector = None
         if package is None and not is_weight_file(source):
             place = resolve_folder(source, subfolder, hub=loading.hub)
             package = named_package(place)
             saved = place / SETTINGS_FILE
             if settings is None and saved.exists():
                 settings = NativeTextSettings.read(saved)
+            connector = load_connector(place, loading.files)
         if package is not None:
             model, tokenizer = package.load(loading.files)
             settings = settings or NativeTextSettings(**package.settings)
@@ -259,8 +291,10 @@ class NativeTextEncoder(ModelMixin):
             model, tokenizer = load_cn_clip(place), chinese_clip_tokenizer()
         else:
             model, tokenizer = load_encoder(place, loading.files), load_tokenizer(place)
-        for name, weight in model.named_parameters():
-            weight.data = cast(weight.data, loading.dtype, name, place)
-        made = cls(model.to(loading.device, loading.dtype), tokenizer, settings)
+        for part in (model, *([connector] if connector is not None else [])):
+            for name, weight in part.named_parameters():
+                weight.data = cast(weight.data, loading.dtype, name, place)
+            nn.Module.to(part, loading.device, loading.dtype)
+        made = cls(model, tokenizer, settings, connector)
         made.package = package
         return made
