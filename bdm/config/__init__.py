@@ -28,3 +28,4 @@ from .recipe import RecipeConfig as RecipeConfig
 from .run import OptimizerConfig as OptimizerConfig
 from .run import PrepareConfig as PrepareConfig
 from .run import RunConfig as RunConfig
+from .run import VocabularyConfig as VocabularyConfig

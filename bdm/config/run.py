@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .data import DataConfig, PicturesConfig, RawConfig
 from .reading import Fraction, PositiveInt, Strict
@@ -135,4 +135,36 @@ class PrepareConfig(Strict):
             raise ValueError("min_score needs scorer, a folder or hub name of a whole Chinese CLIP")
         if self.data.flip:
             raise ValueError("data.flip: prepared pictures cannot be mirrored any more; leave it out")
+        return self
+
+
+class VocabularyConfig(Strict):
+    """Training captions -> a SentencePiece vocabulary (see ``bdm.prepare.vocabulary``).
+
+    ``pieces`` is how many there are at most; few captions hold fewer.
+    """
+
+    out: Path
+    data: DataConfig
+    captions: Literal["training"] = "training"
+    pieces: Annotated[int, Field(ge=4, le=1_000_000)] = 8000
+    positions: Annotated[int, Field(ge=2, le=100_000)] = 77
+
+    @field_validator("captions", mode="before")
+    @classmethod
+    def _training_alone(cls, value: Any) -> Any:
+        if value != "training":
+            raise ValueError(
+                "a vocabulary is trained on the training captions alone, so that validation captions tell"
+                " something of it; leave it out"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _none_held_out(self) -> VocabularyConfig:
+        if self.data.kind == "emoji" and self.data.held_out != "without":
+            raise ValueError(
+                f"data.held_out is {self.data.held_out!r}: those captions are validation's, which no"
+                " vocabulary is trained on; leave it out"
+            )
         return self
