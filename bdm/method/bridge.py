@@ -167,9 +167,9 @@ class Bridge:
         call = self._read(session, unet, args, kwargs)
         for helper in self.helpers:
             helper.before(call)
-        for number, on in enumerate(call.branches_on):
-            if on:
-                down, middle = self._residuals(session, call, number)
+        for number, scale in enumerate(call.scales):
+            if scale != 0.0:
+                down, middle = self._residuals(session, call, number, scale)
                 add_residuals(call.values, down, middle, call.sample.dtype)
         return call.arguments()
 
@@ -184,7 +184,9 @@ class Bridge:
         parts = session.reader.parts(len(values["sample"]), values.get("encoder_hidden_states"), unet)
         return UNetCall(values, len(args), session.conditions, parts, session.clock, unet)
 
-    def _residuals(self, session: _Session, call: UNetCall, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _residuals(
+        self, session: _Session, call: UNetCall, number: int, scale: float
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         branch, condition = self.branches[number], session.conditions[number]
         sample, timestep, dtype = call.sample, call.values["timestep"], branch.dtype
         if (number, call.parts) not in session.features:
@@ -197,7 +199,7 @@ class Bridge:
             if isinstance(timestep, Tensor) and timestep.ndim:
                 timestep = timestep.expand(len(sample)).repeat_interleave(frames)
             sample = sample.movedim(2, 1).flatten(0, 1)
-        return branch(sample.to(dtype), timestep, features, condition.scale, return_dict=False)
+        return branch(sample.to(dtype), timestep, features, scale, return_dict=False)
 
 
 def _check_features(branch: BranchModel, condition: NativeCondition) -> None:

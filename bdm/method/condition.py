@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .clock import Steps
+from .clock import Steps, in_window
+from .schedule import Schedule
 
 #: What a guidance part of a batch is drawn for.
 Part = Literal["negative", "positive"]
@@ -30,8 +31,9 @@ class NativeCondition:
         scale: factor of the residuals.
         start: share of the steps before which the branch is off.
         end: share of the steps after which it is off.
+        schedule: factors of the scale over the steps; None for 1 in all (see ``bdm.method.schedule``).
         steps: gives the number of denoising steps T, or the pipeline's timesteps, once the pipeline knows it;
-            only asked if start or end restrict.
+            only asked if start or end restrict, or by a schedule.
         images_per_prompt: consecutive samples that share a prompt.
         parts: gives the parts of the UNet's batch where the pipeline's batches cannot be told apart by their
             English texts: ``("negative", "positive")`` and so on, each of P x images_per_prompt samples.
@@ -42,6 +44,7 @@ class NativeCondition:
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    schedule: Schedule | None = None
     steps: Steps | None = None
     images_per_prompt: int = 1
     parts: Callable[[], Sequence[Part]] | None = None
@@ -50,6 +53,20 @@ class NativeCondition:
     def samples(self) -> int:
         """Samples of one guidance part."""
         return len(self.positive) * self.images_per_prompt
+
+    def scale_at(self, step: Callable[[], int], total: Callable[[], int]) -> float:
+        """Factor of the residuals in a step.
+
+        Args:
+            step: gives the denoising step i, from 0.
+            total: gives T. Neither is asked where it makes no difference.
+        """
+        if self.scale == 0.0:
+            return 0.0
+        windowed = self.start > 0.0 or self.end < 1.0
+        if windowed and not in_window(step(), total, self.start, self.end):
+            return 0.0
+        return self.scale if self.schedule is None else self.scale * self.schedule.at(step(), total())
 
     def count_parts(self, batch: int) -> int:
         """How many parts a batch of the UNet has.

@@ -13,13 +13,16 @@ from ..errors import UserError
 from ..method.branch import BranchModel
 from ..method.clock import check_window
 from ..method.condition import NativeCondition
+from ..method.schedule import read_schedule
 from ..plugins.kind import finite
 from ..plugins.parameters import plain
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, encode_pairs, make_pairs
 
 #: What a call may say of a branch beside the pipeline's own, and what holds where it does not.
-SETTINGS: dict[str, Any] = {"prompt": "", "negative_prompt": "", "scale": 1.0, "start": 0.0, "end": 1.0}
+SETTINGS: dict[str, Any] = {
+    "prompt": "", "negative_prompt": "", "scale": 1.0, "start": 0.0, "end": 1.0, "schedule": None
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,12 @@ class Said:
     Attributes:
         voice: whom.
         texts: P prompts with their negatives.
-        window: scale, start and end of its residuals (see ``NativeCondition``).
+        window: scale, start, end and schedule of its residuals (see ``NativeCondition``).
     """
 
     voice: Voice
     texts: TextPairs
-    window: Mapping[str, float]
+    window: Mapping[str, Any]
 
     def lengths(self) -> list[int]:
         """Chunks of each prompt."""
@@ -140,8 +143,11 @@ class BesideMixin:
                 f"beside {name!r}: {unknown[0]!r} is not known; allowed are {', '.join(SETTINGS)}"
             )
         settings = SETTINGS | settings
-        window = {key: finite(settings[key], f"{name} {key}") for key in ("scale", "start", "end")}
+        window: dict[str, Any] = {
+            key: finite(settings[key], f"{name} {key}") for key in ("scale", "start", "end")
+        }
         check_window(window["start"], window["end"], name)
+        window["schedule"] = read_schedule(settings["schedule"])
         texts = make_pairs(
             None, settings["prompt"], None, settings["negative_prompt"], count, f"{name} prompt",
             f"{name} negative_prompt",

@@ -33,6 +33,7 @@ from ..method.branch import BranchModel
 from ..method.clock import check_window
 from ..method.composed import ComposedGuidance
 from ..method.condition import GUIDED, NativeCondition, Part
+from ..method.schedule import read_schedule
 from ..plugins import Plugins
 from ..plugins.kind import finite
 from ..speed.approximate import EXACT, Approximation
@@ -50,6 +51,7 @@ from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
 from .parts import PartsMixin, Vae, check_parts
 from .texts import Texts, TextsMixin, adapters_scaled
+from .world import settings_of
 
 
 class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
@@ -80,6 +82,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         branch_scale: float = 1.0,
         branch_start: float = 0.0,
         branch_end: float = 1.0,
+        branch_schedule: Any = None,
+        world: float | None = None,
         english_guidance: float | None = None,
         beside: Mapping[str, Texts | Mapping[str, Any]] | None = None,
         num_images_per_prompt: SupportsIndex | None = 1,
@@ -109,6 +113,11 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             branch_scale: factor of the branch's residuals; 0 is the bare backbone.
             branch_start: the branch is off in step i of T where i/T < branch_start.
             branch_end: ... and where (i+1)/T > branch_end.
+            branch_schedule: factors of ``branch_scale`` over the steps: text such as "0:0.2:0,0.2:1:1" (from,
+                to, scale), numbers, or a function of the share of the steps (see
+                ``bdm.method.schedule.read_schedule``).
+            world: from 0, the world that the native prompt was learnt from, to 1, the English one, for things
+                that the two see differently; instead of ``branch_schedule`` (see ``bdm.pipeline.world``).
             english_guidance: strength of the English prompt apart from the native one's, which is then
                 ``guidance_scale`` alone; None guides by both together with ``guidance_scale``, as the paper
                 does. It costs a third part of the batch where an English prompt says something (see
@@ -144,6 +153,9 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         self._check_complete(stock)
         each = as_count(num_images_per_prompt)
         as_count(stock.get("num_inference_steps"), "num_inference_steps")
+        if world is not None:
+            branch_schedule, said = settings_of(world, branch_schedule)
+            prompt_en, prompt_en_embeds = (prompt_en, prompt_en_embeds) if said else ("", None)
         native = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         english = self._english_pairs(
             prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, len(native)
@@ -154,6 +166,7 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             "scale": finite(branch_scale, "branch_scale"),
             "start": finite(branch_start, "branch_start"),
             "end": finite(branch_end, "branch_end"),
+            "schedule": read_schedule(branch_schedule),
         }
         check_window(condition["start"], condition["end"], "branch")
         if seed is not None:
@@ -187,7 +200,7 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         native: TextPairs,
         english: TextPairs,
         clip_skip: int,
-        settings: Mapping[str, float],
+        settings: Mapping[str, Any],
         inputs: dict[str, Any],
         share: bool,
         approximation: Approximation,
