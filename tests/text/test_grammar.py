@@ -21,9 +21,10 @@ from bdm.text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 
 VECTORS = json.loads((Path(__file__).parent / "prompt_vectors.json").read_text(encoding="utf-8"))
 
+ENGLISH = Reading()
 PIECES = (
-    "()[]:|\\<>{}_$，、（）：｜ \n", *"()[]:|", "BREAK", " AND ", "a", "红灯笼", "1.3", ":0.5]", "[a:b:", "<lora:ink:0.8>",
-    "<lora:", "(x:1e9)", "(((", ":99999999999)", "é\u0301", "\ud800", "\0",
+    "()[]:|\\<>{}_$，、（）：｜ \n", *"()[]:|", "BREAK", " AND ", "a", "红灯笼", "1.3", ":0.5]", "[a:b:",
+    "<lora:ink:0.8>", "<lora:", "(x:1e9)", "(((", ":99999999999)", "é\u0301", "\ud800", "\0",
 )  # fmt: skip
 PROMPTS = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
 
@@ -48,7 +49,7 @@ def clip():
     return clip_tokenizer()
 
 
-def chunks_of(prompt, tokenizer, layout, reading=Reading()):
+def chunks_of(prompt, tokenizer, layout, reading=ENGLISH):
     tokens = tokenize([prompt], tokenizer, layout, reading=reading)
     counts = tokens.mask[0].sum(1).tolist()
     return [row[1 : count - 1] for row, count in zip(tokens.ids[0].tolist(), counts)]
