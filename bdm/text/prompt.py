@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 #: No weight is larger, so that products of many are still numbers; at 1,000 a picture is lost already.
-LARGEST = 1e6
+LARGEST = 1e300
 
 ROUND, SQUARE = 1.1, 1 / 1.1
 _BREAK = re.compile(r"\bBREAK\b")
@@ -115,7 +115,7 @@ def _fragments(prompt: str, full_width: bool, breaks: bool) -> _Brackets:
         elif text in "(（[":
             opened["[" if text == "[" else "("].append(len(fragments))
         elif number is not None and opened["("]:
-            brackets.close("(", float(number))
+            brackets.close("(", limited(float(number)))
         elif text in (")", "）") and opened["("]:
             brackets.close("(", ROUND)
         elif text == "]" and opened["["]:
