@@ -18,7 +18,13 @@ from transformers import (
 )
 
 CHARACTERS = "的一是在不了有和人这中大为上个国我以要他红灯笼蓝色背景月饼猫日本人间提灯白青（），。、"
-SENTENCES = ["赤い提灯と月餅", "白い猫がいる", "a red lantern, best quality", "サラリーマン 油絵", "红灯笼，蓝色背景"] * 20
+SENTENCES = [
+    "赤い提灯と月餅",
+    "白い猫がいる",
+    "a red lantern, best quality",
+    "サラリーマン 油絵",
+    "红灯笼，蓝色背景",
+] * 20
 #: diffusers' names of the VAE's attention before 0.18.
 OLD_VAE = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 SMALL = dict(intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
@@ -94,7 +100,15 @@ def clip_model(vocabulary):
 
 def write_words(folder, length=77):
     """BERT's vocabulary of single characters."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(CHARACTERS), *"abcdefghijklmnopqrstuvwxyz(),.:"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *dict.fromkeys(CHARACTERS),
+        *"abcdefghijklmnopqrstuvwxyz(),.:",
+    ]
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer" / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     write_json(
@@ -110,7 +124,9 @@ def japanese(folder):
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "tokenizer" / "spiece.model").write_bytes(model)
     write_json(folder / "tokenizer" / "special_tokens_map.json", {"eos_token": "</s>", "pad_token": "[PAD]"})
-    write_json(folder / "tokenizer" / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "extra_ids": 0})
+    write_json(
+        folder / "tokenizer" / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    )
     encoder = clip_model(sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size())
     write_encoder(folder, encoder, "text_model.", architectures=["CLIPTextModel"])
     write_common(folder, {

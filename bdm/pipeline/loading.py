@@ -70,10 +70,12 @@ class LoadedParts:
     Attributes:
         arguments: of its constructor, by name.
         empty_english: (1, 77, D) features of the English prompt "" where the text encoder is left out.
+        moved_unet: why the UNet is not SD1.5's any more; "" where nothing says so.
     """
 
     arguments: dict[str, Any]
     empty_english: Tensor | None
+    moved_unet: str = ""
 
 
 def load_parts(
@@ -114,7 +116,8 @@ def load_parts(
     arguments = {name: read(parts) for name, read in _READERS.items() if name in names}
     arguments |= {name: getattr(stock, name) for name in _STOCK}
     empty = None if stock.text_encoder is not None else _empty_english(model)
-    return LoadedParts(arguments, empty)
+    own_unet = model.backbone == model.folder and "unet" not in given
+    return LoadedParts(arguments, empty, model.moved_unet() if own_unet else "")
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,16 @@ class SavedModel:
             return dict(given)
         english = () if self.backbone != self.folder else ("text_encoder", "tokenizer")
         return dict.fromkeys(("branch", *english)) | dict(given)
+
+    def moved_unet(self) -> str:
+        """Why the folder's UNet is not SD1.5's any more; "" where nothing says so."""
+        if self.system is not None:
+            return f"{self.system.name}: {self.system.trained}"
+        card = self.folder / "card.json" if self.folder else None
+        changed = read_json(card).get("unet_tensors_changed") if card and card.is_file() else None
+        if isinstance(changed, int | float) and changed > 0:
+            return f"its card: {changed:.0%} of the tensors were changed"
+        return str(self.index.get("_moved_unet") or "")
 
     def lacks(self, name: str) -> bool:
         """Whether the pipeline was saved without a part.

@@ -159,6 +159,8 @@ class PartsMixin:
         pipe: Any = cls(**parts.arguments)
         pipe.empty_english = parts.empty_english
         pipe.register_to_config(_name_or_path=str(source or backbone))
+        if parts.moved_unet:
+            pipe.register_to_config(_moved_unet=parts.moved_unet)
         return pipe
 
     @classmethod
@@ -182,6 +184,14 @@ class PartsMixin:
         for name, voice in getattr(pipeline, "voices", {}).items():
             made.add_branch(name, voice.branch, voice.native_text_encoder)
         return made if reused.dtype is None else made.to(dtype=reused.dtype)
+
+    @property
+    def moved_unet(self) -> str:
+        """Why the UNet is not SD1.5's any more; "" where nothing says that it was trained for native text.
+
+        On such a UNet checkpoints are attached as differences to SD1.5 (``base=``).
+        """
+        return str(self.config.get("_moved_unet") or "")
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write a standard diffusers folder with the parts ``branch`` and ``native_text_encoder`` in it.

@@ -129,7 +129,8 @@ class TextsMixin:
     def _native_features(self, pairs: TextPairs, guided: bool) -> tuple[Tensor, Tensor | None]:
         if not guided and self.native_text_encoder is None and pairs.only_positive is not None:
             return pairs.only_positive, None
-        return encode_pairs(pairs, self._encode_native, "negative_prompt_embeds")
+        together = self.native_text_encoder is None or self.native_text_encoder.settings.max_chunks > 1
+        return encode_pairs(pairs, self._encode_native, "negative_prompt_embeds", together)
 
     def _encode_native(self, texts: list[str]) -> Tensor:
         if self.native_text_encoder is None:

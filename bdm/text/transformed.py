@@ -29,6 +29,8 @@ class RobertaSeriesModelWithTransformation(PreTrainedModel):
 
     config_class = XLMRobertaConfig
     base_model_prefix = "roberta"
+    # As XLM-R, whose attention it is.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -14,6 +14,7 @@ from transformers import BertTokenizer
 
 import bdm
 from bdm.cli import main
+from bdm.convert import convert
 from bdm.errors import UserError
 from bdm.formats.identify import describe_file
 from bdm.formats.systems import released_system
@@ -97,7 +98,8 @@ def test_it_draws_what_a_stock_pipeline_draws_of_these_features(name, tmp_path):
 def test_taiyi_is_padded_to_what_its_folder_says(tmp_path):
     encoder = taiyi(tmp_path, length=128)
     features = NativeTextEncoder.from_pretrained(tmp_path).encode(["红灯笼"])
-    tokens = BertTokenizer.from_pretrained(tmp_path / "tokenizer")("红灯笼", padding="max_length", max_length=128)
+    tokenizer = BertTokenizer.from_pretrained(tmp_path / "tokenizer")
+    tokens = tokenizer("红灯笼", padding="max_length", max_length=128)
     with torch.no_grad():
         assert torch.equal(features, encoder(torch.tensor([tokens.input_ids]))[0])
 
@@ -121,7 +123,7 @@ def test_a_projection_is_never_lost_without_a_word(tmp_path):
     del settings["project_dim"]
     write_json(path, settings)
     with pytest.raises(UserError, match=r"holds 'transformation\.weight', which makes other features"):
-        NativeTextEncoder.from_pretrained(tmp_path)
+        NativeTextEncoder.from_pretrained(tmp_path / "text_encoder")
 
 
 def with_english(folder, **parts):
@@ -237,8 +239,11 @@ def test_names_in_the_index_are_data(tmp_path):
     japanese(tmp_path)
     path = tmp_path / "model_index.json"
     index = json.loads(path.read_text())
-    index |= {"_class_name": ["antigravity", "JapaneseStableDiffusionPipeline"],
-              "text_encoder": ["antigravity", "CLIPTextModel"], "scheduler": ["antigravity", "PNDMScheduler"]}  # fmt: skip
+    index |= {
+        "_class_name": ["antigravity", "JapaneseStableDiffusionPipeline"],
+        "text_encoder": ["antigravity", "CLIPTextModel"],
+        "scheduler": ["antigravity", "PNDMScheduler"],
+    }
     write_json(path, index)
     assert bdm.BridgePipeline.from_pretrained(tmp_path).native_text_encoder is not None
     assert "antigravity" not in sys.modules
@@ -256,7 +261,7 @@ def test_it_is_never_taken_for_an_english_model(name, pipe, tmp_path):
         lambda: bdm.BridgePipeline.from_pretrained(tmp_path / "bridge", backbone=released),
         lambda: bdm.BridgePipeline.from_pretrained(tmp_path / "bridge", backbone=released, english=False),
         lambda: pipe.plugins.attach(released),
-        lambda: bdm.convert(released, tmp_path / "made.safetensors", "original"),
+        lambda: convert(released, tmp_path / "made.safetensors", "original"),
     ):
         with pytest.raises(UserError, match=message) as said:
             refused()
