@@ -29,7 +29,7 @@ INSIDE = {
         embedding controlnet registry
     """),
     "pipeline": names("""
-        exclusive inputs groups texts auto loading reuse parts beside prompts world pipelines
+        exclusive inputs groups text_slot texts auto loading reuse parts beside prompts world pipelines
         canvas tiling siblings enlarging modes ip_adapter
     """),
     "parallel": names("processes whole strategies ray"),
