@@ -14,7 +14,7 @@ from PIL import Image
 
 from bdm import extras
 from bdm.cli import main
-from bdm.cli.draw import DEFAULT_MODEL
+from bdm.cli.painter import DEFAULT_MODEL
 from bdm.data.shards import expand_urls
 from bdm.drawing.grid import label_font
 from bdm.emoji.world import World

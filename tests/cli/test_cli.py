@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from tiny import TEXT_DIM, make_text_encoder, make_unet, make_vae
 
 from bdm.cli import main
-from bdm.cli.draw import DEFAULT_MODEL, default_guidance, split_numbers
+from bdm.cli.draw_plugins import split_numbers
+from bdm.cli.painter import DEFAULT_MODEL, default_guidance
 from bdm.drawing.grid import labelled_grid, save_picture
 from bdm.drawing.picture_info import describe, picture_info
 from bdm.errors import UserError
