@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import math
-import os
+import logging
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError, first_line, printable
+from ..errors import UserError, printable
+from ..shipped import shipped
 from .draw_options import infer_options
+from .draw_requests import again_jobs, base_request, check_numbers, file_jobs, prompt_jobs
 from .heavy import importing
-from .painter import DEFAULT_MODEL, Painter, default_guidance, settled_approximation
 from .quiet import quiet
+from .stages import Stages
+
+if TYPE_CHECKING:
+    from ..drawing.jobs import Failure, Job
+    from ..drawing.library import Library
+
+DEFAULT_MODEL = shipped("assets/emoji")
 
 #: The demo's prompts: native concepts, concepts the worlds see differently, and pairs of concept and colour.
 DEMO_PROMPTS = (
@@ -39,78 +46,138 @@ def add_commands(commands: Any) -> None:
 
 
 def _infer(options: argparse.Namespace) -> None:
-    _check_numbers(options)
+    check_numbers(options)
+    _check_sources(options)
+    stages = Stages()
+    with importing():
+        import_module("bdm.drawing.painter")
+
+    quiet()
+    stages.end("imports")
+    from ..drawing.library import Library
+
+    beside = [path.parent for path in options.pictures] or [Path()]
+    library = Library(options.models, beside)
+    failed: list[Failure] = []
+    if options.pictures:
+        jobs = again_jobs(options, library)
+    elif options.prompts is not None:
+        jobs = file_jobs(options, base_request(options, library), failed)
+    else:
+        jobs = prompt_jobs(options, base_request(options, library))
+    jobs = _complete(options, jobs, library, failed)
+    if options.prompts is not None:
+        _draw_file(options, jobs, failed)
+    else:
+        _draw_prompts(options, jobs, stages)
+
+
+def _check_sources(options: argparse.Namespace) -> None:
     if options.stages and options.prompts is not None:
         raise UserError("--stages times one drawing; give prompts on the command line instead of --prompts")
-    if bool(options.prompt) == (options.prompts is not None):
+    if options.pictures and options.prompts is not None:
+        raise UserError("--from and --prompts are both given; give one of them")
+    if not options.pictures and bool(options.prompt) == (options.prompts is not None):
         raise UserError(
             "give prompts or --prompts FILE"
             + (", not both" if options.prompt else ', such as "红灯笼，蓝色背景"')
         )
-    with importing():
-        import_module("bdm.pipeline")
-
-    settled_approximation(options)
-    if options.sampler:
-        from ..models.samplers import make_scheduler
-
-        make_scheduler(options.sampler)  # an unknown name is refused before anything heavy
-    if options.prompts is None:
-        _draw_prompts(options)
-    else:
-        _draw_file(options)
 
 
-def _check_numbers(options: argparse.Namespace) -> None:
-    """Refuse numbers that mean nothing, before anything heavy."""
-    if min(options.steps, options.count, options.enlarge, options.batch) < 1:
-        raise UserError(
-            f"--steps {options.steps}, --count {options.count}, --enlarge {options.enlarge}, --batch"
-            f" {options.batch}: each must be at least 1"
+def _complete(
+    options: argparse.Namespace, jobs: list[Job], library: Library, failed: list[Failure]
+) -> list[Job]:
+    """The jobs with all files found; those of rows that lack one are noted, others are an error."""
+    from dataclasses import replace
+
+    from ..drawing.complete import complete
+    from ..drawing.jobs import Failure, describe
+    from ..drawing.painter import choose_device, usual_precision
+
+    precision = usual_precision(choose_device(options.device))
+    found: list[Job] = []
+    for job in jobs:
+        try:
+            found.append(replace(job, request=complete(job.request, library, precision)))
+        except UserError as error:
+            if not job.where:
+                raise
+            failed.append(Failure(describe(job), f"cannot be drawn: {error}"))
+    _mention_words(found)
+    return found
+
+
+def _mention_words(jobs: list[Job]) -> None:
+    from ..drawing.trigger_words import lacking
+
+    for name, words in lacking(job.request for job in jobs).items():
+        logging.warning(
+            "%s acts through the English prompt; --prompt-en (or --negative-en) holds none of its words: %s",
+            name,
+            ", ".join(words[:10]),
         )
-    for name in ("guidance", "english_guidance", "branch_scale"):
-        value = getattr(options, name)
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"--{name.replace('_', '-')} {value}: give a finite number")
 
 
-def _draw_prompts(options: argparse.Namespace) -> None:
-    """Draw the prompts of the command line."""
-    requests = _requests(options)
-    painter = Painter(options)
-    for path in painter.draw(requests):
-        print(printable(path))
-    if options.stages:
-        painter.stages.show()
+def _draw_prompts(options: argparse.Namespace, jobs: list[Job], stages: Stages) -> None:
+    """Draw the prompts of the command line, or pictures again."""
+    from ..drawing.jobs import Todo, parts, refuse_failures
+    from ..drawing.painter import Painter
 
-
-def _draw_file(options: argparse.Namespace) -> None:
-    """Draw the lines of a prompt file that are not drawn yet, then name those that gave no picture."""
-    from ..drawing.requests import Failure, missing, read_requests, refuse_failures
-
-    options.out = options.out or Path("pictures")
-    if os.path.isfile(options.out):
-        raise UserError(f"--out {options.out} is a file; with --prompts it is the folder of the pictures")
-    _refuse_unusable(options.out)
+    todo = Todo.of(jobs, options.redraw)
     failed: list[Failure] = []
-    requests = read_requests(
-        options.prompts, options.out, options.seed, options.count, _texts(options), failed
-    )
-    waiting = missing(requests)
-    parts = [waiting[start : start + options.batch] for start in range(0, len(waiting), options.batch)]
+    if todo.waiting:
+        painter = Painter(options.device, stages.end, bars=len(jobs) <= options.batch)
+        if options.pictures:
+            _mention_versions(todo.waiting, painter)
+        if len(jobs) == 1:
+            painter.draw_and_save(jobs)
+        else:
+            for part in parts(todo.waiting, options.batch):
+                painter.run(part)
+        failed = painter.take_failures()
+    names = {failure.what for failure in failed}
+    for job in jobs:
+        if str(job.path) not in names:
+            print(printable(job.path))
+    counts = todo.counts(failed)
+    if len(jobs) > 1 or not counts.drawn:
+        print(counts)
+    if options.stages:
+        stages.show()
+    refuse_failures(failed, counts.pictures)
+
+
+def _mention_versions(jobs: Any, painter: Any) -> None:
+    """Say where the last bits of a picture may come out otherwise than in the one it is drawn from."""
+    from dataclasses import asdict
+
+    for job in jobs:
+        there, here = asdict(job.request.versions), asdict(painter.versions(1))
+        other = [f"{name} {there[name]}, here {here[name]}" for name in there if there[name] != here[name]]
+        if other:
+            logging.warning("the last bits may differ: the picture was drawn with %s", "; ".join(other))
+
+
+def _draw_file(options: argparse.Namespace, jobs: list[Job], failed: list[Failure]) -> None:
+    """Draw the rows of a prompt file that are not drawn yet, then name those that gave no picture."""
+    from ..drawing.jobs import Todo, parts, refuse_failures
+
+    todo = Todo.of(jobs, options.redraw)
+    waiting = parts(todo.waiting, options.batch)
     draw = _draw_on_ray if options.engine == "ray" else _draw_in_processes
-    undrawn = draw(options, parts)
+    undrawn = draw(options, waiting)
     if undrawn is None:  # this process is not the one that tells
         return
-    pictures = len(requests) - len(missing(requests))
-    print(f"{pictures} pictures in {printable(options.out)}")
-    refuse_failures([*failed, *undrawn], pictures)
+    counts = todo.counts([*failed, *undrawn])
+    print(f"{counts.pictures} pictures in {printable(options.out)}: {counts}")
+    refuse_failures([*failed, *undrawn], counts.pictures)
 
 
 def _draw_on_ray(options: argparse.Namespace, parts: list[list[Any]]) -> list[Any]:
+    from ..drawing.painter import Painter
     from ..parallel.ray import run_on_ray
 
-    return run_on_ray(Painter, (options,), parts, sum(map(len, parts)), "drawing")
+    return run_on_ray(Painter, (options.device,), parts, sum(map(len, parts)), "drawing")
 
 
 def _draw_in_processes(options: argparse.Namespace, parts: list[list[Any]]) -> list[Any] | None:
@@ -119,6 +186,7 @@ def _draw_in_processes(options: argparse.Namespace, parts: list[list[Any]]) -> l
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
+    from ..drawing.painter import Painter
     from ..parallel.processes import cpu_only
 
     state = PartialState(cpu=cpu_only())
@@ -129,7 +197,7 @@ def _draw_in_processes(options: argparse.Namespace, parts: list[list[Any]]) -> l
     with tqdm(
         total=sum(map(len, ours)), desc="drawing", unit="picture", disable=not state.is_main_process
     ) as bar:
-        painter = Painter(options) if ours else None
+        painter = Painter(options.device) if ours else None
         for part in ours:
             assert painter is not None
             bar.update(painter.run(part))
@@ -138,46 +206,9 @@ def _draw_in_processes(options: argparse.Namespace, parts: list[list[Any]]) -> l
     return everyone if state.is_main_process else None
 
 
-def _texts(options: argparse.Namespace) -> dict[str, str]:
-    """What all pictures of a command are told beside their prompts."""
-    return {"negative": options.negative, "prompt_en": options.prompt_en, "negative_en": options.negative_en}
-
-
-def _requests(options: argparse.Namespace) -> list[Any]:
-    """The pictures that the prompts of the command line ask for."""
-    from ..drawing.requests import Request
-    from ..pipeline.groups import as_seed
-    from ..text.chunks import refuse_half_characters
-
-    out = options.out or Path("out.png")
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"--out {out}: allowed endings are .png, .jpg and .webp")
-    prompts = [prompt for prompt in options.prompt for _ in range(options.count)]
-    for text in (*options.prompt, *_texts(options).values()):
-        refuse_half_characters(text)
-    paths = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
-    for path in paths:
-        _refuse_unusable(path)
-    texts: dict[str, Any] = _texts(options)
-    return [
-        Request(path, as_seed(options.seed + i), prompt, **texts)
-        for i, (path, prompt) in enumerate(zip(paths, prompts, strict=True))
-    ]
-
-
-def _refuse_unusable(out: Path) -> None:
-    """Refuse a path that no file can have, before anything is drawn for it."""
-    try:
-        os.lstat(out)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"--out {str(out)[:120]}: {reason}; choose another file") from None
-
-
 def _demo(options: argparse.Namespace) -> None:
     with importing():
+        from ..drawing.complete import default_guidance
         from ..drawing.grid import labelled_grid, save_picture
         from ..pipeline import BridgePipeline
 

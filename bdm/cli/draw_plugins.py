@@ -3,53 +3,54 @@
 from __future__ import annotations
 
 import argparse
-import logging
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 
+if TYPE_CHECKING:
+    from ..drawing.library import Library
+    from ..drawing.request import PluginUse
 
-def attach_plugins(pipe: Any, options: argparse.Namespace) -> dict[str, Any] | None:
-    """Attach what the command line names; returns the control pictures by ControlNet."""
-    from ..plugins.controlnet import annotate, open_picture
+
+def named_plugins(options: argparse.Namespace, library: Library) -> Iterator[PluginUse]:
+    """The plug-ins of a command line.
+
+    Args:
+        options: the command's.
+        library: where files are looked for by name.
+
+    Raises:
+        UserError: a count of numbers that means nothing, or of control images; a file's name that is several
+            files'.
+    """
+    from ..drawing.request import FileRef, PluginUse
 
     if len(options.controlnet) != len(options.control_image):
         raise UserError(
             f"{len(options.controlnet)} --controlnet and {len(options.control_image)} --control-image; give"
             " one image for each"
         )
-    # An embedding's name is its trigger word, so it has the first choice.
     for source in options.embedding:
-        pipe.plugins.attach(source, kind="embedding")
+        yield PluginUse(kind="embedding", file=FileRef.to(library.find(source, "embedding")))
     for kind, source in (("checkpoint", options.checkpoint), ("vae", options.vae)):
         if source:
-            pipe.plugins.attach(source, _free_name(pipe, source), kind=kind)
+            yield PluginUse(kind=kind, file=FileRef.to(library.find(source, kind)))
     for text in options.lora:
         source, numbers = split_numbers(text, "--lora", (0, 1, 2))
         settings = dict(zip(("strength", "text_strength"), numbers, strict=False))
-        pipe.plugins.attach(source, _free_name(pipe, source), kind="adapter", **settings)
-    pictures = {}
+        yield PluginUse(kind="adapter", file=FileRef.to(library.find(source, "adapter")), **settings)
     for i, (source, text) in enumerate(zip(options.controlnet, options.control_image, strict=True)):
         image, numbers = split_numbers(text, "--control-image", (0, 1, 3))
-        picture = annotate(open_picture(image), options.annotator)
-        settings = dict(zip(("strength", "start", "end"), numbers, strict=False))
-        name = _free_name(pipe, f"controlnet-{i}")
-        pictures[pipe.plugins.attach(source, name, kind="controlnet", **settings).name] = picture
-    triggers = [word for plugin in pipe.plugins for word in plugin.words]
-    if triggers and not (options.prompt_en or options.negative_en):
-        logging.warning(
-            "embeddings act through the English prompt; --prompt-en or --negative-en must name %s",
-            ", ".join(triggers),
+        window: dict[str, Any] = dict(zip(("strength", "start", "end"), numbers, strict=False))
+        yield PluginUse(
+            kind="controlnet",
+            file=FileRef.to(library.find(source, "controlnet")),
+            name=f"controlnet-{i}",
+            picture=FileRef.to(image),
+            annotator=options.annotator,
+            **window,
         )
-    return pictures or None
-
-
-def _free_name(pipe: Any, source: str) -> str:
-    """The file's stem, numbered where it is taken: many files are called model.safetensors."""
-    stem = Path(source).stem
-    names = (stem, *(f"{stem}-{i}" for i in range(2, 100)))
-    return next(name for name in names if name not in pipe.plugins)
 
 
 def split_numbers(text: str, option: str, counts: tuple[int, ...]) -> tuple[str, list[float]]:
