@@ -54,6 +54,11 @@ class Library:
             ]
         return iter(self._entries)
 
+    @property
+    def has_folders(self) -> bool:
+        """Whether any folder is looked through."""
+        return bool(self._folders)
+
     def find(self, said: str, kind: str) -> Path:
         """What somebody calls a file.
 
