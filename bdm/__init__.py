@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .speed.approximate import Approximation
     from .speed.bridge import Bridge
     from .text.native import NativeTextEncoder, NativeTextSettings
+    from .text.rules import PromptRules
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _HOMES = {
     "Plugins": "plugins",
     "NativeTextEncoder": "text.native",
     "NativeTextSettings": "text.native",
+    "PromptRules": "text.rules",
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "Plugin",
     "PluginUse",
     "Plugins",
+    "PromptRules",
     "Request",
     "UserError",
     "draw",
