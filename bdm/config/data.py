@@ -70,6 +70,18 @@ class PicturesConfig(Strict):
     buckets: BucketsConfig | None = None
     flip: Fraction = 0.0
     english: str | None = None
+    background: str = "white"
+
+    @field_validator("background")
+    @classmethod
+    def _known_colour(cls, value: str) -> str:
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(value)
+        except ValueError:
+            raise ValueError("give a colour by its name or as #rrggbb, such as white or #808080") from None
+        return value
 
 
 class FolderConfig(PicturesConfig):
@@ -89,6 +101,7 @@ class ShardsConfig(PicturesConfig):
     captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
     validation_shards: PositiveInt = 1
     cache: Path | None = None
+    shard_limit: Fraction = 0.05
 
 
 class ParquetConfig(PicturesConfig):
@@ -100,6 +113,7 @@ class ParquetConfig(PicturesConfig):
     captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
     validation_shards: PositiveInt = 1
     cache: Path | None = None
+    shard_limit: Fraction = 0.05
 
 
 class PreparedConfig(Strict):

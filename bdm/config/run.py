@@ -72,6 +72,7 @@ class RunConfig(Strict):
     keep_every: Annotated[int, Field(ge=0)] = 0
     skip_limit: Annotated[int, Field(ge=0)] = 20
     unreadable_limit: Fraction = 0.05
+    read_limit: Fraction = 0.05
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:

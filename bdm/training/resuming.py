@@ -160,13 +160,14 @@ def _meaning(run: RunConfig) -> str:
             "keep_every",
             "skip_limit",
             "unreadable_limit",
+            "read_limit",
             "trackers",
         ),
         True,
     )
     # How a step is divided changes its rounding only; fewer processes need more accumulation.
     ignored["optimizer"] = {"accumulation", "checkpointing"}
-    ignored["recipe"], ignored["data"] = {"grid_prompts", "grid_guidance"}, {"cache"}
+    ignored["recipe"], ignored["data"] = {"grid_prompts", "grid_guidance"}, {"cache", "shard_limit"}
     return run.model_dump_json(exclude=ignored)
 
 
