@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from .reading import Fraction, PositiveInt, Strict
 
@@ -93,27 +93,35 @@ class FolderConfig(PicturesConfig):
     validation: Annotated[int, Field(ge=1)] = 64
 
 
-class ShardsConfig(PicturesConfig):
+class ShardedConfig(PicturesConfig):
+    """What the sources in shards share.
+
+    With ``index`` they are read through one (see ``bdm.data.indexed.IndexedSource``), and ``partitions``,
+    ``local`` and ``local_gb`` count.
+    """
+
+    urls: str | tuple[str, ...]
+    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    validation_shards: PositiveInt = 1
+    cache: Path | None = None
+    shard_limit: Fraction = 0.05
+    index: Path | None = None
+    partitions: PositiveInt = 64
+    local: Path | None = None
+    local_gb: Annotated[float, Field(gt=0)] = 50.0
+
+
+class ShardsConfig(ShardedConfig):
     """Tar shards of img2dataset or webdataset (see ``bdm.data.shards.ShardSource``)."""
 
     kind: Literal["shards"]
-    urls: str | tuple[str, ...]
-    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    validation_shards: PositiveInt = 1
-    cache: Path | None = None
-    shard_limit: Fraction = 0.05
 
 
-class ParquetConfig(PicturesConfig):
+class ParquetConfig(ShardedConfig):
     """Parquet files (see ``bdm.data.parquet.ParquetSource``)."""
 
     kind: Literal["parquet"]
-    urls: str | tuple[str, ...]
     picture: str = "image"
-    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    validation_shards: PositiveInt = 1
-    cache: Path | None = None
-    shard_limit: Fraction = 0.05
 
 
 class PreparedConfig(Strict):
@@ -127,3 +135,12 @@ class PreparedConfig(Strict):
 
 RawConfig = EmojiConfig | FolderConfig | ShardsConfig | ParquetConfig
 DataConfig = Annotated[RawConfig | PreparedConfig, Field(discriminator="kind")]
+
+
+class IndexConfig(BaseModel):
+    """The data of a run or of its preparation, for ``bdm index``; what else the file says is left alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    data: DataConfig
+    unreadable_limit: Fraction = 0.05

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from .faults import Budget
+from .node import Ahead, Node
 from .positions import Drawn
 from .positions import Positions as _Positions
 from .shares import order_of
@@ -164,6 +166,7 @@ def stream(
     unreadable_limit: float = 0.05,
     read_limit: float = 0.05,
     faults: Counter[str] | None = None,
+    node: Node | None = None,
 ) -> Iterator[Batch]:
     """Batches number ``first`` to ``last`` - 1 of the endless shuffled stream.
 
@@ -184,12 +187,21 @@ def stream(
         log: file that names the examples that could not be used, one JSON object a line.
         unreadable_limit: share of damaged examples above which the stream ends.
         read_limit: share of examples that the system or the store could not read above which it ends.
-        faults: is given the number of faults of each kind ("sample", "read") so far.
+        faults: is given the number of faults of each kind ("sample", "read", "shard") so far.
+        node: this process's machine, if it is not the one that the launcher tells of.
 
     Raises:
         UserError: too many examples cannot be used.
     """
-    budget = Budget(unreadable_limit, read_limit, log, counts=Counter() if faults is None else faults)
+    source, ahead = _on_node(source, node or Node.of(process, processes), process, size, seed)
+    budget = Budget(
+        unreadable_limit,
+        read_limit,
+        getattr(source, "shard_limit", 0.05),
+        len(getattr(source, "shard_sizes", [0])),
+        log,
+        counts=Counter() if faults is None else faults,
+    )
     released = multiprocessing.Event()
     # Python ends its children before it leaves; they must let it.
     multiprocessing.util.Finalize(None, released.set, exitpriority=100)
@@ -206,7 +218,7 @@ def stream(
         worker_init_fn=partial(_outlive_signals, released),
     )
     try:
-        for batch, uses, found in batches:
+        for batch, uses, found in _reaching(batches, ahead, first):
             budget.spend(uses, found)
             if batch is None:
                 raise UserError(
@@ -216,6 +228,31 @@ def stream(
             yield batch
     finally:
         released.set()
+
+
+def _on_node(source: Source, node: Node, process: int, size: int, seed: int) -> tuple[Source, Ahead | None]:
+    """A source as its machine reads it, and what fetches shards for the machine, in its first process."""
+    if not hasattr(source, "on_node"):
+        return source, None
+    own: Any = source.on_node(node, seed)  # pyright: ignore[reportAttributeAccessIssue]
+    return own, own.ahead(node, size, seed) if process == node.first else None
+
+
+def _reaching(batches: Any, ahead: Ahead | None, first: int) -> Iterator[Any]:
+    """The batches, while what is needed next is fetched."""
+    # Workers are forked here, and threads are started only behind that.
+    iterator = iter(batches)
+    try:
+        for number in count(first):
+            if ahead is not None:
+                ahead.reach(number)
+            try:
+                yield next(iterator)
+            except StopIteration:
+                return
+    finally:
+        if ahead is not None:
+            ahead.close()
 
 
 def _collate(seed: int, drawn: list[Drawn]) -> tuple[Batch | None, int, list[UnreadableExample]]:

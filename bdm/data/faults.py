@@ -16,9 +16,9 @@ from .source import UnreadableExample
 Opened = TypeVar("Opened")
 
 #: Kinds of faults by what speaks against an example. What filters leave out is no fault.
-FAULTS = {"unreadable": "sample", "caption": "sample", "read": "read"}
+FAULTS = {"unreadable": "sample", "caption": "sample", "read": "read", "shard": "shard"}
 #: Kinds that are counted.
-KINDS = ("sample", "read")
+KINDS = ("sample", "read", "shard")
 #: So many uses are looked at before a share counts.
 AT_LEAST = 200
 
@@ -30,16 +30,22 @@ class Budget:
     Attributes:
         sample: share of the uses whose example may be damaged or without a caption.
         read: share of the uses whose bytes may be unreadable for the system or the store.
+        shard: share of the shards that may be others than they were; one at least.
+        shards: how many there are.
         log: file that names them, one JSON object a line.
         used: uses so far.
-        counts: faults so far, by kind ("sample", "read").
+        counts: faults so far, by kind ("sample", "read", "shard").
+        lost: the shards that were others.
     """
 
     sample: float = 0.05
     read: float = 0.05
+    shard: float = 0.05
+    shards: int = 1
     log: Path | None = None
     used: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    lost: set[str] = field(default_factory=set)
 
     def spend(self, uses: int, faults: Sequence[UnreadableExample]) -> None:
         """Count uses and what could not be used among them.
@@ -49,17 +55,27 @@ class Budget:
         """
         self.used += uses
         for fault in faults:
+            kind = FAULTS.get(fault.kind)
+            if fault.key in self.lost:
+                continue
+            if kind == "shard":
+                self.lost.add(fault.key)
             if self.log is not None:
                 append_line(self.log, {"key": fault.key, "reason": fault.reason})
-            if (kind := FAULTS.get(fault.kind)) is not None:
+            if kind is not None:
                 self.counts[kind] += 1
                 self._check(kind, fault)
 
     def _check(self, kind: str, last: UnreadableExample) -> None:
-        name, limit = {"sample": ("unreadable_limit", self.sample), "read": ("read_limit", self.read)}[kind]
-        if self.counts[kind] > limit * max(self.used, AT_LEAST):
+        uses = max(self.used, AT_LEAST)
+        name, limit, allowed, of = {
+            "sample": ("unreadable_limit", self.sample, self.sample * uses, f"{self.used} examples"),
+            "read": ("read_limit", self.read, self.read * uses, f"{self.used} examples"),
+            "shard": ("data.shard_limit", self.shard, max(1.0, self.shard * self.shards), "the shards"),
+        }[kind]
+        if self.counts[kind] > allowed:
             raise UserError(
-                f"{self.counts[kind]} of {self.used} examples cannot be used, the last {last.key}"
+                f"{self.counts[kind]} of {of} cannot be used, the last {last.key}"
                 f" ({last.reason}); allowed is a share of {limit:g} ({name}):"
                 f" see {self.log or 'the data'}, mend it or its filters"
             )

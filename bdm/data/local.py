@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .reading import ReadError, Refused
+
 logger = logging.getLogger("bdm")
 
 
@@ -33,7 +35,8 @@ class LocalFolder:
 
         Args:
             name: of any characters; another one for another content.
-            make: writes a file; whatever it raises, but for refusals of this disk, is raised here.
+            make: writes a file (see ``refusing``); a ``ReadError`` of it, and what is no error of the
+                system, is raised here.
         """
         path = self.place(name)
         try:
@@ -43,13 +46,11 @@ class LocalFolder:
                     if not self._use(path):
                         self._make(path, make)
             return path
-        except _Refused as refused:
-            self._complain(refused)
-        except OSError as error:
-            if not _of_folder(error, self.path):
-                raise
+        except ReadError:
+            raise
+        except (OSError, Refused) as error:
             self._complain(error)
-        return None
+            return None
 
     def place(self, name: str) -> Path:
         """Where the file of a name is, or would be."""
@@ -92,23 +93,6 @@ class LocalFolder:
         if not self._complained:
             logger.warning("nothing is kept in %s (%s); data are read from where they are", self.path, error)
         self._complained = True
-
-
-class _Refused(Exception):
-    """This disk does not take the file."""
-
-
-@contextmanager
-def local_writing() -> Iterator[None]:
-    """Tell refusals of this disk from those of the store that is read."""
-    try:
-        yield
-    except OSError as error:
-        raise _Refused(error.strerror or error) from None
-
-
-def _of_folder(error: OSError, folder: Path) -> bool:
-    return str(error.filename or "").startswith(str(folder))
 
 
 @contextmanager

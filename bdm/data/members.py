@@ -66,7 +66,8 @@ def group_members(archive: tarfile.TarFile, measured: bool, read: bool) -> tuple
         The samples, the end of the last member, and how many keys occurred again.
     """
     rows: dict[str, Row] = {}
-    dotted: list[tuple[str, str, tarfile.TarInfo, tuple[int, int]]] = []
+    dotted: list[tuple[str, str, tarfile.TarInfo]] = []
+    wanted = _Wanted(archive, measured, read)
     end = 0
     for member in archive:
         end = member.offset_data + member.size
@@ -76,36 +77,48 @@ def group_members(archive: tarfile.TarFile, measured: bool, read: bool) -> tuple
             continue
         key = f"{folder}/{stem}" if folder else stem
         if ending.lower() in COLUMNS:
-            _note(rows, key, ending.lower(), member, archive if measured or read else None)
+            _note(rows, key, ending.lower(), member, wanted)
         elif ending.rpartition(".")[2].lower() in COLUMNS:
-            dotted.append((key, name, member, (0, 0)))
-    _add_dotted(rows, dotted, archive if measured or read else None)
+            dotted.append((key, name, member))
+    _add_dotted(rows, dotted, wanted)
     return {k: r for k, r in rows.items() if r.members[0][1]}, end, sum(r.closed for r in rows.values())
 
 
-def _add_dotted(rows: dict[str, Row], dotted: list[Any], archive: tarfile.TarFile | None) -> None:
+@dataclass(frozen=True)
+class _Wanted:
+    """What of a tar file's members is wanted."""
+
+    archive: tarfile.TarFile
+    measured: bool
+    read: bool
+
+    def take(self, row: Row, column: int, member: tarfile.TarInfo) -> None:
+        """Give a sample what is wanted of a member."""
+        if not (self.read if column else self.measured):
+            return
+        file = self.archive.extractfile(member)
+        if file is not None and column:
+            row.content[column - 1] = file.read()
+        elif file is not None:
+            row.size = picture_size(file)
+
+
+def _add_dotted(
+    rows: dict[str, Row], dotted: list[tuple[str, str, tarfile.TarInfo]], wanted: _Wanted
+) -> None:
     """Samples whose names hold dots; what belongs to a sample of a shorter name (``a.mask.png``) is none."""
     shorter = set(rows)
-    for key, name, member, _ in dotted:
+    for key, name, member in dotted:
         if key not in shorter:
             stem, _, ending = name.rpartition(".")
             folder = member.name.rpartition("/")[0]
-            _note(rows, f"{folder}/{stem}" if folder else stem, ending.lower(), member, archive)
+            _note(rows, f"{folder}/{stem}" if folder else stem, ending.lower(), member, wanted)
 
 
-def _note(
-    rows: dict[str, Row], key: str, ending: str, member: tarfile.TarInfo, archive: tarfile.TarFile | None
-) -> None:
+def _note(rows: dict[str, Row], key: str, ending: str, member: tarfile.TarInfo, wanted: _Wanted) -> None:
     column, row = COLUMNS[ending], rows.setdefault(key, Row())
-    if not row.add(column, member) or archive is None:
-        return
-    file = archive.extractfile(member)
-    if file is None:
-        return
-    if column == 0:
-        row.size = picture_size(file)
-    else:
-        row.content[column - 1] = file.read()
+    if row.add(column, member):
+        wanted.take(row, column, member)
 
 
 def score_rows(rows: Mapping[str, Row], names: tuple[str, ...]) -> np.ndarray:

@@ -19,10 +19,10 @@ import numpy as np
 from ..errors import UserError
 from ..extras import import_extra
 from .faults import open_shards
-from .local import LocalFolder, local_writing
+from .local import LocalFolder
 from .order import WINDOW
 from .pictures import PictureRules, picture_size, score_of
-from .reading import NotWhole, ReadError, locate, retried, stamp
+from .reading import NotWhole, ReadError, locate, refusing, retried, stamp
 from .shards import ShardedSource, beside, expand_urls
 from .source import UnreadableExample
 from .tar import keep_arrays
@@ -113,7 +113,7 @@ class ParquetShard:
 
         table = self._read()
         with (
-            local_writing(),
+            refusing(),
             pyarrow.OSFile(str(path), "wb") as file,
             pyarrow.ipc.new_file(file, table.schema) as writer,
         ):
@@ -172,11 +172,10 @@ class ParquetSource(ShardedSource):
         **rules: Any,
     ) -> None:
         checked = PictureRules.of({"captions": {"text": 1.0}}, rules)
-        english = [checked.english] if checked.english else []
-        columns = tuple(dict.fromkeys((picture, *checked.captions, *checked.min_scores, *english)))
+        columns = columns_of(picture, checked)
         found = expand_urls(urls)
         files = open_shards(
-            [partial(_groups_of, url, columns) for url in found], len(found), 0, shard_limit, logger.warning
+            [partial(groups_of, url, columns) for url in found], len(found), 0, shard_limit, logger.warning
         )
         openers = [
             partial(
@@ -195,7 +194,13 @@ class ParquetSource(ShardedSource):
         super().__init__(openers, checked, validation_shards, f"{urls} (row groups)", shard_limit)
 
 
-def _groups_of(url: str, columns: tuple[str, ...]) -> tuple[str, list[int]]:
+def columns_of(picture: str, rules: PictureRules) -> tuple[str, ...]:
+    """The columns that are read, that of the pictures first."""
+    english = [rules.english] if rules.english else []
+    return tuple(dict.fromkeys((picture, *rules.captions, *rules.min_scores, *english)))
+
+
+def groups_of(url: str, columns: tuple[str, ...]) -> tuple[str, list[int]]:
     """A file and the rows of its row groups."""
     file = _open(url, os.getpid())
     if absent := [name for name in columns if name not in file.schema_arrow.names]:

@@ -147,11 +147,16 @@ class PictureRules:
             raise UnreadableExample(key, f"{type(error).__name__}: {error}") from None
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
+    def fits(self, width: int, height: int) -> bool:
+        """Whether a picture of this size is used."""
+        short, long = sorted((width, height))
+        fits = short >= max(1, self.min_side) and width * height <= MOST_PIXELS
+        return fits and not (self.max_aspect and long > self.max_aspect * short)
+
     def _check_size(self, key: str, width: int, height: int) -> None:
         if width * height > MOST_PIXELS:
             raise UnreadableExample(key, f"{width}x{height} is more than {MOST_PIXELS:,} pixels", "size")
-        short, long = sorted((width, height))
-        if short < max(1, self.min_side) or (self.max_aspect and long > self.max_aspect * short):
+        if not self.fits(width, height):
             raise UnreadableExample(key, f"{width}x{height} is outside min_side or max_aspect", "size")
 
 

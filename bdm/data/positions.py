@@ -12,8 +12,10 @@ from torch.utils.data import Dataset
 
 from .source import Example, Source, UnreadableExample
 
-#: So many examples are tried for a place.
-TRIES = 1000
+#: So many examples are tried for a place, and so many of one shard.
+TRIES, OF_ONE = 1000, 200
+#: What speaks against all of a shard.
+OF_SHARDS = ("read", "shard")
 
 
 class Drawn(NamedTuple):
@@ -42,17 +44,23 @@ class Positions(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Drawn:
         position, first = key
         faults: list[UnreadableExample] = []
-        for index in islice(self._candidates(position, first), TRIES):
-            try:
-                return Drawn(position, index, self.source[index], tuple(faults))
-            except UnreadableExample as error:
-                faults.append(error)
+        for group in self._groups(position, first):
+            for index in islice(group, OF_ONE):
+                try:
+                    return Drawn(position, index, self.source[index], tuple(faults))
+                except UnreadableExample as error:
+                    faults.append(error)
+                    if error.kind in OF_SHARDS:
+                        break
+            if len(faults) >= TRIES:
+                break
         return Drawn(position, first, None, tuple(faults))
 
-    def _candidates(self, position: int, first: int) -> Iterator[int]:
-        yield first
-        for group in neighbours(self.source, first):
-            yield from (int(group[i]) for i in walk(len(group), position) if group[i] != first)
+    def _groups(self, position: int, first: int) -> Iterator[Iterator[int]]:
+        yield iter([first])
+        for number, group in enumerate(neighbours(self.source, first)):
+            own = number == 0
+            yield (int(group[i]) for i in walk(len(group), position) if not own or group[i] != first)
 
 
 def neighbours(source: Any, index: int) -> Iterator[np.ndarray]:

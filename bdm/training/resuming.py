@@ -167,7 +167,16 @@ def _meaning(run: RunConfig) -> str:
     )
     # How a step is divided changes its rounding only; fewer processes need more accumulation.
     ignored["optimizer"] = {"accumulation", "checkpointing"}
-    ignored["recipe"], ignored["data"] = {"grid_prompts", "grid_guidance"}, {"cache", "shard_limit"}
+    ignored["recipe"], ignored["data"] = (
+        {"grid_prompts", "grid_guidance"},
+        {
+            "cache",
+            "shard_limit",
+            "index",
+            "local",
+            "local_gb",
+        },
+    )
     return run.model_dump_json(exclude=ignored)
 
 

@@ -128,11 +128,11 @@ def test_a_store_that_stays_away_costs_a_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(reading.time, "sleep", lambda _: None)
     real, tried = reading._read_bytes, Counter()
 
-    def flaky(url, offset, size):
+    def flaky(url, offset, size, *place):
         tried[offset] += 1
         if offset == min(tried):
             raise OSError(5, "Input/output error")
-        return real(url, offset, size)
+        return real(url, offset, size, *place)
 
     monkeypatch.setattr(reading, "_read_bytes", flaky)
     with pytest.raises(UnreadableExample, match="Input/output error") as error:
@@ -222,7 +222,7 @@ def test_a_sample_costs_one_range_of_a_store(tmp_path):
     ranges = []
     real = reading._read_bytes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_read_bytes", lambda u, o, s: (ranges.append(s), real(u, o, s))[1])
+        patch.setattr(reading, "_read_bytes", lambda u, o, s, *p: (ranges.append(s), real(u, o, s, *p))[1])
         assert texts(source) == texts(local)
     assert len(ranges) <= 2 * 8
     used = sum(p[1] + p[3] for p in source.shards[0].index.places.tolist())
