@@ -198,7 +198,7 @@ def stream(
         unreadable_limit,
         read_limit,
         getattr(source, "shard_limit", 0.05),
-        len(getattr(source, "shard_sizes", [0])),
+        _shards_of(source),
         log,
         counts=Counter() if faults is None else faults,
     )
@@ -228,6 +228,11 @@ def stream(
             yield batch
     finally:
         released.set()
+
+
+def _shards_of(source: Source) -> int:
+    sizes = getattr(source, "shard_sizes", None)
+    return 1 if sizes is None else len(sizes)
 
 
 def _on_node(source: Source, node: Node, process: int, size: int, seed: int) -> tuple[Source, Ahead | None]:

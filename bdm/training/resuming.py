@@ -71,7 +71,7 @@ def resume(run: RunConfig, state: TrainState) -> Progress:
     if saved is None:
         return Progress()
     _refuse_changes(run, saved, state.accelerator.is_main_process)
-    _refuse_other_data(run, saved.get("corpus"), state.corpus)
+    _refuse_other_data(run, saved.get("corpus"), state.corpus, state.recipe.source)
     _refuse_other_batches(run, saved.get("bucket_batch"), _bucket_batch(run, state.recipe.source))
     _take_up(state, saved)
     # States of before called it another name, or did not say.
@@ -106,11 +106,14 @@ def _may_change(old: Any, new: Any) -> set[str]:
     return allowed
 
 
-def _refuse_other_data(run: RunConfig, saved: str | None, own: str) -> None:
+def _refuse_other_data(run: RunConfig, saved: str | None, own: str, source: Any) -> None:
     if saved not in (None, own):
+        compare = getattr(source, "changes_since", None)
+        changes = "; ".join(compare(saved)) if compare and saved else ""
         raise UserError(
-            f"{run.out} was run on other data ({saved}; now {own}), so their order is another, and going on"
-            " would repeat some and leave out others; give it the same data, or choose another out="
+            f"{run.out} was run on other data ({saved}; now {own}{'; ' * bool(changes)}{changes}), so their"
+            " order is another, and going on would repeat some and leave out others; give it the same data,"
+            " or choose another out="
         )
 
 
