@@ -17,7 +17,9 @@ ROOMS = names("""
 """)
 #: The same inside of rooms.
 INSIDE = {
-    "method": names("hooks clock condition parts branch residuals step composed loss bridge"),
+    "method": names("""
+        hooks clock schedule condition parts branch residuals step composed step_texts loss bridge
+    """),
     "speed": names("""
         stand_in rows watched kernels recognise approximate packing folding sharing lean_backward bridge
         optimize
@@ -26,7 +28,10 @@ INSIDE = {
         parameters stack words control_images controlnet_hook attachments kind vae checkpoint adapter
         embedding controlnet registry
     """),
-    "pipeline": names("exclusive inputs groups texts auto loading reuse parts beside pipelines"),
+    "pipeline": names("""
+        exclusive inputs groups texts auto loading reuse parts beside prompts world pipelines
+        canvas tiling siblings enlarging modes ip_adapter
+    """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
     "training": names("""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .reading import Fraction, PositiveInt, Strict
 
@@ -41,6 +41,7 @@ class EmojiConfig(Strict):
     limit: Annotated[int, Field(ge=0)] = 0
     held_out: Literal["without", "only", "all"] = "without"
     flip: Fraction = 0.0
+    translations: bool = False
 
     @field_validator("language", mode="before")
     @classmethod
@@ -133,8 +134,56 @@ class PreparedConfig(Strict):
     duplicates: bool = False
 
 
+class ModuleDataConfig(Strict):
+    """Data of another package: ``target`` is "package.module:Class" (see ``bdm.training.recipes.module``),
+    ``arguments`` its own.
+    """
+
+    kind: Literal["module"]
+    target: str
+    arguments: dict[str, Any] | None = None
+
+
 RawConfig = EmojiConfig | FolderConfig | ShardsConfig | ParquetConfig
-DataConfig = Annotated[RawConfig | PreparedConfig, Field(discriminator="kind")]
+
+
+class MixPartConfig(Strict):
+    """One of the corpora of a mix, and how often its samples are drawn, relative to the others'."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    data: Annotated[FolderConfig | ShardsConfig | ParquetConfig, Field(discriminator="kind")]
+
+
+class MixConfig(Strict):
+    """Several corpora of raw pictures as one (see ``bdm.data.mixing.MixedSource``)."""
+
+    kind: Literal["mix"]
+    parts: Annotated[tuple[MixPartConfig, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _alike(self) -> MixConfig:
+        shapes = {(part.data.size, part.data.buckets) for part in self.parts}
+        if len(shapes) > 1:
+            raise ValueError("its parts have different size or buckets; give all the same")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures."""
+        return self.parts[0].data.size
+
+    @property
+    def buckets(self) -> BucketsConfig | None:
+        """Those of all parts."""
+        return self.parts[0].data.buckets
+
+    @property
+    def flip(self) -> float:
+        """The largest share of mirrored uses."""
+        return max(part.data.flip for part in self.parts)
+
+
+DataConfig = Annotated[RawConfig | PreparedConfig | ModuleDataConfig | MixConfig, Field(discriminator="kind")]
 
 
 class IndexConfig(BaseModel):

@@ -17,7 +17,6 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,7 +27,7 @@ from .node import Ahead, Node
 from .positions import Drawn
 from .positions import Positions as _Positions
 from .shares import order_of
-from .source import Example, Source, UnreadableExample
+from .source import Example, Source, UnreadableExample, alike
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
     in a rhythm. Of a source with buckets those of the fullest bucket are taken, because a batch has one
     shape.
     """
-    members = _alike(source)
+    members = alike(source)
     count = min(count, len(members))
     if not count:
         raise UserError(
@@ -136,20 +135,6 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
     if not samples:
         raise UserError(f"none of {count} validation examples can be used; look at the data or its filters")
     return make_batch(samples, seed)
-
-
-def _alike(source: Source) -> Sequence[int] | np.ndarray:
-    """The examples that may stand in one batch: what the filters let pass, of the fullest bucket."""
-    if hasattr(source, "alike"):
-        return source.alike()  # pyright: ignore[reportAttributeAccessIssue]
-    kept, buckets = getattr(source, "kept", None), getattr(source, "bucket_of", None)
-    if kept is None and buckets is None:
-        return range(len(source))
-    members = np.arange(len(source)) if kept is None else np.flatnonzero(kept)
-    if buckets is None or not len(members):
-        return members
-    own = buckets[members]
-    return members[own == np.bincount(own).argmax()]
 
 
 def stream(

@@ -165,6 +165,11 @@ class IndexedSource:
         key, facts, _ = self._read(index)
         return self.rules.caption(key, facts)
 
+    def captions(self, index: int) -> list[str]:
+        """All captions of an example."""
+        key, facts, _ = self._read(index)
+        return [text for text, _ in self.rules.captions_of(key, facts)]
+
     def __getitem__(self, index: int) -> Example:
         key, facts, picture = self._read(index)
         return self.rules.example(key, facts, picture, int(self._find(index)[1]["bucket"]))

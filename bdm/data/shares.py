@@ -38,16 +38,44 @@ def order_of(source: Source, size: int, seed: int) -> Share:
     return share
 
 
-def _draw(source: Source, size: int, seed: int) -> Callable[[int], list[int]]:
-    """Number of a batch -> indices of its examples over all processes."""
-    sizes = getattr(source, "shard_sizes", None) or [len(source)]
-    kept, buckets = getattr(source, "kept", None), getattr(source, "bucket_of", None)
+class PlainOrder:
+    """The order of a source without buckets (see ``draw_indices``), by position.
+
+    Args:
+        source: the examples.
+        seed: of the run.
+    """
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self._sizes, self._members, self._seed = *_kept_sizes(source), seed
+
+    def where(self, positions: np.ndarray) -> np.ndarray:
+        """In which part of the corpus an example lies: nobody knows, so they are shared out evenly."""
+        return np.arange(len(positions)) / max(1, len(positions))
+
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        """Which examples positions have."""
+        runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+        drawn = [draw_indices(int(r[0]), len(r), self._sizes, self._seed) for r in runs if len(r)]
+        found = np.array([index for own in drawn for index in own], dtype=np.int64)
+        return found if self._members is None else self._members[found]
+
+
+def _kept_sizes(source: Any) -> tuple[list[int], np.ndarray | None]:
+    """Examples of each shard that have a place in the order, and which these are if not all."""
+    sizes, kept = getattr(source, "shard_sizes", None) or [len(source)], getattr(source, "kept", None)
     if kept is None:
-        return _draw_all(sizes, buckets, size, seed)
+        return sizes, None
     # What the filters leave out has no place in the order.
     members = np.flatnonzero(kept)
-    ends = np.cumsum(sizes)
-    sizes = np.diff(np.searchsorted(members, ends), prepend=0).tolist()
+    return np.diff(np.searchsorted(members, np.cumsum(sizes)), prepend=0).tolist(), members
+
+
+def _draw(source: Source, size: int, seed: int) -> Callable[[int], list[int]]:
+    """Number of a batch -> indices of its examples over all processes."""
+    (sizes, members), buckets = _kept_sizes(source), getattr(source, "bucket_of", None)
+    if members is None:
+        return _draw_all(sizes, buckets, size, seed)
     draw = _draw_all(sizes, None if buckets is None else buckets[members], size, seed)
     return lambda number: members[draw(number)].tolist()
 

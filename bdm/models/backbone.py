@@ -37,6 +37,7 @@ from ..formats.weights import (
 from ..text.english import encode_english
 from ..text.vocabulary import read_clip_tokenizer
 from .samplers import make_scheduler
+from .scheduled import restore
 
 
 @dataclass
@@ -155,7 +156,8 @@ def _placed(name: str, parts: Parts, path: Path, loading: LoadOptions) -> Any:
 
 
 def _scheduler(path: Path, noise: Noise) -> Any:
-    return read_scheduler(path) or make_scheduler("DPM++ 2M", noise=noise)
+    read = read_scheduler(path)
+    return make_scheduler("DPM++ 2M", noise=noise) if read is None else restore(read)
 
 
 def _tokenizer(path: Path, text_encoder: Any) -> CLIPTokenizer:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..parallel.processes import make_accelerator
 from ..parallel.strategies import Strategy, choose_strategy
 from .averaging import AveragedWeights
-from .optimizers import make_optimizer, parameter_groups
+from .optimizers import make_optimizer, parameter_groups, parameter_names
 from .recipes.base import Recipe
 
 
@@ -29,6 +29,7 @@ class TrainState:
         recipe: what is trained.
         parts: its sub-modules that receive gradients, by name.
         parameters: theirs, in one order everywhere: the optimizer's, by which its states are numbered.
+        names: what they are called.
         model: what to call for the loss; the recipe, shared by the processes.
         optimizer: of the parameters.
         ema: their average.
@@ -39,6 +40,7 @@ class TrainState:
     recipe: Recipe
     parts: dict[str, nn.Module]
     parameters: list[nn.Parameter]
+    names: list[str]
     model: nn.Module
     optimizer: Any
     ema: AveragedWeights
@@ -87,6 +89,7 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
         recipe=recipe,
         parts=parts,
         parameters=parameters,
+        names=parameter_names(parts, config.rate_factors),
         model=model,
         optimizer=optimizer,
         ema=AveragedWeights(parameters, config.ema_decay),
@@ -99,6 +102,8 @@ def _corpus(source: Any) -> str:
     """Sizes, buckets and filters of the data: where they are the same, so is the order of the examples."""
     if hasattr(source, "corpus"):
         return source.corpus
+    if hasattr(source, "corpus_of"):
+        return source.corpus_of(_corpus)
     kept = getattr(source, "kept", None)
     sizes, buckets = getattr(source, "shard_sizes", None), getattr(source, "bucket_of", None)
     digest = hashlib.sha256(json.dumps([len(source), sizes]).encode())
