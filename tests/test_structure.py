@@ -28,7 +28,7 @@ INSIDE = {
     """),
     "pipeline": names("""
         exclusive inputs groups texts auto loading reuse parts beside world pipelines
-        canvas tiling siblings enlarging modes ip_adapter
+        canvas tiling siblings enlarging modes ip_adapter attention
     """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),

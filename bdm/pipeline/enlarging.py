@@ -63,7 +63,7 @@ def _lanczos(pictures: Tensor, size: tuple[int, int]) -> Tensor:
         return pictures
 
     resized = [
-        Image.fromarray(array).resize(size[::-1], Image.Resampling.LANCZOS)
+        Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.LANCZOS)
         for array in (pictures * 255).round().byte().movedim(1, -1).cpu().numpy()
     ]
     return torch.stack([as_tensor(picture) for picture in resized]).to(pictures)
