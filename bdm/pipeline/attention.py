@@ -125,7 +125,8 @@ def record_attention(pipe: Any) -> Iterator[Attention]:
         return look
 
     with ExitStack() as stack:
-        hang_before(stack, pipe.unet, see_latents)
+        for network in (pipe.unet, pipe.branch):  # a bridge may run the branch before the UNet is seen
+            hang_before(stack, network, see_latents)
         for network, maps, native in ((pipe.branch, found.native, True), (pipe.unet, found.english, False)):
             for name, module in network.named_modules():
                 if name.endswith(".attn2"):
