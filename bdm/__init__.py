@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .speed.approximate import Approximation
     from .speed.bridge import Bridge
     from .text.native import NativeTextEncoder, NativeTextSettings
+    from .text.rules import PromptRules
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _HOMES = {
     "Plugins": "plugins",
     "NativeTextEncoder": "text.native",
     "NativeTextSettings": "text.native",
+    "PromptRules": "text.rules",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "NativeTextSettings",
     "Plugin",
     "Plugins",
+    "PromptRules",
     "UserError",
     "make_scheduler",
 ]

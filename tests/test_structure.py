@@ -17,7 +17,9 @@ ROOMS = names("""
 """)
 #: The same inside of rooms.
 INSIDE = {
-    "method": names("hooks clock schedule condition parts branch residuals step composed loss bridge"),
+    "method": names("""
+        hooks clock schedule condition parts branch residuals step composed step_texts loss bridge
+    """),
     "speed": names("""
         stand_in rows watched kernels recognise approximate packing folding sharing lean_backward bridge
         optimize
@@ -27,7 +29,7 @@ INSIDE = {
         embedding controlnet registry
     """),
     "pipeline": names("""
-        exclusive inputs groups texts auto loading reuse parts beside world pipelines
+        exclusive inputs groups texts auto loading reuse parts beside prompts world pipelines
         canvas tiling siblings enlarging modes ip_adapter attention
     """),
     "parallel": names("processes whole strategies ray"),

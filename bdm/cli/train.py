@@ -1,4 +1,4 @@
-"""``train``, ``prepare`` and ``plan``: what runs before and while a model is trained."""
+"""``train``, ``prepare``, ``vocabulary`` and ``plan``: what runs before and while a model is trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .quiet import quiet
 
 
 def add_commands(commands: Any) -> None:
-    """Add ``train``, ``prepare`` and ``plan`` to a parser's commands."""
+    """Add ``train``, ``prepare``, ``vocabulary`` and ``plan`` to a parser's commands."""
     train = commands.add_parser("train", help="train what a configuration describes")
     train.add_argument("config", help="YAML file, such as configs/quickstart.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.steps=100")
@@ -40,6 +40,16 @@ def add_commands(commands: Any) -> None:
         "--check", action="store_true", help="check and print the resolved configuration, then stop"
     )
     prepare.set_defaults(run=_prepare)
+
+    vocabulary = commands.add_parser(
+        "vocabulary", help="training captions -> a SentencePiece vocabulary, with a report beside CLIP's"
+    )
+    vocabulary.add_argument("config", help="YAML file, such as configs/routes/vocabulary_ja.yaml")
+    vocabulary.add_argument("overrides", nargs="*", metavar="key=value", help="such as pieces=4000")
+    vocabulary.add_argument(
+        "--check", action="store_true", help="check and print the resolved configuration, then stop"
+    )
+    vocabulary.set_defaults(run=_vocabulary)
 
     plan = commands.add_parser(
         "plan", help="memory, time, cost and disk of a run, without its weights, its data or a GPU"
@@ -156,6 +166,23 @@ def _prepare(options: argparse.Namespace) -> None:
     quiet()
     if report := prepare(config, options.engine):
         print(describe_report(report, config.out))
+
+
+def _vocabulary(options: argparse.Namespace) -> None:
+    require_packages("bdm vocabulary")
+    import yaml
+
+    from ..config import VocabularyConfig, read_config
+
+    config = read_config(options.config, options.overrides, VocabularyConfig)
+    print(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
+    if options.check:
+        return
+    from ..prepare.vocabulary import make_vocabulary
+
+    quiet()
+    print(make_vocabulary(config))
+    print(config.out)
 
 
 def _plan(options: argparse.Namespace) -> None:

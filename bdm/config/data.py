@@ -41,6 +41,7 @@ class EmojiConfig(Strict):
     limit: Annotated[int, Field(ge=0)] = 0
     held_out: Literal["without", "only", "all"] = "without"
     flip: Fraction = 0.0
+    translations: bool = False
 
     @field_validator("language", mode="before")
     @classmethod
@@ -111,5 +112,15 @@ class PreparedConfig(Strict):
     duplicates: bool = False
 
 
+class ModuleDataConfig(Strict):
+    """Data of another package: ``target`` is "package.module:Class" (see ``bdm.training.recipes.module``),
+    ``arguments`` its own.
+    """
+
+    kind: Literal["module"]
+    target: str
+    arguments: dict[str, Any] | None = None
+
+
 RawConfig = EmojiConfig | FolderConfig | ShardsConfig | ParquetConfig
-DataConfig = Annotated[RawConfig | PreparedConfig, Field(discriminator="kind")]
+DataConfig = Annotated[RawConfig | PreparedConfig | ModuleDataConfig, Field(discriminator="kind")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from .reading import Fraction, PositiveInt, Strict
 
@@ -32,17 +32,110 @@ class ContrastiveConfig(Strict):
     thumbnail: Annotated[float, Field(ge=0)] = 2.0
 
 
-class DenoisingConfig(Strict):
-    """What both denoising recipes share."""
+class LatentConfig(Strict):
+    """What all recipes share that show noisy latents to a UNet."""
 
     empty_caption: Fraction = 0.1
     timesteps: Literal["uniform", "high_noise"] = "uniform"
-    loss_weight: Literal["none", "min_snr", "velocity"] = "none"
-    prediction: Literal["epsilon", "v_prediction"] | None = None
-    offset_noise: Annotated[float, Field(ge=0)] = 0.0
     cache: bool = False
     grid_prompts: tuple[str, ...] = ()
     grid_guidance: float = 4.0
+
+
+class DenoisingConfig(LatentConfig):
+    """What all denoising recipes share."""
+
+    loss_weight: Literal["none", "min_snr", "velocity"] = "none"
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    offset_noise: Annotated[float, Field(ge=0)] = 0.0
+
+
+class FreshEncoderConfig(Strict):
+    """An untrained native text encoder (see ``bdm.training.recipes.native_encoder.fresh_encoder``)."""
+
+    vocabulary: str
+    model: dict[str, Any] | None = None
+    chunk_length: PositiveInt = 76
+
+
+class StartConfig(Strict):
+    """An earlier run that is gone on from (see ``bdm.training.recipes.native_encoder.Start``)."""
+
+    run: str
+    weights: Literal["averaged", "raw"] = "averaged"
+    moments: bool = False
+
+
+class ConnectorConfig(Strict):
+    """A fresh connector (see ``bdm.text.connector.Connector``)."""
+
+    hidden: Annotated[int, Field(ge=0)] = 0
+
+
+class TextSlotConfig(Strict):
+    """What takes the text's place in a latent diffusion model, and where it begins."""
+
+    backbone: str
+    native_text_encoder: str | FreshEncoderConfig | None = None
+    start: str | StartConfig | None = None
+    connector: ConnectorConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> TextSlotConfig:
+        if (self.native_text_encoder is None) == (self.start is None):
+            raise ValueError(
+                "give native_text_encoder, or start, the folder of an earlier run, whose text encoder and"
+                " UNet are gone on with: one of the two"
+            )
+        fresh = isinstance(self.native_text_encoder, FreshEncoderConfig)
+        if fresh and "text_encoder" not in getattr(self, "train", ()):
+            raise ValueError("the text encoder is untrained, and train does not name it; add text_encoder")
+        return self
+
+
+def _checked_parts(train: tuple[str, ...]) -> tuple[str, ...]:
+    if not train or len(set(train)) < len(train):
+        raise ValueError(f"train is {list(train)}; name at least one part, each once")
+    if {"unet", "cross_attention"} <= set(train):
+        raise ValueError("train names unet and cross_attention, which is a part of it; name one of the two")
+    return train
+
+
+class NativeTextConfig(DenoisingConfig, TextSlotConfig):
+    """Train what reads native captions in the text's place, by denoising (see
+    ``bdm.training.recipes.native_text``).
+    """
+
+    kind: Literal["native_text"]
+    train: Annotated[
+        tuple[Literal["text_encoder", "connector", "unet", "cross_attention"], ...],
+        AfterValidator(_checked_parts),
+    ] = ("text_encoder",)
+    attention: Literal["keys_values", "all"] = "keys_values"
+    shuffle_captions: bool = False
+
+    @model_validator(mode="after")
+    def _first_the_text(self) -> NativeTextConfig:
+        fresh = isinstance(self.native_text_encoder, FreshEncoderConfig)
+        if fresh and {"unet", "cross_attention"} & set(self.train):
+            raise ValueError(
+                f"train is {', '.join(self.train)} and the text encoder is untrained: the UNet would forget"
+                " what it knows while that learns; train the text encoder alone first, and name that run as"
+                " start"
+            )
+        return self
+
+
+class AlignConfig(LatentConfig, TextSlotConfig):
+    """Train what reads native captions until a UNet makes the same of it as of their English (see
+    ``bdm.training.recipes.align``).
+    """
+
+    kind: Literal["align"]
+    train: Annotated[tuple[Literal["text_encoder", "connector"], ...], AfterValidator(_checked_parts)] = (
+        "text_encoder",
+    )
+    match: Literal["attention", "pooled", "position"] = "attention"
 
 
 class BackboneConfig(DenoisingConfig):
@@ -52,9 +145,24 @@ class BackboneConfig(DenoisingConfig):
 
     kind: Literal["backbone"]
     vae: str
-    text_encoder: str
+    text_encoder: str | None = None
+    native_text_encoder: str | FreshEncoderConfig | None = None
+    train_text_encoder: bool = False
     unet: dict[str, Any] | None = None
     backbone: str | None = None
+
+    @model_validator(mode="after")
+    def _one_language(self) -> BackboneConfig:
+        if (self.text_encoder is None) == (self.native_text_encoder is None):
+            raise ValueError(
+                "give text_encoder, for English captions, or native_text_encoder, for native ones: one of the"
+                " two"
+            )
+        if self.train_text_encoder and self.native_text_encoder is None:
+            raise ValueError("train_text_encoder trains a native_text_encoder; give one")
+        if isinstance(self.native_text_encoder, FreshEncoderConfig) and not self.train_text_encoder:
+            raise ValueError("the native_text_encoder is untrained; set train_text_encoder: true")
+        return self
 
     @model_validator(mode="after")
     def _one(self) -> BackboneConfig:
@@ -181,16 +289,29 @@ class JudgeConfig(Strict):
     architecture: Literal["convolutional", "transformer"] = "convolutional"
 
 
+class ModuleConfig(Strict):
+    """A recipe of another package: ``target`` is "package.module:Class" (see
+    ``bdm.training.recipes.module``), ``arguments`` its own.
+    """
+
+    kind: Literal["module"]
+    target: str
+    arguments: dict[str, Any] | None = None
+
+
 RecipeConfig = Annotated[
     AutoencoderConfig
     | ContrastiveConfig
     | BackboneConfig
     | BranchConfig
+    | NativeTextConfig
+    | AlignConfig
     | CheckpointConfig
     | LoraConfig
     | LcmLoraConfig
     | EmbeddingConfig
     | ControlNetConfig
-    | JudgeConfig,
+    | JudgeConfig
+    | ModuleConfig,
     Field(discriminator="kind"),
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .data import DataConfig, PicturesConfig, RawConfig
 from .reading import Fraction, PositiveInt, Strict
-from .recipe import DenoisingConfig, RecipeConfig
+from .recipe import LatentConfig, RecipeConfig, StartConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -84,14 +84,20 @@ class RunConfig(Strict):
                 f"recipe.kind {self.recipe.kind!r} needs pictures, and prepared shards hold none: use the raw"
                 " data"
             )
-        if isinstance(self.recipe, DenoisingConfig) and self.recipe.cache:
+        if isinstance(self.recipe, LatentConfig) and self.recipe.cache:
             if self.data.kind == "prepared":
                 raise ValueError("recipe.cache: prepared shards are a cache already; set cache: false")
-            if self.data.flip or (isinstance(self.data, PicturesConfig) and self.data.buckets):
+            if getattr(self.data, "flip", 0) or (isinstance(self.data, PicturesConfig) and self.data.buckets):
                 raise ValueError(
                     "recipe.cache keeps square pictures as they are; set cache: false, or leave out buckets"
                     " and flip"
                 )
+        start = getattr(self.recipe, "start", None)
+        if isinstance(start, StartConfig) and start.moments and self.optimizer.name != "adamw":
+            raise ValueError(
+                f"recipe.start.moments: only adamw goes on with an earlier run's, and optimizer.name is"
+                f" {self.optimizer.name}; set moments: false"
+            )
         if self.recipe.kind == "contrastive" and self.optimizer.accumulation > 1:
             raise ValueError(
                 "optimizer.accumulation: a contrastive loss compares a batch's pairs with each other; set it"
@@ -129,4 +135,36 @@ class PrepareConfig(Strict):
             raise ValueError("min_score needs scorer, a folder or hub name of a whole Chinese CLIP")
         if self.data.flip:
             raise ValueError("data.flip: prepared pictures cannot be mirrored any more; leave it out")
+        return self
+
+
+class VocabularyConfig(Strict):
+    """Training captions -> a SentencePiece vocabulary (see ``bdm.prepare.vocabulary``).
+
+    ``pieces`` is how many there are at most; few captions hold fewer.
+    """
+
+    out: Path
+    data: DataConfig
+    captions: Literal["training"] = "training"
+    pieces: Annotated[int, Field(ge=4, le=1_000_000)] = 8000
+    positions: Annotated[int, Field(ge=2, le=100_000)] = 77
+
+    @field_validator("captions", mode="before")
+    @classmethod
+    def _training_alone(cls, value: Any) -> Any:
+        if value != "training":
+            raise ValueError(
+                "a vocabulary is trained on the training captions alone, so that validation captions tell"
+                " something of it; leave it out"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _none_held_out(self) -> VocabularyConfig:
+        if self.data.kind == "emoji" and self.data.held_out != "without":
+            raise ValueError(
+                f"data.held_out is {self.data.held_out!r}: those captions are validation's, which no"
+                " vocabulary is trained on; leave it out"
+            )
         return self

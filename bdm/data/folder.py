@@ -60,6 +60,10 @@ class FolderSource:
         """The caption of example ``index``."""
         return self.rules.caption(self.key(index), self.rows[index])
 
+    def captions(self, index: int) -> list[str]:
+        """All captions of example ``index``."""
+        return [text for text, _ in self.rules.captions_of(self.key(index), self.rows[index])]
+
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
         bucket = int(self.bucket_of[index]) if self.bucket_of is not None else 0

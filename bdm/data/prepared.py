@@ -87,6 +87,10 @@ class PreparedSource:
         facts = self._facts(index)
         return max(zip(facts["weights"], facts["captions"], strict=True), key=lambda pair: pair[0])[1]
 
+    def captions(self, index: int) -> list[str]:
+        """All captions of an example."""
+        return list(self._facts(index)["captions"])
+
     def __getitem__(self, index: int) -> Example:
         shard, row = self._place(index)
         facts = self._facts(index)

@@ -133,6 +133,11 @@ class ShardedSource:
         shard, row = self._place(index)
         return self.rules.caption(shard.key(row), shard.facts(row))
 
+    def captions(self, index: int) -> list[str]:
+        """All captions of an example."""
+        shard, row = self._place(index)
+        return [text for text, _ in self.rules.captions_of(shard.key(row), shard.facts(row))]
+
     def __getitem__(self, index: int) -> Example:
         shard, row = self._place(index)
         bucket = int(self.bucket_of[index]) if self.bucket_of is not None else 0

@@ -65,7 +65,8 @@ class Source(Protocol):
 
     A source may also have ``shard_sizes`` (samples of each of its shards: neighbours are kept together, see
     ``draw_indices``), ``bucket_of`` ((N,) number of each example's bucket: every batch is of one, see
-    ``bdm.data.buckets``), ``key(index)`` (what messages call an example) and ``fingerprints`` (of the models
+    ``bdm.data.buckets``), ``key(index)`` (what messages call an example), ``captions(index)`` (all of its
+    captions, without its picture) and ``fingerprints`` (of the models
     that prepared it, see ``bdm.models.fingerprint``).
     """
 

@@ -230,6 +230,8 @@ class EmojiSource:
         limit: keep so many of the chosen concepts, evenly spread; 0 keeps all.
         held_out: leave out the pairs held out of training, take only them, or take all.
         flip: share of the uses in which a picture is mirrored.
+        translations: give every caption in English, too, also of what the English world does not know or draws
+            otherwise: what a dictionary would say.
 
     Raises:
         UserError: a language that is not known, twice the same, or none.
@@ -249,6 +251,7 @@ class EmojiSource:
         limit: int = 0,
         held_out: Literal["without", "only", "all"] = "without",
         flip: float = 0.0,
+        translations: bool = False,
     ) -> None:
         self._arguments = dict(
             world=world,
@@ -262,10 +265,11 @@ class EmojiSource:
             name_colours=name_colours,
             limit=limit,
             flip=flip,
+            translations=translations,
         )
         self.world, self.language, self.size, self.looks = world, language, size, looks
         languages = _read_languages(language)
-        self.treatments, self.flip = treatments, flip
+        self.treatments, self.flip, self._translations = treatments, flip, translations
         chosen = [i for i, concept in enumerate(world.concepts) if concept.group in groups]
         if limit:
             kept = min(limit, len(chosen))
@@ -334,8 +338,9 @@ class EmojiSource:
         )
 
     def _english(self, row: Row) -> str | None:
-        """The caption in English, of the concepts that both worlds draw alike."""
-        if row.language == "en" or (row.names_concept and self.world.concepts[row.concept].group != "shared"):
+        """The caption in English, of the concepts that both worlds draw alike, or of all."""
+        alike = self._translations or self.world.concepts[row.concept].group == "shared"
+        if row.language == "en" or (row.names_concept and not alike):
             return None
         return self.world.caption(
             row.concept if row.names_concept else None, row.colour if row.names_colour else None, "en"

@@ -21,6 +21,7 @@ from ..method.condition import NativeCondition
 from ..pipeline.attention import record_attention
 from ..pipeline.canvas import as_tensor
 from ..speed.bridge import Bridge
+from ..text.rules import OFFICIAL
 
 #: At which shares of the noise schedule a picture is looked at.
 TIMES = (0.2, 0.4, 0.6)
@@ -119,7 +120,7 @@ def maps_on(
                 pipe.unet(noisy.to(pipe.unet.dtype), t, english)
     finally:
         bridge.detach()
-    return found.native_words(prompt, words)
+    return found.native_words(prompt, words, OFFICIAL)
 
 
 def _drawn(pipe: Any, drawing: Image.Image, colour: str, seed: int) -> tuple[Image.Image, Tensor]:

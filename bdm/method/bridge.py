@@ -33,14 +33,14 @@ class _Session:
         reader: tells the parts of the UNet's batches.
         clock: tells the denoising steps.
         thread: whose calls of the UNet it is for.
-        features: each branch's text by its number and the parts; one tensor for all steps.
+        features: each branch's text by its number, its stage and the parts; one tensor for all steps.
     """
 
     conditions: tuple[NativeCondition, ...]
     reader: PartReader
     clock: StepClock
     thread: int = field(default_factory=threading.get_ident)
-    features: dict[tuple[int, tuple[Part, ...]], Tensor] = field(default_factory=dict)
+    features: dict[tuple[int, int, tuple[Part, ...]], Tensor] = field(default_factory=dict)
 
 
 class Bridge:
@@ -155,9 +155,9 @@ class Bridge:
             yield
 
     @property
-    def samples(self) -> int | None:
-        """Samples of one guidance part of the condition in force; None without one."""
-        return None if self._session is None else self._session.conditions[0].samples
+    def told(self) -> NativeCondition | None:
+        """The condition in force of the first branch; None without one."""
+        return None if self._session is None else self._session.conditions[0]
 
     def _before(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the branch's residuals to the arguments of the UNet's forward pass."""
@@ -194,10 +194,11 @@ class Bridge:
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         branch, condition = self.branches[number], session.conditions[number]
         sample, timestep, dtype = call.sample, call.values["timestep"], branch.dtype
-        if (number, call.parts) not in session.features:
-            features = condition.features(call.parts)
-            session.features[number, call.parts] = features.to(sample.device, dtype)
-        features = session.features[number, call.parts]
+        told = (number, condition.stage(lambda: call.step), call.parts)
+        if told not in session.features:
+            features = condition.features(call.parts, told[1])
+            session.features[told] = features.to(sample.device, dtype)
+        features = session.features[told]
         if sample.ndim == 5:  # AnimateDiff: (B, C, F, h, w); the UNet sees frames as samples
             frames = sample.shape[2]
             features = features.repeat_interleave(frames, dim=0)

@@ -30,12 +30,15 @@ def vae_fingerprint(vae: Any) -> str:
 
 
 def text_fingerprint(encoder: NativeTextEncoder) -> str:
-    """Of what turns native texts into features: weights, vocabulary and settings."""
+    """Of what turns native texts into features: weights, connector, vocabulary and settings."""
     config: Any = encoder.model.config
     beyond = {
         name: getattr(config, name, None) for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")
     }
-    return _digest(encoder.model.state_dict(), _tokens(encoder) | beyond | {"mask": encoder.settings.mask})
+    tensors = dict(encoder.model.state_dict())
+    if encoder.connector is not None:
+        tensors |= {f"connector.{name}": t for name, t in encoder.connector.state_dict().items()}
+    return _digest(tensors, _tokens(encoder) | beyond | {"mask": encoder.settings.mask})
 
 
 def tokens_fingerprint(encoder: NativeTextEncoder) -> str:

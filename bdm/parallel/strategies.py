@@ -72,6 +72,16 @@ class Strategy(ABC):
         }
         optimizer.load_state_dict({"state": own, "param_groups": state["param_groups"]})
 
+    def begin_with(
+        self,
+        optimizer: Any,
+        parameters: Sequence[nn.Parameter],
+        moments: Mapping[int, Mapping[str, Any]],
+    ) -> None:
+        """Let a fresh optimizer begin with whole moments of some parameters, by their numbers."""
+        groups = optimizer.state_dict()["param_groups"]
+        self.load_optimizer_state(optimizer, parameters, {"state": moments, "param_groups": groups})
+
     def whole_weights(self, parts: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
         """Inside the ``with`` block the parts hold whole tensors and can be saved (not run); joint work."""
         return nullcontext()
@@ -226,6 +236,17 @@ class DeepSpeedStrategy(Strategy):
         for i, parameter in enumerate(parameters):
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state["state"][i][key].to(parameter.device), key)
+
+    def begin_with(
+        self,
+        optimizer: Any,
+        parameters: Sequence[nn.Parameter],
+        moments: Mapping[int, Mapping[str, Any]],
+    ) -> None:
+        raise UserError(
+            "start.moments: under DeepSpeed all parameters count their steps together, and those of an"
+            " earlier run have more behind them; set start.moments: false, or use DDP or FSDP"
+        )
 
 
 def _element_wise(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

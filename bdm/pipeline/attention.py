@@ -18,8 +18,10 @@ from torch.nn.functional import interpolate
 from ..errors import UserError
 from ..method.bridge import bridges_of
 from ..method.composed import COMPOSED
+from ..method.condition import NativeCondition
 from ..method.hooks import hang_after, hang_before
 from ..method.step import named_arguments
+from ..text.rules import A1111, PromptRules
 from ..text.words import ReadTokens, read_english, read_native
 
 
@@ -70,25 +72,31 @@ class Attention:
     native: AttentionMaps = field(default_factory=AttentionMaps)
     english: AttentionMaps = field(default_factory=AttentionMaps)
 
-    def native_words(self, prompt: str, words: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def native_words(
+        self, prompt: str, words: Sequence[str] | None = None, rules: PromptRules = A1111
+    ) -> dict[str, Tensor]:
         """Maps (h, w) of words of the native prompt.
 
         Args:
             prompt: that the picture was drawn for.
             words: parts of it; by default what stands between punctuation.
+            rules: by which the prompt was read.
 
         Raises:
             UserError: a word that is not in it, or nothing was recorded.
         """
-        return _maps(self.native, read_native(prompt, self.pipe.native_text_encoder), words)
+        return _maps(self.native, read_native(prompt, self.pipe.native_text_encoder, rules), words)
 
-    def english_words(self, prompt: str, words: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def english_words(
+        self, prompt: str, words: Sequence[str] | None = None, rules: PromptRules = A1111
+    ) -> dict[str, Tensor]:
         """Maps (h, w) of words of the English prompt; by default of all of them.
 
         Raises:
             UserError: see ``native_words``.
         """
-        return _maps(self.english, read_english(prompt, self.pipe.text_encoder, self.pipe.tokenizer), words)
+        tokens = read_english(prompt, self.pipe.text_encoder, self.pipe.tokenizer, rules)
+        return _maps(self.english, tokens, words)
 
 
 @contextmanager
@@ -110,11 +118,7 @@ def record_attention(pipe: Any) -> Iterator[Attention]:
     def see_latents(module: Any, args: Any, kwargs: Any) -> None:
         size[:] = named_arguments(module, args, kwargs)["sample"].shape[-2:]
         for bridge in bridges_of(module):
-            if bridge.samples not in (None, 1):
-                raise UserError(
-                    f"{bridge.samples} pictures are drawn at once, and attention is recorded of one at a"
-                    " time; draw one prompt with one image"
-                )
+            _refuse_several(bridge.told)
 
     def see(maps: AttentionMaps, native: bool) -> Any:
         def look(module: Any, args: Any, kwargs: Any, output: Any) -> None:
@@ -132,6 +136,21 @@ def record_attention(pipe: Any) -> Iterator[Attention]:
                 if name.endswith(".attn2"):
                     hang_after(stack, module, see(maps, native))
         yield found
+
+
+def _refuse_several(told: NativeCondition | None) -> None:
+    """Refuse a drawing of which nobody could say what was read in which row."""
+    if told is not None and told.samples != 1:
+        raise UserError(
+            f"{told.samples} pictures are drawn at once, and attention is recorded of one at a time; draw one"
+            " prompt with one image"
+        )
+    parts = told.parts() if told is not None and told.parts is not None else ()
+    if told is not None and (len(told.stages) > 1 or any(isinstance(part, int) for part in parts)):
+        raise UserError(
+            "attention is recorded of prompts that say the same in all steps; leave AND, [a:b:0.5] and [a|b]"
+            " out of them"
+        )
 
 
 def _row_of(rows: int, native: bool) -> int:
@@ -165,6 +184,5 @@ def _places(count: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _maps(recorded: AttentionMaps, tokens: ReadTokens, words: Sequence[str] | None) -> dict[str, Tensor]:
-    length = 0 if recorded.total is None else len(recorded.total)
     chosen = tokens.words() if words is None else words
-    return {word: recorded.of(tokens.positions(word, length)) for word in chosen}
+    return {word: recorded.of(tokens.positions(word)) for word in chosen}

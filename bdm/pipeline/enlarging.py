@@ -62,8 +62,9 @@ def _lanczos(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pictures.shape[-2:]) == size:
         return pictures
 
+    height, width = size
     resized = [
-        Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+        Image.fromarray(array).resize((width, height), Image.Resampling.LANCZOS)
         for array in (pictures * 255).round().byte().movedim(1, -1).cpu().numpy()
     ]
     return torch.stack([as_tensor(picture) for picture in resized]).to(pictures)

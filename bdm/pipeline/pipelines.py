@@ -32,7 +32,7 @@ from ..errors import UserError, quoted
 from ..method.branch import BranchModel
 from ..method.clock import check_window
 from ..method.composed import ComposedGuidance
-from ..method.condition import GUIDED, NativeCondition, Part
+from ..method.condition import GUIDED, Part
 from ..method.schedule import read_schedule
 from ..plugins import Plugins
 from ..plugins.kind import finite
@@ -43,13 +43,16 @@ from ..speed.optimize import Optimized
 from ..speed.recognise import hooks_are_ours
 from ..speed.sharing import Vouched
 from ..text.native import NativeTextEncoder
-from ..text.pairs import TextPairs, groups_of_one_length
+from ..text.pairs import groups_of_one_length
+from ..text.rules import A1111, PromptRules
+from ..text.script import encode_stages
 from .auto import register
 from .beside import BesideMixin, Said, branches_of
 from .exclusive import exclusively
 from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
 from .parts import PartsMixin, Vae, check_parts
+from .prompts import ChosenPrompts, read_prompts, step_count
 from .texts import Texts, TextsMixin, adapters_scaled
 from .world import settings_of
 
@@ -96,6 +99,7 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         plugin_strength: Mapping[str, float | tuple[float, float]] | None = None,
         share: bool = True,
         approximation: Approximation = EXACT,
+        prompt_rules: PromptRules = A1111,
         **stock: Any,
     ) -> Any:
         """Draw pictures for native-language prompts.
@@ -139,6 +143,9 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with
                 enlargements folded (see ``bdm.speed.folding``); False only compares.
             approximation: work to leave out although the picture changes (see ``bdm.Approximation``).
+            prompt_rules: how prompts are read (see ``bdm.PromptRules``): by default A1111's grammar in both
+                languages; the official inference's by ``bdm.PromptRules(emphasis="official",
+                chunks="official")``.
             stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``,
                 ``latents``, ``output_type``, ``callback_on_step_end``, ``image``, ``strength``,
                 ``mask_image`` ...
@@ -147,7 +154,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             The stock pipeline's output (``.images``).
 
         Raises:
-            UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing.
+            UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing, an
+                adapter that a prompt names and that is not attached.
         """
         check_inputs(stock, super().__call__, type(self))
         self._check_complete(stock)
@@ -160,7 +168,7 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         english = self._english_pairs(
             prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, len(native)
         )
-        further = self._said_beside(beside, len(native))
+        further = self._said_beside(beside, len(native), prompt_rules)
         self._check_sides(height, width)
         condition = {
             "scale": finite(branch_scale, "branch_scale"),
@@ -178,27 +186,35 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         inputs = stock | size | {"generator": generator, "num_images_per_prompt": each}
         ratio = self._english_ratio(english_guidance, inputs)
 
+        steps = step_count(inputs, stock_inputs(super().__call__))
+        prompts = read_prompts(
+            native, english, steps, prompt_rules, self.plugins, self.text_encoder is not None
+        )
+
         def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
+            ours = prompts.take(chosen)
+            strengths, parts = ours.strengths(plugin_strength), ours.parts(self._parts)
             plugged = self.plugins.during_call(
-                pictures, plugin_strength, self._timesteps, each, latents, len(chosen) * each, self._parts
-            )  # fmt: skip
+                pictures, strengths, self._timesteps, each, latents, len(chosen) * each, parts
+            )
             with plugged:
                 return self._draw(
-                    native.take(chosen), english.take(chosen), 1 if clip_skip is None else clip_skip,
+                    ours, prompt_rules, 1 if clip_skip is None else clip_skip,
                     condition, inputs, share, approximation, ratio, further, chosen,
                 )  # fmt: skip
 
         groups = groups_of_one_length(
-            self._native_lengths(native),
-            self._english_lengths(english),
+            [script.structure for script in prompts.scripts],
+            [self._native_length(script, prompt_rules) for script in prompts.scripts],
+            [self._english_length(script, prompt_rules) for script in prompts.scripts],
             *(said.lengths() for said in further),
         )
         return draw_in_groups(draw, groups, inputs, control_images)
 
     def _draw(
         self,
-        native: TextPairs,
-        english: TextPairs,
+        prompts: ChosenPrompts,
+        rules: PromptRules,
         clip_skip: int,
         settings: Mapping[str, Any],
         inputs: dict[str, Any],
@@ -210,26 +226,37 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
     ) -> Any:
         """Pictures for prompts whose texts are equally long, as the stock pipeline draws them."""
         guided = self._is_guided(inputs)
-        positive, negative = self._native_features(native, guided)
+        control = getattr(self, "controlnet", None)
+        prompts.check(guided, english_ratio, approximation, control)
+        native = encode_stages(prompts.native, lambda pairs: self._native_features(pairs, guided, rules))
         # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
         with adapters_scaled(self.text_encoder, inputs):
-            ours, theirs = self._english_features(english, clip_skip, guided)
+            english = encode_stages(
+                prompts.english, lambda pairs: self._english_features(pairs, clip_skip, guided, rules)
+            )
+        ours, theirs = english.positive[0][0], english.negative[0]
+        images = inputs["num_images_per_prompt"]
         call: dict[str, Any] = dict(
-            steps=self._timesteps, parts=self._parts, images_per_prompt=inputs["num_images_per_prompt"]
+            steps=self._timesteps, parts=prompts.parts(self._parts), images_per_prompt=images
         )
-        condition = NativeCondition(positive, negative, **settings, **call)
+        condition = prompts.condition(native, **settings, **call)
+        texts = prompts.step_texts(english, images, self._timesteps)
         others = [said.condition(chosen, self, **call) for said in further]
         vouched, composed = self._vouch(inputs), None
         if english_ratio is not None and theirs is not None:
             # An English prompt that says what its negative says, and goes on to, makes no difference.
-            silent = vouched.same_texts and torch.equal(ours, theirs.to(ours))
+            silent = vouched.same_texts and texts is None and torch.equal(ours, theirs.to(ours))
             composed = None if silent else ComposedGuidance(english_ratio)
         bridge = Bridge(self.branch, share, approximation, vouched, composed, [*branches_of(further)])
         with ExitStack() as stack:
             stack.enter_context(exclusively(self.scheduler))
             stack.callback(bridge.detach)
+            if texts is not None:
+                texts.hang_before(stack, self.unet, control)
             bridge.attach(self.unet)
             stack.enter_context(bridge.condition(condition, *others))
+            if texts is not None:
+                texts.hang_after(stack, self.unet)
             if share and self.vae is not None:
                 fold_layers(stack, self.vae)
             return super().__call__(prompt_embeds=ours, negative_prompt_embeds=theirs, **inputs)

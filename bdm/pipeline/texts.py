@@ -17,6 +17,8 @@ from ..errors import UserError
 from ..text.english import encode_english, english_chunks
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, encode_pairs, make_pairs, sequence_of
+from ..text.rules import A1111, PromptRules
+from ..text.script import PictureScript
 
 Texts = str | Sequence[str]
 
@@ -61,14 +63,15 @@ class TextsMixin:
             embeds = embeds.expand(count, -1, -1)
         return make_pairs(embeds, prompt, negative_embeds, negative, count, "prompt_en", "negative_prompt_en")
 
-    def _native_lengths(self, pairs: TextPairs) -> list[int]:
+    def _native_length(self, script: PictureScript, rules: PromptRules) -> int:
+        """Chunks of a picture's longest native text."""
         encoder = self.native_text_encoder
-        return [0] * len(pairs) if encoder is None else pairs.chunks(encoder.chunks)
+        return 0 if encoder is None else script.chunks(True, lambda text: encoder.chunks(text, rules))
 
-    def _english_lengths(self, pairs: TextPairs) -> list[int]:
+    def _english_length(self, script: PictureScript, rules: PromptRules) -> int:
         if self.tokenizer is None or self.text_encoder is None:
-            return [0] * len(pairs)
-        return pairs.chunks(lambda text: english_chunks(text, self.tokenizer))
+            return 0
+        return script.chunks(False, lambda text: english_chunks(text, self.tokenizer, rules))
 
     def encode_prompt(
         self,
@@ -81,6 +84,7 @@ class TextsMixin:
         negative_prompt_embeds: Tensor | None = None,
         lora_scale: float | None = None,
         clip_skip: int | None = None,
+        rules: PromptRules = A1111,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Encode native prompts before they are drawn, under diffusers' name for that.
 
@@ -94,6 +98,7 @@ class TextsMixin:
             negative_prompt_embeds: (P, L, D) features instead of ``negative_prompt``.
             lora_scale: of no effect; adapters change the English text encoder alone.
             clip_skip: likewise.
+            rules: how prompts are read; what is scheduled, or joined by AND, is read in calls alone.
 
         Returns:
             (P x num_images_per_prompt, L, D) features as ``prompt_embeds`` takes them, and the same for
@@ -111,7 +116,7 @@ class TextsMixin:
             )  # fmt: skip
         else:
             pairs = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-            positive, negative = self._native_features(pairs, guided=do_classifier_free_guidance)
+            positive, negative = self._native_features(pairs, do_classifier_free_guidance, rules)
             negative = negative if do_classifier_free_guidance else negative_prompt_embeds
             place = self._execution_device if device is None else device
             prompt_embeds, negative_prompt_embeds = (
@@ -120,33 +125,35 @@ class TextsMixin:
             )
         return prompt_embeds, negative_prompt_embeds
 
-    def _native_features(self, pairs: TextPairs, guided: bool) -> tuple[Tensor, Tensor | None]:
+    def _native_features(
+        self, pairs: TextPairs, guided: bool, rules: PromptRules
+    ) -> tuple[Tensor, Tensor | None]:
         if not guided and self.native_text_encoder is None and pairs.only_positive is not None:
             return pairs.only_positive, None
-        return encode_pairs(pairs, self._encode_native, "negative_prompt_embeds")
+        return encode_pairs(pairs, lambda texts: self._encode_native(texts, rules), "negative_prompt_embeds")
 
-    def _encode_native(self, texts: list[str]) -> Tensor:
+    def _encode_native(self, texts: list[str], rules: PromptRules = A1111) -> Tensor:
         if self.native_text_encoder is None:
             raise UserError(
                 "the pipeline has no native text encoder; give prompt_embeds and negative_prompt_embeds"
             )
-        return self.native_text_encoder(texts)  # as a call, so that hooks that offload it see it
+        return self.native_text_encoder(texts, rules)  # as a call, so that hooks that offload it see it
 
     def _english_features(
-        self, pairs: TextPairs, clip_skip: int, guided: bool
+        self, pairs: TextPairs, clip_skip: int, guided: bool, rules: PromptRules
     ) -> tuple[Tensor, Tensor | None]:
         knows = self.text_encoder is not None or self.empty_english is not None
         if not guided and not knows and pairs.only_positive is not None:
             return pairs.only_positive, None
         return encode_pairs(
-            pairs, lambda texts: self._encode_english(texts, clip_skip), "negative_prompt_en_embeds"
+            pairs, lambda texts: self._encode_english(texts, clip_skip, rules), "negative_prompt_en_embeds"
         )
 
-    def _encode_english(self, texts: list[str], clip_skip: int) -> Tensor:
+    def _encode_english(self, texts: list[str], clip_skip: int, rules: PromptRules = A1111) -> Tensor:
         # Equal texts are encoded once; there are few of them however many prompts there are.
         distinct = list(dict.fromkeys(texts))
         if self.text_encoder is not None:
-            features = encode_english(distinct, self.text_encoder, self.tokenizer, clip_skip)
+            features = encode_english(distinct, self.text_encoder, self.tokenizer, clip_skip, rules)
         elif self.empty_english is not None and distinct == [""] and clip_skip == 1:
             features = self.empty_english.to(self.unet.dtype)
         else:

@@ -17,6 +17,7 @@ from ..formats.checkpoint import PREFIXES, Parts, empty_part, read_parts
 from ..formats.weights import is_weight_file, read_json, read_weights, resolve_folder
 from ..models.backbone import Backbone, check_backbone
 from ..models.samplers import make_scheduler
+from ..text.connector import Connector, read_connector_config
 from ..text.encoders import (
     build_text_model,
     cn_clip_config,
@@ -125,7 +126,8 @@ def make_meta_native_text_encoder(source: str) -> NativeTextEncoder:
         folder = _configurations(source)
         package = named_package(folder)
         if package is None:
-            return _native(read_encoder_config(folder), load_tokenizer(folder))
+            connector = read_connector_config(folder)
+            return _native(read_encoder_config(folder), load_tokenizer(folder), connector=connector)
     packed = package.open()
     return _native(packed.config(), packed.tokenizer(), NativeTextSettings(**package.settings))
 
@@ -141,9 +143,15 @@ def _part(name: str, parts: Parts, source: str) -> Any:
         return empty_part(name, parts, source).eval().requires_grad_(False)
 
 
-def _native(config: Any, tokenizer: Any, settings: NativeTextSettings | None = None) -> NativeTextEncoder:
+def _native(
+    config: Any,
+    tokenizer: Any,
+    settings: NativeTextSettings | None = None,
+    connector: dict[str, int] | None = None,
+) -> NativeTextEncoder:
     with torch.device("meta"):
-        return NativeTextEncoder(build_text_model(config), tokenizer, settings)
+        joined = Connector(**connector) if connector else None
+        return NativeTextEncoder(build_text_model(config), tokenizer, settings, joined)
 
 
 def _configurations(source: str) -> Path:

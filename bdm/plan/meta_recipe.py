@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..config import RunConfig
+from ..config import FreshEncoderConfig, RunConfig
 from ..data.source import Example, Source
 from ..errors import UserError
 from ..training.recipes.base import Recipe
@@ -54,6 +54,11 @@ def picture_size(run: RunConfig) -> int:
             "data.kind is prepared; plan the run on the raw data that were prepared: its table shows the"
             " speed from caches too"
         )
+    if run.data.kind == "module":
+        raise UserError(
+            "data.kind is module, whose pictures' size a plan does not know; plan the run with another kind"
+            " of data"
+        )
     return run.data.size
 
 
@@ -73,6 +78,12 @@ def make_meta_recipe(run: RunConfig) -> Recipe:
             "recipe.pool has files, whose changes of weights a plan without weights cannot work out; plan the"
             " run with recipe.pool.files=[] and recipe.pool.rank=1, which goes through the same steps, and"
             " add the size of the weights that they change"
+        )
+    fresh = isinstance(getattr(run.recipe, "native_text_encoder", None), FreshEncoderConfig)
+    if run.recipe.kind in ("align", "module") or fresh or getattr(run.recipe, "start", None):
+        raise UserError(
+            f"recipe.kind is {run.recipe.kind}; of align, module, and what begins with an untrained encoder"
+            " or an earlier run there is no plan: train.py --dry-run goes through a real step"
         )
     size = picture_size(run)
     pixels = torch.zeros(3, size, size, dtype=torch.uint8)

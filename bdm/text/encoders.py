@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, first_line, printable
-from ..extras import require_packages
 from ..formats.choice import FileChoice
 from ..formats.names import largest_block
 from ..formats.weights import read_json, read_tensors, read_weights_folder, refuse_not_finite
-from .vocabulary import chinese_clip_tokenizer
+from .tokenizers import load_tokenizer as load_tokenizer
 
 logger = logging.getLogger("bdm")
 
@@ -185,35 +184,6 @@ def _refuse_unread(given: Iterable[str], known: Collection[str], parts: Collecti
             f"{origin} holds {printable(left[0], 120)!r} ({len(left)} such weights), which the model of its"
             " config.json has not; weights and configuration do not belong together"
         )
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a text encoder's folder; Chinese CLIP's where the folder has none of its own.
-
-    Raises:
-        UserError: there is none, it is damaged, or it is of no kind that transformers itself has.
-    """
-    from transformers import AutoTokenizer
-
-    if any(
-        (folder / name).exists()
-        for name in ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-    ):
-        if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
-            require_packages("a SentencePiece vocabulary")
-        try:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # each kind has checks and mistakes of its own
-            raise UserError(
-                f"{folder}: its tokenizer cannot be used ({first_line(error)}); code of the folder's own is"
-                " never run: get it again, or save another one beside the weights"
-            ) from None
-    if str(read_json(folder / "config.json").get("model_type")).startswith("chinese_clip"):
-        return chinese_clip_tokenizer()
-    raise UserError(
-        f"{folder} holds no tokenizer (tokenizer.json, vocab.txt or spiece.model); save one beside the"
-        " weights"
-    )
 
 
 def load_cn_clip(path: Path) -> nn.Module:

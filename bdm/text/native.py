@@ -1,4 +1,4 @@
-"""The native-language text encoder: any transformers text encoder with its tokenizer, frozen."""
+"""The native-language text encoder: any transformers text encoder with its tokenizer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from ..errors import UserError, printable
 from ..formats.load_options import LoadKeywords, read_options
 from ..formats.weights import cast, is_weight_file, read_json, resolve_folder
-from .chunks import ChunkLayout, check_ids, content_ids, count_chunks, execution_device, lay_out
+from .chunks import Chunk, ChunkLayout, check_ids, execution_device, lay_out_chunks, weigh
+from .connector import CONNECTOR_FOLDER, Connector, load_connector
 from .encoders import load_cn_clip, load_encoder, load_tokenizer
 from .packaged import Packaged, find_packaged, named_package, write_name
+from .rules import OFFICIAL, PromptRules
+from .splitting import Reading, content_ids, count_chunks, split_prompt
 from .vocabulary import chinese_clip_tokenizer
 
 SETTINGS_FILE = "native_text_config.json"
@@ -65,9 +68,14 @@ class NativeTextEncoder(ModelMixin):
 
     Args:
         model: a transformers text encoder whose output has ``last_hidden_state`` (BERT, Chinese CLIP's text
-            model, XLM-R, T5's encoder ...). It is frozen and put into evaluation mode.
+            model, XLM-R, T5's encoder ...). It is frozen and put into evaluation mode; a recipe may let it
+            train again.
         tokenizer: its tokenizer.
         settings: what else decides the features; saved beside the weights.
+        connector: brings the model's features to another width; None leaves them as they are.
+
+    Raises:
+        UserError: chunks that are longer than the model reads, or a connector of another width.
 
     Attributes:
         package: the pip package it was read from, if any.
@@ -78,13 +86,25 @@ class NativeTextEncoder(ModelMixin):
     package: Packaged | None = None
     save_by_name: bool = False
 
-    def __init__(self, model: nn.Module, tokenizer: Any, settings: NativeTextSettings | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        settings: NativeTextSettings | None = None,
+        connector: Connector | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.connector = connector.requires_grad_(False) if connector is not None else None
         self.tokenizer = tokenizer
         self.settings = settings or NativeTextSettings()
         self.layout = ChunkLayout.of(tokenizer, self.settings.chunk_length, self.settings.max_chunks)
         config: Any = model.config
+        if connector is not None and connector.config["width_in"] != config.hidden_size:
+            raise UserError(
+                f"the connector reads features {connector.config['width_in']} wide and the text encoder's are"
+                f" {config.hidden_size}; give the one that belongs to it"
+            )
         positions: int | None = getattr(config, "max_position_embeddings", None)
         # RoBERTa-like models count positions from the padding id on.
         reserved = (
@@ -104,6 +124,8 @@ class NativeTextEncoder(ModelMixin):
     @property
     def text_dim(self) -> int:
         """Width of the features; a branch's ``cross_attention_dim`` must equal it."""
+        if self.connector is not None:
+            return self.connector.config["width_out"]
         config: Any = self.model.config
         return config.hidden_size
 
@@ -116,60 +138,73 @@ class NativeTextEncoder(ModelMixin):
         return execution_device(self)
 
     def train(self, mode: bool = True) -> NativeTextEncoder:
-        """Stays in evaluation mode.
+        """Parts that are frozen stay in evaluation mode.
 
-        A frozen encoder must give the same features in training and inference.
+        They must give the same features in training and inference.
         """
-        return super().train(False)
+        super().train(False)
+        for part in self.children():
+            part.train(mode and any(parameter.requires_grad for parameter in part.parameters()))
+        return self
 
-    def encode(self, texts: Sequence[str | Tensor]) -> Tensor:
+    def encode(self, texts: Sequence[str | Tensor], rules: PromptRules = OFFICIAL) -> Tensor:
         """Last hidden states.
 
         Args:
-            texts: prompts; ASCII brackets are parsed away, their weights are ignored (as in the official
-                inference). A prompt
-                may also come prepared: as its ``token_ids`` or as what ``encode_each`` gave for it.
+            texts: prompts. A prompt may also come prepared: as its ``token_ids`` or as what ``encode_each``
+                gave for it.
+            rules: how prompts are read. By the official ones, which branches are trained with, ASCII brackets
+                are taken away and weigh nothing.
 
         Returns:
-            (B, L, D) in the model's dtype. L is ``layout.joined_length(chunks)`` of the longest text; shorter
-            ones are padded by empty chunks, so encode texts together whose features must have one length
-            (positive and negative).
+            (B, L, D) in the model's dtype. L is that of the longest text; shorter ones are padded by empty
+            chunks, so encode texts together whose features must have one length (positive and negative).
         """
         known = {
             i: text for i, text in enumerate(texts) if isinstance(text, Tensor) and text.is_floating_point()
         }
         if not known:
-            return self.layout.join(self._encode_chunks(texts)[0])
+            return self.layout.join(self._encode_chunks(texts, rules)[0], rules)
         new = [i for i in range(len(texts)) if i not in known]
-        rest = iter(self.encode_each([texts[i] for i in new]) if new else [])
+        rest = iter(self.encode_each([texts[i] for i in new], rules) if new else [])
         rows = [known[i].to(self.device, self.dtype) if i in known else next(rest) for i in range(len(texts))]
         longest = max(map(len, rows))
         if all(len(row) == longest for row in rows):
             return torch.stack(rows)
-        empty = self.encode_each([""])[0]
-        return torch.stack([self.layout.lengthen(row, empty, longest) for row in rows])
+        empty = self.encode_each([""], rules)[0]
+        return torch.stack([self.layout.lengthen(row, empty, longest, rules) for row in rows])
 
-    def encode_each(self, texts: Sequence[str | Tensor]) -> list[Tensor]:
+    def encode_each(self, texts: Sequence[str | Tensor], rules: PromptRules = OFFICIAL) -> list[Tensor]:
         """(L, D) features of each text, as if it were encoded alone; what ``encode`` takes in its place."""
-        features, counts = self._encode_chunks(texts)
-        return [self.layout.join(row[None, :count])[0] for row, count in zip(features, counts, strict=True)]
+        features, counts = self._encode_chunks(texts, rules)
+        rows = zip(features, counts, strict=True)
+        return [self.layout.join(row[None, :count], rules)[0] for row, count in rows]
 
-    def chunks(self, text: str) -> int:
+    def chunks(self, text: str, rules: PromptRules = OFFICIAL) -> int:
         """How many chunks a prompt takes: 1 up to 50 tokens of Chinese CLIP."""
-        return count_chunks(text, self.tokenizer, self.layout, self._normalize)
-
-    @property
-    def _normalize(self) -> Callable[[str], str]:
-        return str.lower if self.settings.lower_case else str
+        return count_chunks(
+            text, self.tokenizer, self.layout, self._letters(rules), Reading(rules, native=True)
+        )
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text without markers and padding."""
-        return content_ids(text, self.tokenizer, self.layout, self._normalize)[0]
+        """The tokens of a text by the official rules, without markers and padding."""
+        return content_ids(text, self.tokenizer, self.layout, self._letters(OFFICIAL))
 
-    def _encode_chunks(self, texts: Sequence[str | Tensor]) -> tuple[Tensor, list[int]]:
+    def _letters(self, rules: PromptRules) -> Callable[[str], str]:
+        lower = str.lower if self.settings.lower_case else str
+        change = rules.native_letters()
+        return lambda text: lower(change(text))
+
+    def _split(self, text: str | Tensor, rules: PromptRules) -> Sequence[Chunk]:
+        if isinstance(text, Tensor):
+            return [(ids, ()) for ids in self.layout.split(text.tolist())]
+        reading = Reading(rules, native=True)
+        return split_prompt(text, self.tokenizer, self.layout, self._letters(rules), reading)
+
+    def _encode_chunks(self, texts: Sequence[str | Tensor], rules: PromptRules) -> tuple[Tensor, list[int]]:
         """(B, chunks, length, D) features of the chunks, and how many of them each text needs."""
-        content = [text.tolist() if isinstance(text, Tensor) else self.token_ids(text) for text in texts]
-        tokens = lay_out(content, self.layout)
+        rows = [self._split(text, rules) for text in texts]
+        tokens = lay_out_chunks(rows, self.layout)
         batch, chunks, length = tokens.ids.shape
         ids = tokens.ids.view(batch * chunks, length).to(self.device)
         mask = (
@@ -179,11 +214,13 @@ class NativeTextEncoder(ModelMixin):
         )
         check_ids(ids, self.model)
         features = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return features.view(batch, chunks, length, -1), [len(self.layout.split(ids)) for ids in content]
+        if self.connector is not None:
+            features = self.connector(features)
+        return weigh(features.view(batch, chunks, length, -1), tokens.weights), list(map(len, rows))
 
-    def forward(self, texts: Sequence[str | Tensor]) -> Tensor:
+    def forward(self, texts: Sequence[str | Tensor], rules: PromptRules = OFFICIAL) -> Tensor:
         """The same as ``encode``."""
-        return self.encode(texts)
+        return self.encode(texts, rules)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -204,9 +241,12 @@ class NativeTextEncoder(ModelMixin):
             safe_serialization: taken for compatibility; like transformers, this writes safetensors only.
 
         Raises:
-            UserError: it is to be saved by name and comes from no package.
+            UserError: it is to be saved by name and comes from no package, or the folder holds another
+                encoder's connector.
         """
         folder = Path(save_directory)
+        if self.connector is None and (folder / CONNECTOR_FOLDER).exists():
+            raise UserError(f"{folder} holds another text encoder's connector; give a new folder")
         if self.save_by_name:
             write_name(self.package, folder)
         else:
@@ -214,6 +254,8 @@ class NativeTextEncoder(ModelMixin):
             save: Any = self.model.save_pretrained
             save(folder, variant=variant, **sharding)
             self.tokenizer.save_pretrained(folder)
+        if self.connector is not None:
+            self.connector.save_pretrained(folder / CONNECTOR_FOLDER, variant=variant)
         (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
 
     @classmethod
@@ -245,12 +287,14 @@ class NativeTextEncoder(ModelMixin):
         """
         loading = read_options(options, "NativeTextEncoder.from_pretrained", default=torch.float32)
         package, place = None if subfolder else find_packaged(source), Path(source)
+        connector = None
         if package is None and not is_weight_file(source):
             place = resolve_folder(source, subfolder, hub=loading.hub)
             package = named_package(place)
             saved = place / SETTINGS_FILE
             if settings is None and saved.exists():
                 settings = NativeTextSettings.read(saved)
+            connector = load_connector(place, loading.files)
         if package is not None:
             model, tokenizer = package.load(loading.files)
             settings = settings or NativeTextSettings(**package.settings)
@@ -259,8 +303,10 @@ class NativeTextEncoder(ModelMixin):
             model, tokenizer = load_cn_clip(place), chinese_clip_tokenizer()
         else:
             model, tokenizer = load_encoder(place, loading.files), load_tokenizer(place)
-        for name, weight in model.named_parameters():
-            weight.data = cast(weight.data, loading.dtype, name, place)
-        made = cls(model.to(loading.device, loading.dtype), tokenizer, settings)
+        for part in (model, *([connector] if connector is not None else [])):
+            for name, weight in part.named_parameters():
+                weight.data = cast(weight.data, loading.dtype, name, place)
+            nn.Module.to(part, loading.device, loading.dtype)
+        made = cls(model, tokenizer, settings, connector)
         made.package = package
         return made

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from .english import encode_english
 from .native import NativeTextEncoder
+from .rules import A1111, PromptRules
 
 _PUNCTUATION = r"[\s,.;:!?，。、；：！？（）()\[\]【】|]+"
 
@@ -27,12 +28,14 @@ class ReadTokens:
         prompt: the text.
         ids: (chunks, length) tokens, markers and padding among them.
         tokenizer: that they are of.
+        dropped: markers that are left out between two chunks.
         normalize: what is done to a text before it is read.
     """
 
     prompt: str
     ids: Tensor
     tokenizer: Any
+    dropped: int
     normalize: Callable[[str], str] = str
 
     @cached_property
@@ -52,12 +55,11 @@ class ReadTokens:
         text = "".join(letter for letter, _ in self._letters)
         return list(dict.fromkeys(part for part in parts if part and self._normal(part) in text))
 
-    def positions(self, word: str, length: int) -> list[int]:
+    def positions(self, word: str) -> list[int]:
         """Where a word's tokens lie in the prompt's features, wherever it stands.
 
         Args:
             word: a part of the prompt.
-            length: of the features.
 
         Raises:
             UserError: it is not in the prompt, as the text encoder has read it.
@@ -70,20 +72,16 @@ class ReadTokens:
                 " it; give words that stand in it"
             )
         places = {self._letters[start + i][1] for start in starts for i in range(len(normal))}
-        return [self._feature(place, length) for place in sorted(places)]
+        return [place - place // self.ids.shape[1] * self.dropped for place in sorted(places)]
 
     def _normal(self, word: str) -> str:
         """A word's letters as the tokenizer has them."""
         ids = self.tokenizer(self.normalize(word), add_special_tokens=False, verbose=False).input_ids
         return "".join(_piece(token) for token in self.tokenizer.convert_ids_to_tokens(ids))
 
-    def _feature(self, place: int, length: int) -> int:
-        """The place of a token in the features of all chunks, which are joined with or without markers."""
-        chunks, each = self.ids.shape
-        if chunks == 1 or length % each == 0:
-            return place
-        markers = (chunks * each - length) // (chunks - 1)
-        return place - place // each * markers
+
+def _dropped(tokenizer: Any, rules: PromptRules) -> int:
+    return 0 if rules.chunks == "a1111" else len(tokenizer("").input_ids)
 
 
 def _piece(token: str) -> str:
@@ -91,8 +89,13 @@ def _piece(token: str) -> str:
     return token.removeprefix("##").replace("▁", "").removesuffix("</w>")
 
 
-def read_native(prompt: str, encoder: NativeTextEncoder | None) -> ReadTokens:
+def read_native(prompt: str, encoder: NativeTextEncoder | None, rules: PromptRules = A1111) -> ReadTokens:
     """What a native text encoder reads of a prompt.
+
+    Args:
+        prompt: the text.
+        encoder: the encoder.
+        rules: by which the prompt is read.
 
     Raises:
         UserError: there is none.
@@ -100,13 +103,14 @@ def read_native(prompt: str, encoder: NativeTextEncoder | None) -> ReadTokens:
     if encoder is None:
         raise UserError("the pipeline has no native text encoder, so nothing tells words from tokens")
     with _seeing(encoder.model) as seen:
-        encoder.encode([prompt])
-    normalize = str.lower if encoder.settings.lower_case else str
-    return ReadTokens(prompt, seen(), encoder.tokenizer, normalize)
+        encoder.encode([prompt], rules)
+    lower, change = str.lower if encoder.settings.lower_case else str, rules.native_letters()
+    dropped = _dropped(encoder.tokenizer, rules)
+    return ReadTokens(prompt, seen(), encoder.tokenizer, dropped, lambda text: lower(change(text)))
 
 
-def read_english(prompt: str, text_encoder: Any, tokenizer: Any) -> ReadTokens:
-    """What the English text encoder reads of a prompt.
+def read_english(prompt: str, text_encoder: Any, tokenizer: Any, rules: PromptRules = A1111) -> ReadTokens:
+    """What the English text encoder reads of a prompt (see ``read_native``).
 
     Raises:
         UserError: there is none.
@@ -114,8 +118,8 @@ def read_english(prompt: str, text_encoder: Any, tokenizer: Any) -> ReadTokens:
     if text_encoder is None or tokenizer is None:
         raise UserError("the pipeline has no English text encoder; load it with english=True")
     with _seeing(text_encoder) as seen:
-        encode_english([prompt], text_encoder, tokenizer)
-    return ReadTokens(prompt, seen(), tokenizer)
+        encode_english([prompt], text_encoder, tokenizer, rules=rules)
+    return ReadTokens(prompt, seen(), tokenizer, _dropped(tokenizer, rules))
 
 
 @contextmanager

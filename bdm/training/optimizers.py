@@ -29,23 +29,39 @@ def parameter_groups(parts: Mapping[str, nn.Module], factors: Mapping[str, float
     Raises:
         UserError: a pattern that fits no parameter.
     """
-    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    groups = [
+        {"params": list(named.values()), "factor": factor} for factor, named in _named(parts, factors).items()
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def parameter_names(parts: Mapping[str, nn.Module], factors: Mapping[str, float]) -> list[str]:
+    """Names of the parameters ("PART.NAME") in the order of ``parameter_groups``."""
+    return [name for named in _named(parts, factors).values() for name in named]
+
+
+def _named(
+    parts: Mapping[str, nn.Module], factors: Mapping[str, float]
+) -> dict[float, dict[str, nn.Parameter]]:
+    """The parameters by their factor and their name."""
+    groups: dict[float, dict[str, nn.Parameter]] = {1.0: {}}
+    every = {
+        f"{part}.{name}": parameter
+        for part, module in parts.items()
+        for name, parameter in module.named_parameters()
+    }
     used: set[str] = set()
-    for part, module in parts.items():
-        for name, parameter in module.named_parameters():
-            fitting = next((pattern for pattern in factors if fnmatchcase(f"{part}.{name}", pattern)), None)
-            used |= {fitting} if fitting else set()
-            groups.setdefault(factors[fitting] if fitting else 1.0, []).append(parameter)
+    for name, parameter in every.items():
+        fitting = next((pattern for pattern in factors if fnmatchcase(name, pattern)), None)
+        used |= {fitting} if fitting else set()
+        groups.setdefault(factors[fitting] if fitting else 1.0, {})[name] = parameter
     if unused := [pattern for pattern in factors if pattern not in used]:
-        some = next(
-            (f"{part}.{name}" for part, module in parts.items() for name, _ in module.named_parameters()),
-            "none",
-        )
+        some = next(iter(every), "none")
         raise UserError(
             f"optimizer.rate_factors: no trained parameter is named {unused[0]!r}; names are such as {some}:"
             " correct or remove it"
         )
-    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items() if parameters]
+    return groups
 
 
 def make_optimizer(

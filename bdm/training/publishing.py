@@ -22,8 +22,15 @@ def publish(run: RunConfig, state: TrainState, command: str, steps: int) -> None
             if state.accelerator.is_main_process:
                 with atomic_write(run.out / "model") as folder:
                     state.recipe.save(folder)
-                    write_json(folder / "card.json", _card(run, command, steps))
+                    card = _card(run, command, steps) | _size(run, state, steps) | state.recipe.facts()
+                    write_json(folder / "card.json", card)
     state.accelerator.wait_for_everyone()
+
+
+def _size(run: RunConfig, state: TrainState, steps: int) -> dict[str, int]:
+    """How much was trained, and on how many samples."""
+    parameters = sum(weight.numel() for part in state.parts.values() for weight in part.parameters())
+    return {"samples": steps * run.optimizer.batch_size, "trained_parameters": parameters}
 
 
 def _card(run: RunConfig, command: str, steps: int) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def save(run: RunConfig, state: TrainState, progress: Progress) -> None:
             "corpus": state.corpus,
             "bucket_batch": _bucket_batch(run, state.recipe.source),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "names": state.names,
             "parts": {name: part_state(part) for name, part in state.parts.items()},
             "optimizer": state.strategy.optimizer_state(state.optimizer, state.parameters),
             "ema": gathered(state.ema.state_dict(), main),
@@ -69,6 +70,7 @@ def resume(run: RunConfig, state: TrainState) -> Progress:
     """
     saved = states.load_state(run.out / "states")
     if saved is None:
+        _begin(state)
         return Progress()
     _refuse_changes(run, saved, state.accelerator.is_main_process)
     _refuse_other_data(run, saved.get("corpus"), state.corpus)
@@ -77,6 +79,14 @@ def resume(run: RunConfig, state: TrainState) -> Progress:
     # States of before called it another name, or did not say.
     evaluated = saved.get("evaluated", saved.get("looked", True))
     return Progress(saved["step"], evaluated, saved.get("skipped", 0))
+
+
+def _begin(state: TrainState) -> None:
+    """Give a fresh run's optimizer the moments that its recipe begins with."""
+    by_name = state.recipe.moments()
+    numbered = {i: dict(by_name[name]) for i, name in enumerate(state.names) if name in by_name}
+    if numbered:
+        state.strategy.begin_with(state.optimizer, state.parameters, numbered)
 
 
 def _refuse_changes(run: RunConfig, saved: dict[str, Any], note: bool) -> None:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..parallel.processes import make_accelerator
 from ..parallel.strategies import Strategy, choose_strategy
 from .averaging import AveragedWeights
-from .optimizers import make_optimizer, parameter_groups
+from .optimizers import make_optimizer, parameter_groups, parameter_names
 from .recipes.base import Recipe
 
 
@@ -29,6 +29,7 @@ class TrainState:
         recipe: what is trained.
         parts: its sub-modules that receive gradients, by name.
         parameters: theirs, in one order everywhere: the optimizer's, by which its states are numbered.
+        names: what they are called.
         model: what to call for the loss; the recipe, shared by the processes.
         optimizer: of the parameters.
         ema: their average.
@@ -39,6 +40,7 @@ class TrainState:
     recipe: Recipe
     parts: dict[str, nn.Module]
     parameters: list[nn.Parameter]
+    names: list[str]
     model: nn.Module
     optimizer: Any
     ema: AveragedWeights
@@ -87,6 +89,7 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
         recipe=recipe,
         parts=parts,
         parameters=parameters,
+        names=parameter_names(parts, config.rate_factors),
         model=model,
         optimizer=optimizer,
         ema=AveragedWeights(parameters, config.ema_decay),

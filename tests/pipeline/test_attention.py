@@ -8,6 +8,7 @@ from bdm.drawing.attention_strip import attention_strip, overlay
 from bdm.errors import UserError
 from bdm.pipeline import modes
 from bdm.pipeline.attention import AttentionMaps, record_attention
+from bdm.text.rules import A1111, OFFICIAL
 from bdm.text.words import read_english, read_native
 
 CALL = dict(seed=3, num_inference_steps=2, guidance_scale=3.0, output_type="latent")
@@ -78,26 +79,29 @@ def test_guided_and_unguided_rows_are_the_prompts_own(pipe):
 def test_words_are_their_tokens(pipe):
     native = read_native("红灯笼，蓝色背景，红灯笼", pipe.native_text_encoder)
     assert native.words() == ["红灯笼", "蓝色背景"]
-    assert native.positions("红灯笼", 52) == [1, 2, 3, 10, 11, 12]
-    assert native.positions("蓝色", 52) == [5, 6]
+    assert native.positions("红灯笼") == [1, 2, 3, 10, 11, 12]
+    assert native.positions("蓝色") == [5, 6]
     english = read_english("A red lantern, (blue:1.2) background", pipe.text_encoder, pipe.tokenizer)
     assert english.words() == ["A", "red", "lantern", "blue", "background"]
-    assert english.positions("lantern", 77) == [3]
-    assert english.positions("blue background", 77) == [5, 6]
+    assert english.positions("lantern") == [3]
+    assert english.positions("blue background") == [5, 6]
     mixed = read_native("OK的abcdefgh", pipe.native_text_encoder)
-    assert mixed.positions("abcdefgh", 52) == [3, 4, 5, 6]
+    assert mixed.positions("abcdefgh") == [3, 4, 5, 6]
 
 
 def test_words_in_later_chunks_lie_behind_inner_markers(pipe):
     prompt = "，".join(["红灯笼"] * 15) + "，蓝色背景"
     native = read_native(prompt, pipe.native_text_encoder)
-    features = pipe.native_text_encoder.encode([prompt])
-    assert features.shape[1] == 102
-    places = native.positions("蓝色", 102)
-    # Content tokens are numbered through, behind one marker in front.
-    assert places == [1 + prompt.index("蓝"), 2 + prompt.index("蓝")]
-    # Where every chunk keeps both markers, two more lie between.
-    assert native.positions("蓝色", 104) == [place + 2 for place in places]
+    # Officially inner markers are dropped, so that content is numbered through behind one in front.
+    official = read_native(prompt, pipe.native_text_encoder, OFFICIAL).positions("蓝色")
+    assert official == [1 + prompt.index("蓝"), 2 + prompt.index("蓝")]
+    # By A1111's rules each chunk keeps both, and what follows the last comma moves on with its chunk.
+    features = pipe.native_text_encoder.encode([prompt], A1111)[0]
+    alone = pipe.native_text_encoder.encode([prompt.split("，")[-1]])[0]
+    places = native.positions("蓝色")
+    assert len(features) == 104
+    assert places[0] > 52
+    assert len(alone) == 52
 
 
 def test_a_words_map_is_its_tokens_together(pipe):
@@ -124,6 +128,9 @@ def test_what_cannot_be_told_apart_is_refused_and_leaves_nothing(pipe):
     for extra in ({"num_images_per_prompt": 2}, {"num_images_per_prompt": 2, "guidance_scale": 1.0}):
         with pytest.raises(UserError, match="2 pictures are drawn at once"), record_attention(pipe):
             pipe(**SAID, **CALL | extra)
+    for prompt in ("红灯笼 AND 蓝色背景", "[红灯笼:月饼:0.5]"):
+        with pytest.raises(UserError, match="say the same in all steps"), record_attention(pipe):
+            pipe(prompt, **CALL)
     with pytest.raises(UserError, match="no attention was recorded"):
         AttentionMaps().of([0])
     assert torch.equal(pipe(**SAID, **CALL).images, before)

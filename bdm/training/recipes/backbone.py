@@ -1,4 +1,4 @@
-"""English captions -> a backbone of one's own: a small Stable Diffusion."""
+"""Captions -> a backbone of one's own: a small Stable Diffusion, English or native."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ...models.noise_schedule import SD15_SCHEDULE, Prediction
 from ...text.vocabulary import clip_tokenizer
 from .captions import EnglishCaptions
 from .denoising import Denoiser, DenoisingRecipe
+from .native_text import Encoder, open_encoder
 from .prepared import check_prepared
 from .preview import StockPreview
+from .text_slot import TextSlotDenoiser
 
 
 class BackboneDenoiser(Denoiser):
@@ -50,22 +52,26 @@ class BackboneDenoiser(Denoiser):
 def backbone_recipe(
     source: Source,
     vae: str | AutoencoderKL,
-    text_encoder: str | CLIPTextModel,
+    text_encoder: str | CLIPTextModel | None = None,
     unet: dict[str, Any] | None = None,
     backbone: str | Backbone | None = None,
     *,
+    native_text_encoder: Encoder | None = None,
+    train_text_encoder: bool = False,
     prediction: Prediction | None = None,
     seed: int = 0,
     **rest: Any,
 ) -> DenoisingRecipe:
-    """Train a UNet beside a frozen VAE and CLIP text encoder.
+    """Train a UNet beside a frozen VAE and text encoder: CLIP's, or a native one, which may be trained too.
 
     Args:
-        source: pictures with English captions.
+        source: pictures with captions, English or native as the text encoder.
         vae: the VAE, or its folder.
         text_encoder: the text part of a CLIP with CLIP's own vocabulary, or a CLIP's folder.
         unet: arguments of ``UNet2DConditionModel``, for a fresh one.
         backbone: a trained backbone, or its folder, file or hub name, to go on from in its place.
+        native_text_encoder: see ``native_text_recipe``; in place of ``text_encoder``.
+        train_text_encoder: train the native text encoder beside the UNet.
         prediction: what the UNet predicts; the noise if None.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
@@ -75,12 +81,19 @@ def backbone_recipe(
     stock = Backbone(
         vae=load_vae(vae) if isinstance(vae, str) else vae,
         text_encoder=load_clip_text(text_encoder) if isinstance(text_encoder, str) else text_encoder,
-        tokenizer=clip_tokenizer(),
+        tokenizer=clip_tokenizer() if text_encoder is not None else None,
         unet=_unet(unet, backbone, seed),
         scheduler=_scheduler(prediction or "epsilon"),
     )
-    check_prepared(source, vae=(vae, stock.vae))
-    denoiser = BackboneDenoiser(stock, cards)
+    if native_text_encoder is not None:
+        origin, native = open_encoder(native_text_encoder, stock, seed)
+        check_prepared(source, vae=(vae, stock.vae), native=(origin, native), trained=train_text_encoder)
+        denoiser = TextSlotDenoiser(
+            stock, native, ("unet", "text_encoder") if train_text_encoder else ("unet",)
+        )
+    else:
+        check_prepared(source, vae=(vae, stock.vae))
+        denoiser = BackboneDenoiser(stock, cards)
     return DenoisingRecipe(source, denoiser, stock.vae, prediction=prediction, seed=seed, **rest)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ class Recipe(nn.Module):
         return parts
 
     def recomputable(self) -> dict[str, Any]:
-        """Diffusers models, by name, that can compute activations again in the backward pass."""
+        """Models of diffusers or transformers, by name, that can compute activations again in the backward
+        pass.
+        """
         return {}
 
     def recompute_activations(self, names: Sequence[str]) -> None:
@@ -72,7 +74,11 @@ class Recipe(nn.Module):
                     f"optimizer.checkpointing names {name!r}; this recipe knows"
                     f" {', '.join(models) or 'none'}: correct or remove it"
                 )
-            models[name].enable_gradient_checkpointing()
+            model = models[name]
+            # One library's name for it, and the other's.
+            ways = ("enable_gradient_checkpointing", "gradient_checkpointing_enable")
+            recompute = next(found for way in ways if (found := getattr(model, way, None)) is not None)
+            recompute()
 
     def fill_caches(self, accelerator: Accelerator) -> None:
         """Work before the first step that needs the device."""
@@ -98,6 +104,17 @@ class Recipe(nn.Module):
 
         Every process takes part, with the averaged weights.
         """
+
+    def moments(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the optimizer of a fresh run begins with, by the parameter's name ("PART.NAME").
+
+        Whatever is not named begins without.
+        """
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What the card of the finished model says beside how it was trained."""
+        return {}
 
     def save(self, folder: Path) -> None:
         """Write the trained parts for use."""

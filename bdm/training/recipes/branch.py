@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...data.batch import Batch
 from ...data.source import Source
 from ...errors import UserError
 from ...formats.weights import DTYPES
@@ -23,36 +21,11 @@ from ...models.backbone import Backbone, decode_latents
 from ...speed.lean_backward import lean_backward
 from ...text.english import encode_english
 from ...text.native import NativeTextEncoder
+from .captions import NativeCaptions
 from .community import load_stock
 from .denoising import Denoiser, DenoisingRecipe
 from .pool import BackbonePool
 from .prepared import check_prepared
-
-
-class NativeCaptions:
-    """The native captions that a branch is told.
-
-    Args:
-        encoder: of the native language.
-        shuffled: the source whose captions pictures get from each other (a control that must not learn); None
-            gives them their own.
-        seed: who gets whose.
-    """
-
-    dropped = ""
-
-    def __init__(self, encoder: NativeTextEncoder, shuffled: Source | None = None, seed: int = 0) -> None:
-        self._encoder, self._source = encoder, shuffled
-        count = len(shuffled) if shuffled is not None else 0
-        self._others = random.Random(seed).sample(range(count), count)
-
-    def of(self, batch: Batch) -> Sequence[str | Tensor]:
-        if self._source is None:
-            return batch.text_inputs
-        return [self._source.caption(self._others[i]) for i in batch.indices]
-
-    def encode(self, texts: Sequence[str | Tensor]) -> Tensor:
-        return self._encoder.encode(texts)
 
 
 class BridgePreview:

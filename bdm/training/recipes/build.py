@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from ...config import DataConfig, PicturesConfig, RecipeConfig, RunConfig
+from ...config import DataConfig, FreshEncoderConfig, PicturesConfig, RecipeConfig, RunConfig
 from ...data.buckets import bucket_sizes
 from ...data.source import Source
 from ...errors import UserError
@@ -21,6 +21,7 @@ SOURCES = {
     "parquet": ("data.parquet", "ParquetSource"),
     "folder": ("data.folder", "FolderSource"),
     "prepared": ("data.prepared", "PreparedSource"),
+    "module": ("training.recipes.module", "module_source"),
 }
 
 #: The same of each kind of recipe.
@@ -29,12 +30,15 @@ RECIPES = {
     "contrastive": ("contrastive", "ContrastiveRecipe"),
     "backbone": ("backbone", "backbone_recipe"),
     "branch": ("branch", "branch_recipe"),
+    "native_text": ("native_text", "native_text_recipe"),
+    "align": ("align", "align_recipe"),
     "checkpoint": ("checkpoint", "checkpoint_recipe"),
     "lora": ("lora", "lora_recipe"),
     "lcm_lora": ("lcm_lora", "lcm_lora_recipe"),
     "embedding": ("embedding", "embedding_recipe"),
     "controlnet": ("controlnet", "controlnet_recipe"),
     "judge": ("judge", "JudgeRecipe"),
+    "module": ("module", "module_recipe"),
 }
 
 
@@ -98,7 +102,10 @@ def check_model_arguments(config: RecipeConfig) -> None:
     """
     for key, constructor in _constructors(config).items():
         allowed = [name for name in inspect.signature(constructor).parameters if name != "self"]
-        if unknown := [name for name in getattr(config, key) or {} if name not in allowed]:
+        given: Any = config
+        for name in key.split("."):
+            given = getattr(given, name)
+        if unknown := [name for name in given or {} if name not in allowed]:
             alike = get_close_matches(unknown[0], allowed, n=3, cutoff=0.0)
             raise UserError(
                 f"recipe.{key}.{unknown[0]}: {constructor.__name__} has no such argument; the nearest are"
@@ -108,6 +115,11 @@ def check_model_arguments(config: RecipeConfig) -> None:
 
 def _constructors(config: RecipeConfig) -> dict[str, Any]:
     """What the arguments that a recipe passes on are arguments of, by the recipe's key."""
+    found: dict[str, Any] = {}
+    if isinstance(getattr(config, "native_text_encoder", None), FreshEncoderConfig):
+        from transformers import CLIPTextConfig
+
+        found["native_text_encoder.model"] = CLIPTextConfig
     match config.kind:
         case "autoencoder":
             from diffusers import AutoencoderKL
@@ -116,7 +128,7 @@ def _constructors(config: RecipeConfig) -> dict[str, Any]:
         case "backbone":
             from diffusers import UNet2DConditionModel
 
-            return {"unet": UNet2DConditionModel}
+            return found | {"unet": UNet2DConditionModel}
         case "contrastive":
             if config.architecture == "clip":
                 from transformers import CLIPTextConfig as Text
@@ -125,7 +137,7 @@ def _constructors(config: RecipeConfig) -> dict[str, Any]:
                 from transformers import ChineseCLIPTextConfig as Text
                 from transformers import ChineseCLIPVisionConfig as Vision
             return {"text": Text, "vision": Vision}
-    return {}
+    return found
 
 
 def _refuse_empty(source: Source, validated: bool) -> None:

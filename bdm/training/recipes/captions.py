@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ...data.batch import Batch
+from ...data.source import Source
 from ...text.english import encode_english
+from ...text.native import NativeTextEncoder
 
 
 class Captions(Protocol):
@@ -53,6 +56,36 @@ class EnglishCaptions:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         return encode_english(texts, self.text_encoder, self.tokenizer)
+
+
+class NativeCaptions:
+    """The native captions that a network is told.
+
+    Args:
+        encoder: of the native language.
+        shuffled: the source whose captions pictures get from each other (a control that must not learn); None
+            gives them their own.
+        seed: who gets whose.
+    """
+
+    dropped = ""
+
+    def __init__(self, encoder: NativeTextEncoder, shuffled: Source | None = None, seed: int = 0) -> None:
+        self._encoder, self._source = encoder, shuffled
+        count = len(shuffled) if shuffled is not None else 0
+        self._others = random.Random(seed).sample(range(count), count)
+
+    def of(self, batch: Batch) -> Sequence[str | Tensor]:
+        if self._source is None:
+            return batch.text_inputs
+        return [self._source.caption(self._others[i]) for i in batch.indices]
+
+    def with_trigger(self, texts: Sequence[str]) -> list[str]:
+        """The texts as they are: words of plug-ins are English."""
+        return [*texts]
+
+    def encode(self, texts: Sequence[str | Tensor]) -> Tensor:
+        return self._encoder.encode(texts)
 
 
 class TextFeatures:

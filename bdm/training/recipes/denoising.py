@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +55,14 @@ class Denoiser(nn.Module):
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor, **given: Tensor) -> Tensor:
         """The prediction for (B, C, h, w) latents at timesteps (B,), told features (B, L, D)."""
         return self.unet(x_t, t, text).sample
+
+    def moments(self) -> Mapping[str, Mapping[str, Any]]:
+        """See ``Recipe.moments``."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """See ``Recipe.facts``."""
+        return {}
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -195,6 +203,12 @@ class DenoisingRecipe(Recipe):
             return None
         pictures = self.denoiser.preview.draw(prompts, self.grid_guidance, self.seed, held_out)
         return labelled_grid(to_pixels(pictures.cpu()), prompts, columns=8, scale=3)
+
+    def moments(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.denoiser.moments()
+
+    def facts(self) -> dict[str, Any]:
+        return self.denoiser.facts()
 
     def save(self, folder: Path) -> None:
         self.denoiser.save(folder)

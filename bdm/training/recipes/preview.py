@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.source import Source, UnreadableExample
 from ...models.backbone import Backbone, decode_latents
-from .captions import EnglishCaptions
+from .captions import EnglishCaptions, NativeCaptions
 
 #: Denoising steps of a grid's pictures.
 GRID_STEPS = 20
@@ -37,7 +37,7 @@ class StockPreview:
 
     Args:
         stock: the parts.
-        captions: how prompts are told.
+        captions: how prompts are told; native ones take the place of the English ones.
         scheduler: in place of the stock one's.
         steps: denoising steps.
         guidance: in place of the grid's.
@@ -46,12 +46,12 @@ class StockPreview:
     def __init__(
         self,
         stock: Backbone,
-        captions: EnglishCaptions,
+        captions: EnglishCaptions | NativeCaptions,
         scheduler: Any = None,
         steps: int = GRID_STEPS,
         guidance: float | None = None,
     ) -> None:
-        self._stock, self._captions = stock, captions
+        self._stock, self.captions = stock, captions
         self._scheduler, self._steps, self._guidance = scheduler or stock.scheduler, steps, guidance
 
     def pipeline(self, controlnet: Any = None) -> Any:
@@ -61,8 +61,8 @@ class StockPreview:
         stock = self._stock
         parts: dict[str, Any] = dict(
             vae=stock.vae,
-            text_encoder=self._captions.text_encoder,
-            tokenizer=self._captions.tokenizer,
+            text_encoder=stock.text_encoder,
+            tokenizer=stock.tokenizer,
             unet=stock.unet,
             scheduler=self._scheduler,
             safety_checker=None,
@@ -91,10 +91,13 @@ class StockPreview:
 
         Further ``inputs`` are arguments of the pipeline, such as a ControlNet's ``image``.
         """
-        captions, pipe = self._captions, self.pipeline(controlnet)
+        captions, pipe = self.captions, self.pipeline(controlnet)
+        # Together, so that both are of one length.
+        features = captions.encode([*captions.with_trigger(prompts), *[""] * len(prompts)])
+        told, empty = features.chunk(2)
         latents = pipe(
-            prompt_embeds=captions.encode(captions.with_trigger(prompts)),
-            negative_prompt_embeds=captions.encode([""] * len(prompts)),
+            prompt_embeds=told,
+            negative_prompt_embeds=empty,
             guidance_scale=guidance if self._guidance is None else self._guidance,
             num_inference_steps=self._steps,
             generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
