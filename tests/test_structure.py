@@ -30,7 +30,7 @@ INSIDE = {
     """),
     "pipeline": names("""
         exclusive inputs groups text_slot texts auto loading reuse parts beside prompts world pipelines
-        canvas tiling siblings enlarging modes ip_adapter
+        canvas tiling siblings enlarging modes ip_adapter attention
     """),
     "drawing": names("""
         typed_json request picture_names encodings row_words prompt_lines prompt_file picture_info
