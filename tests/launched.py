@@ -7,18 +7,23 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from tiny import make_branch
+from tiny_recipes import fresh
 from torch import nn
 
 from bdm.config import RunConfig
 from bdm.data.batch import fixed_batch
 from bdm.data.source import Example
 from bdm.emoji.world import EmojiSource, World
+from bdm.text.native import NativeTextEncoder
 from bdm.training.loop import train
 from bdm.training.recipes.base import Recipe
 from bdm.training.recipes.branch import branch_recipe
 from bdm.training.recipes.denoising import DenoisingRecipe
 from bdm.training.recipes.latents import draw_latents
+from bdm.training.recipes.native_text import native_text_recipe
+from bdm.training.recipes.text_slot import TextSlotDenoiser
 
 
 class Recording:
@@ -107,7 +112,14 @@ class RecordingBranchRecipe(Recording, DenoisingRecipe):
 
     def save(self, folder):
         super().save(folder)
-        torch.save(self.denoiser.branch.from_pretrained(folder).state_dict(), folder / "weights.pt")
+        torch.save(self.read(folder), folder / "weights.pt")
+
+    def read(self, folder):
+        if not isinstance(self.denoiser, TextSlotDenoiser):
+            return self.denoiser.branch.from_pretrained(folder).state_dict()
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+        text = NativeTextEncoder.from_pretrained(folder / "native_text_encoder")
+        return {**unet.state_dict(), **text.state_dict()}
 
 
 def main(kind: str, folder: Path, out: Path, **options) -> None:
@@ -125,6 +137,17 @@ def main(kind: str, folder: Path, out: Path, **options) -> None:
     out.mkdir(exist_ok=True)
     if kind == "tiny":
         recipe = RecordingTinyRecipe()
+    elif kind in ("stage_1", "stage_2"):
+        source = EmojiSource(World(), limit=4, size=64)
+        earlier = {"run": str(folder / "one"), "weights": "raw", "moments": True}
+        own = (
+            {"native_text_encoder": fresh(folder / "vocabulary")}
+            if kind == "stage_1"
+            else {"start": earlier, "train": ("text_encoder", "unet")}
+        )
+        recipe = native_text_recipe(source, parts["backbone"], seed=3, **own)
+        recipe.__class__ = RecordingBranchRecipe
+        recipe.grid = lambda: None
     else:
         source = EmojiSource(World(), limit=4, size=64)
         recipe = branch_recipe(source, **parts, seed=3, grid_prompts=("红灯笼",))

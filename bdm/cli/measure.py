@@ -54,11 +54,15 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     require_packages("bdm evaluate")
-    from ..config import EvaluateConfig, read_config
+    from ..config import RoutesConfig, read_evaluation
 
-    config = read_config(options.config, options.overrides, EvaluateConfig)
+    config = read_evaluation(options.config, options.overrides)
     quiet()
-    if config.plugins is not None:
+    if isinstance(config, RoutesConfig):
+        from ..evaluate.routes import evaluate_routes
+
+        evaluate_routes(config)
+    elif config.plugins is not None:
         from ..evaluate.combinations import evaluate_combinations
 
         evaluate_combinations(config, config.plugins)

@@ -19,6 +19,9 @@ from .measure import EvaluateConfig as EvaluateConfig
 from .measure import LanguagesConfig as LanguagesConfig
 from .measure import ModeConfig as ModeConfig
 from .measure import PluginFilesConfig as PluginFilesConfig
+from .measure import RouteConfig as RouteConfig
+from .measure import RoutesConfig as RoutesConfig
+from .measure import read_evaluation as read_evaluation
 from .reading import read_config as read_config
 from .recipe import FreshEncoderConfig as FreshEncoderConfig
 from .recipe import RecipeConfig as RecipeConfig

@@ -119,7 +119,7 @@ class ModuleDataConfig(Strict):
 
     kind: Literal["module"]
     target: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] | None = None
 
 
 RawConfig = EmojiConfig | FolderConfig | ShardsConfig | ParquetConfig

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from .data import Colour, Language, WorldConfig
-from .reading import Fraction, PositiveInt, Strict
+from .reading import Fraction, PositiveInt, Strict, read_config, read_tree
 
 
 class PluginFilesConfig(Strict):
@@ -83,6 +84,59 @@ class EvaluateConfig(Strict):
                 f"english_guidance {self.english_guidance:g} weighs a difference that is only computed with"
                 f" guidance, and guidance is {self.guidance:g}: raise it above 1, or leave it out"
             )
+        return self
+
+
+class RouteConfig(Strict):
+    """A route to a native language (see ``bdm.evaluate.route.Route``).
+
+    ``translate`` is "world" (the names of the emoji world's things), "none" (native text through CLIP's
+    bytes), a table or a translation model's folder. ``branch`` and ``native_text_encoder`` take the places of
+    the model's own. ``shuffled`` is what was trained on shuffled captions, in the place of ``branch`` where
+    that is given and else of ``model``; ``history`` the run whose kept states tell how fast it learned,
+    ``pretraining`` the samples that its text encoder had seen before.
+    """
+
+    model: str
+    branch: str | None = None
+    native_text_encoder: str | None = None
+    title: str = ""
+    translate: str | None = None
+    shuffled: str | None = None
+    history: Path | None = None
+    pretraining: Annotated[int, Field(ge=0)] = 0
+
+
+class RoutesConfig(Strict):
+    """The comparison of routes to a native language in the emoji world (see ``bdm.evaluate.routes``).
+
+    ``base`` is the backbone that all began from, ``reference`` the route by whose accuracy the others'
+    learning is timed.
+    """
+
+    kind: Literal["routes"]
+    out: Path
+    base: str
+    routes: dict[str, RouteConfig]
+    reference: str = "branch"
+    language: Language = "ja"
+    judge: str
+    second_judge: str | None = None
+    world: WorldConfig = WorldConfig()
+    sampler: str | None = None
+    steps: PositiveInt = 12
+    guidances: tuple[Annotated[float, Field(gt=1)], ...] = (1.5, 2.0, 3.0, 4.0)
+    batch: PositiveInt = 32
+    controls: PositiveInt = 64
+    seed: int = 0
+    plugins: PluginFilesConfig | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> RoutesConfig:
+        if not self.routes or not self.guidances:
+            raise ValueError("give at least one route and one of guidances")
+        if self.language == "en":
+            raise ValueError("language is en, which the backbone knows; give a native one")
         return self
 
 
@@ -173,3 +227,13 @@ BENCHES: dict[str, type[BenchConfig]] = {
     "train": BenchTrainConfig,
     "load": BenchLoadConfig,
 }
+
+
+def read_evaluation(path: str | Path, overrides: Sequence[str]) -> EvaluateConfig | RoutesConfig:
+    """The configuration of an evaluation, of whichever kind it says it is.
+
+    Raises:
+        UserError: see ``read_config``.
+    """
+    kind = read_tree(path, overrides).get("kind")
+    return read_config(path, overrides, RoutesConfig if kind == "routes" else EvaluateConfig)

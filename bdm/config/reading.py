@@ -47,12 +47,11 @@ def _set(tree: dict[str, Any], override: str) -> None:
         ) from None
 
 
-def read_config(path: str | Path, overrides: Sequence[str], schema: type[Config]) -> Config:
-    """Read a YAML file, or a shipped one by its name, apply ``key=value`` overrides and check the result.
+def read_tree(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """A YAML file, or a shipped one by its name, with ``key=value`` overrides; not yet checked.
 
     Raises:
-        UserError: file missing, not YAML, unknown keys or values that are not allowed; every problem in one
-            message.
+        UserError: file missing or not YAML, or an override of another form.
     """
     try:
         tree = yaml.safe_load(find_path(path).read_text(encoding="utf-8"))
@@ -66,6 +65,17 @@ def read_config(path: str | Path, overrides: Sequence[str], schema: type[Config]
         raise UserError(f"config {path} holds {type(tree).__name__}, not a mapping of keys to values")
     for override in overrides:
         _set(tree, override)
+    return tree
+
+
+def read_config(path: str | Path, overrides: Sequence[str], schema: type[Config]) -> Config:
+    """Read a YAML file, or a shipped one by its name, apply ``key=value`` overrides and check the result.
+
+    Raises:
+        UserError: file missing, not YAML, unknown keys or values that are not allowed; every problem in one
+            message.
+    """
+    tree = read_tree(path, overrides)
     try:
         return schema.model_validate(tree)
     except ValidationError as error:

@@ -112,6 +112,7 @@ class NativeTextConfig(DenoisingConfig, TextSlotConfig):
         AfterValidator(_checked_parts),
     ] = ("text_encoder",)
     attention: Literal["keys_values", "all"] = "keys_values"
+    shuffle_captions: bool = False
 
     @model_validator(mode="after")
     def _first_the_text(self) -> NativeTextConfig:
@@ -295,7 +296,7 @@ class ModuleConfig(Strict):
 
     kind: Literal["module"]
     target: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] | None = None
 
 
 RecipeConfig = Annotated[

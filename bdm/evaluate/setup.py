@@ -52,9 +52,7 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
         make_scheduler(config.sampler)  # an unknown name is refused before anything heavy
     check_writable(config.out)
     world = World(config.world.concepts, config.world.seed)
-    judges = {"": _open_judge(config.judge, world)}
-    if config.second_judge is not None:
-        judges["second_"] = _open_judge(config.second_judge, world)
+    judges = open_judges(config.judge, config.second_judge, world)
     pipe = BridgePipeline.from_pretrained(config.model, **_others(config))
     pipe.set_progress_bar_config(disable=True)
     if config.sampler:
@@ -71,6 +69,16 @@ def _others(config: EvaluateConfig) -> dict[str, Any]:
     if config.native_text_encoder is not None:
         parts["native_text_encoder"] = NativeTextEncoder.from_pretrained(config.native_text_encoder)
     return parts
+
+
+def open_judges(judge: str, second: str | None, world: World) -> dict[str, JudgeModel]:
+    """The judges by the prefix of their figures (see ``Evaluation``).
+
+    Raises:
+        UserError: one of another world.
+    """
+    judges = {"": _open_judge(judge, world)}
+    return judges if second is None else judges | {"second_": _open_judge(second, world)}
 
 
 def _open_judge(folder: str, world: World) -> JudgeModel:

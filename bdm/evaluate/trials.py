@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..emoji.judge import JudgeModel
-from ..emoji.world import COLOUR_NAMES, World
+from ..emoji.world import COLOUR_NAMES, Language, World
 from .shares import Share
 
 
@@ -183,7 +183,7 @@ def _seen_pairs(world: World, generator: random.Random) -> list[tuple[int, str]]
     ]
 
 
-def sweep_trials(world: World, count: int, seed: int) -> list[Trial]:
+def sweep_trials(world: World, count: int, seed: int, language: Language = "zh") -> list[Trial]:
     """Concepts alone and pairs seen in training, on which a guidance scale can be chosen without looking at
     what is reported.
     """
@@ -194,12 +194,12 @@ def sweep_trials(world: World, count: int, seed: int) -> list[Trial]:
     pairs = sorted(generator.sample(everything, min(count, len(everything))))
     concepts = sorted(generator.sample(range(len(world.concepts)), min(count, len(world.concepts))))
     alone, coloured = (
-        [world.caption(i, c, "zh") for i, c in some] for some in ([(i, None) for i in concepts], pairs)
+        [world.caption(i, c, language) for i, c in some] for some in ([(i, None) for i in concepts], pairs)
     )
     return [
-        Trial("sweep_concepts", "Chinese prompts, concepts alone", alone, [""] * len(alone), concepts),
+        Trial("sweep_concepts", "Prompts, concepts alone", alone, [""] * len(alone), concepts),
         Trial(
-            "sweep_pairs", "Chinese prompts, pairs seen in training", coloured, [""] * len(coloured),
+            "sweep_pairs", "Prompts, pairs seen in training", coloured, [""] * len(coloured),
             [i for i, _ in pairs], [c for _, c in pairs],
         ),
     ]  # fmt: skip

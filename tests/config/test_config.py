@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bdm.config import BENCHES, EvaluateConfig, PrepareConfig, RunConfig, VocabularyConfig, read_config
+from bdm.config import (
+    BENCHES,
+    EvaluateConfig,
+    PrepareConfig,
+    RoutesConfig,
+    RunConfig,
+    VocabularyConfig,
+    read_config,
+)
 from bdm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +31,8 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
     if path.parent.name == "bench":
         kind = yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]
         schema, command = BENCHES[kind], f"bdm bench {kind}"
+    elif path.stem.startswith("compare"):
+        schema, command = RoutesConfig, "bdm evaluate"
     elif path.stem in ("evaluate", "plugins", "modes"):
         schema, command = EvaluateConfig, "bdm evaluate"
     elif path.stem.startswith("prepare"):

@@ -12,7 +12,14 @@ from pydantic import BaseModel
 from torch.distributed.run import get_args_parser
 
 from bdm import cli, config
-from bdm.config import BENCHES, EvaluateConfig, PrepareConfig, RunConfig, VocabularyConfig, read_config
+from bdm.config import (
+    BENCHES,
+    PrepareConfig,
+    RunConfig,
+    VocabularyConfig,
+    read_config,
+    read_evaluation,
+)
 from bdm.errors import UserError
 
 #: Words that stand for what a reader puts in: FILE, CONFIG.yaml, HOST_OF_RANK_0.
@@ -65,12 +72,14 @@ def check_bdm(arguments):
     named = getattr(options, "config", None)
     if named is None or PLACEHOLDER.match(named):
         return
+    if arguments[0] == "evaluate":  # of several kinds
+        read_evaluation(ROOT / named, options.overrides)
+        return
     schemas = {
         "train": RunConfig,
         "plan": RunConfig,
         "prepare": PrepareConfig,
         "vocabulary": VocabularyConfig,
-        "evaluate": EvaluateConfig,
     }
     schema = BENCHES[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
     read_config(ROOT / named, options.overrides, schema)
@@ -128,7 +137,9 @@ def options_of_all():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_in_sentences(page):
-    named = set(re.findall(r"(?<![\w=-])--[a-z][\w-]+", page.read_text(encoding="utf-8")))
+    # What a prompt file says in its lines is A1111's.
+    text = re.sub(r"^```text\n.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    named = set(re.findall(r"(?<![\w=-])--[a-z][\w-]+", text))
     assert named <= options_of_all()
 
 

@@ -50,13 +50,13 @@ def fresh_encoder(
     tokenizer = load_tokenizer(folder)
     settings = NativeTextSettings(chunk_length=chunk_length, lower_case=False)
     layout = ChunkLayout.of(tokenizer, chunk_length, settings.max_chunks)
-    end = tokenizer.eos_token_id
+    begin, end = getattr(tokenizer, "bos_token_id", None), tokenizer.eos_token_id
     own: dict[str, Any] = dict(
         vocab_size=len(tokenizer),
         hidden_size=width,
         max_position_embeddings=layout.length,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=end if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
+        bos_token_id=end if begin is None else begin,
         eos_token_id=end,
     )
     torch.manual_seed(seed)

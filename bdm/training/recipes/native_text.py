@@ -16,6 +16,7 @@ from ...data.source import Source
 from ...errors import UserError
 from ...models.backbone import Backbone, load_backbone
 from ...text.native import NativeTextEncoder
+from .captions import NativeCaptions
 from .community import load_stock
 from .denoising import DenoisingRecipe
 from .native_encoder import Start, fresh_encoder, read_moments, take_weights
@@ -35,6 +36,7 @@ def native_text_recipe(
     train: Sequence[TrainedPart] = ("text_encoder",),
     attention: Attention = "keys_values",
     connector: Mapping[str, Any] | None = None,
+    shuffle_captions: bool = False,
     seed: int = 0,
     **rest: Any,
 ) -> DenoisingRecipe:
@@ -49,6 +51,7 @@ def native_text_recipe(
         train: what is trained.
         attention: see ``TextSlotDenoiser``.
         connector: ``hidden`` of a fresh connector (see ``Connector``) behind the text encoder.
+        shuffle_captions: see ``NativeCaptions``.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
 
@@ -66,6 +69,8 @@ def native_text_recipe(
     denoiser, stock = text_slot(
         source, backbone, native_text_encoder, start, train, attention, connector, seed
     )
+    if shuffle_captions:
+        denoiser.captions = NativeCaptions(denoiser.native_text_encoder, source, seed)
     inherited = stock.scheduler.config["prediction_type"]
     return DenoisingRecipe(source, denoiser, stock.vae, inherited=inherited, seed=seed, **rest)
 
