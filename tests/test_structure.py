@@ -26,7 +26,7 @@ INSIDE = {
         parameters stack words control_images controlnet_hook attachments kind vae checkpoint adapter
         embedding controlnet registry
     """),
-    "pipeline": names("exclusive inputs groups texts auto loading reuse parts beside pipelines"),
+    "pipeline": names("exclusive inputs groups text_slot texts auto loading reuse parts beside pipelines"),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
     "training": names("""

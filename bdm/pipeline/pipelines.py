@@ -49,6 +49,7 @@ from .exclusive import exclusively
 from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
 from .parts import PartsMixin, Vae, check_parts
+from .text_slot import joined, refuse_branch_settings, says_something
 from .texts import Texts, TextsMixin, adapters_scaled
 
 
@@ -97,7 +98,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         """Draw pictures for native-language prompts.
 
         Args:
-            prompt: P native prompts (a text is a list of one); read by the branch.
+            prompt: P native prompts (a text is a list of one); read by the branch, or without one by the UNet
+                in the place of English.
             negative_prompt: one native negative prompt, or P.
             prompt_en: English prompt of the backbone, or P of them. "" is what the branch was trained with;
                 LoRA trigger words, embeddings and quality tags go here.
@@ -141,7 +143,13 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing.
         """
         check_inputs(stock, super().__call__, type(self))
-        self._check_complete(stock)
+        self._check_complete(stock, prompt_embeds is not None)
+        if self.branch is None:
+            refuse_branch_settings(
+                branch_scale=(branch_scale, 1.0), branch_start=(branch_start, 0.0),
+                branch_end=(branch_end, 1.0), english_guidance=(english_guidance, None),
+                beside=(beside or None, None), approximation=(approximation, EXACT),
+            )  # fmt: skip
         each = as_count(num_images_per_prompt)
         as_count(stock.get("num_inference_steps"), "num_inference_steps")
         native = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
@@ -198,9 +206,16 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         """Pictures for prompts whose texts are equally long, as the stock pipeline draws them."""
         guided = self._is_guided(inputs)
         positive, negative = self._native_features(native, guided)
+        ours, theirs = None, None
         # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
-        with adapters_scaled(self.text_encoder, inputs):
-            ours, theirs = self._english_features(english, clip_skip, guided)
+        if self.branch is not None or says_something(english):
+            with adapters_scaled(self.text_encoder, inputs):
+                ours, theirs = self._english_features(english, clip_skip, guided)
+        if self.branch is None:
+            # Unguided, nobody asks what English negatives say.
+            negative = joined(negative, theirs) if ours is None or theirs is not None else None
+            return self._draw_by_text(joined(positive, ours), negative, inputs, share)
+        assert ours is not None
         call: dict[str, Any] = dict(
             steps=self._timesteps, parts=self._parts, images_per_prompt=inputs["num_images_per_prompt"]
         )
@@ -221,9 +236,20 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
                 fold_layers(stack, self.vae)
             return super().__call__(prompt_embeds=ours, negative_prompt_embeds=theirs, **inputs)
 
-    def _check_complete(self, inputs: Mapping[str, Any]) -> None:
+    def _draw_by_text(
+        self, positive: Tensor | None, negative: Tensor | None, inputs: dict[str, Any], share: bool
+    ) -> Any:
+        """Pictures by features that the UNet itself reads, as the stock pipeline draws them."""
+        with ExitStack() as stack:
+            stack.enter_context(exclusively(self.scheduler))
+            if share and self.vae is not None:
+                fold_layers(stack, self.vae)
+            return super().__call__(prompt_embeds=positive, negative_prompt_embeds=negative, **inputs)
+
+    def _check_complete(self, inputs: Mapping[str, Any], encoded: bool = False) -> None:
         """Refuse to draw without a part that is needed; a pipeline may be put together without it."""
-        needed = ["unet", "branch", "scheduler"]
+        by_text = self.native_text_encoder is not None or encoded
+        needed = ["unet", *([] if by_text else ["branch"]), "scheduler"]
         if inputs.get("output_type", "pil") != "latent":
             needed.append("vae")
         for name in needed:
@@ -322,7 +348,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         Raises:
             UserError: a size that is not a multiple of 8, no pictures, or no networks to prepare.
         """
-        for part in ("unet", "branch", "vae"):
+        by_text = self.native_text_encoder is not None
+        for part in ("unet", *([] if by_text else ["branch"]), "vae"):
             if getattr(self, part) is None:
                 raise UserError(f"the pipeline has no {part}, which optimize() prepares; give it one")
         count = as_count(count, "count")
@@ -370,7 +397,7 @@ class BridgeControlNetPipeline(BridgeMixin, StableDiffusionControlNetPipeline):
         unet: UNet2DConditionModel,
         controlnet: ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel,
         scheduler: SchedulerMixin,
-        branch: BranchModel,
+        branch: BranchModel | None,
         native_text_encoder: NativeTextEncoder | None = None,
         safety_checker: StableDiffusionSafetyChecker | None = None,
         feature_extractor: CLIPImageProcessor | None = None,

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..text.english import encode_english, english_chunks
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, encode_pairs, make_pairs, sequence_of
+from .text_slot import says_something
 
 Texts = str | Sequence[str]
 
@@ -25,6 +26,7 @@ class TextsMixin:
     """How a bilingual pipeline reads its prompts."""
 
     unet: Any
+    branch: Any
     text_encoder: Any
     tokenizer: Any
     native_text_encoder: NativeTextEncoder | None
@@ -68,7 +70,11 @@ class TextsMixin:
     def _english_lengths(self, pairs: TextPairs) -> list[int]:
         if self.tokenizer is None or self.text_encoder is None:
             return [0] * len(pairs)
-        return pairs.chunks(lambda text: english_chunks(text, self.tokenizer))
+        lengths = pairs.chunks(lambda text: english_chunks(text, self.tokenizer))
+        if self.branch is not None:
+            return lengths
+        # Without a branch English that says nothing is left out, and the features are shorter.
+        return [n if says_something(pairs.take([i])) else -1 for i, n in enumerate(lengths)]
 
     def encode_prompt(
         self,
@@ -123,7 +129,8 @@ class TextsMixin:
     def _native_features(self, pairs: TextPairs, guided: bool) -> tuple[Tensor, Tensor | None]:
         if not guided and self.native_text_encoder is None and pairs.only_positive is not None:
             return pairs.only_positive, None
-        return encode_pairs(pairs, self._encode_native, "negative_prompt_embeds")
+        together = self.native_text_encoder is None or self.native_text_encoder.settings.max_chunks > 1
+        return encode_pairs(pairs, self._encode_native, "negative_prompt_embeds", together)
 
     def _encode_native(self, texts: list[str]) -> Tensor:
         if self.native_text_encoder is None:

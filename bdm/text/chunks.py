@@ -108,10 +108,17 @@ def tokenize(
 
 
 def content_ids(
-    prompt: str, tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
+    prompt: str,
+    tokenizer: Any,
+    layout: ChunkLayout,
+    normalize: Callable[[str], str] = str,
+    brackets: bool = True,
 ) -> tuple[list[int], list[float]]:
-    """Token ids of a prompt without markers and padding, cut to what fits, and the emphasis of each."""
-    ids, weights = _all_ids(prompt, tokenizer, normalize)
+    """Token ids of a prompt without markers and padding, cut to what fits, and the emphasis of each.
+
+    Without ``brackets`` these are text like any other, and nothing has emphasis.
+    """
+    ids, weights = _all_ids(prompt, tokenizer, normalize, brackets)
     room = layout.content * layout.limit
     if len(ids) > room:
         kept = tokenizer.decode(ids[max(0, room - 6) : room])
@@ -120,18 +127,24 @@ def content_ids(
 
 
 def count_chunks(
-    prompt: str, tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
+    prompt: str,
+    tokenizer: Any,
+    layout: ChunkLayout,
+    normalize: Callable[[str], str] = str,
+    brackets: bool = True,
 ) -> int:
     """How many chunks a prompt takes."""
-    ids, _ = _all_ids(prompt, tokenizer, normalize)
+    ids, _ = _all_ids(prompt, tokenizer, normalize, brackets)
     return min(len(layout.split(ids)), layout.limit)
 
 
-def _all_ids(prompt: str, tokenizer: Any, normalize: Callable[[str], str]) -> tuple[list[int], list[float]]:
+def _all_ids(
+    prompt: str, tokenizer: Any, normalize: Callable[[str], str], brackets: bool
+) -> tuple[list[int], list[float]]:
     refuse_half_characters(prompt)
     ids: list[int] = []
     weights: list[float] = []
-    for text, weight in parse_emphasis(prompt):
+    for text, weight in parse_emphasis(prompt) if brackets else [(prompt, 1.0)]:
         piece = tokenizer(normalize(text), add_special_tokens=False, verbose=False).input_ids
         ids += piece
         weights += [weight] * len(piece)
