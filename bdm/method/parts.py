@@ -84,7 +84,7 @@ class PartReader:
         if len(told) != count:
             raise UserError(
                 f"the UNet got {count} parts of {self._condition.samples} samples and the condition names"
-                f" {len(told)}: {', '.join(told)}; name as many as the pipeline stacks"
+                f" {len(told)}: {', '.join(map(str, told))}; name as many as the pipeline stacks"
             )
         return told
 

@@ -36,14 +36,16 @@ class UNetCall:
     clock: StepClock
     unet: Any
     _step: int | None = None
+    _scales: tuple[float, ...] | None = None
 
     @property
-    def branches_on(self) -> tuple[bool, ...]:
-        """Which branches act in this step."""
-        return tuple(
-            condition.scale != 0.0 and self.in_window(condition.start, condition.end)
-            for condition in self.conditions
-        )
+    def scales(self) -> tuple[float, ...]:
+        """Factors of the branches' residuals in this step; those of 0 do not act."""
+        if self._scales is None:
+            self._scales = tuple(
+                condition.scale_at(lambda: self.step, self.clock.total) for condition in self.conditions
+            )
+        return self._scales
 
     @property
     def sample(self) -> Tensor:

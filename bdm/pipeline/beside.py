@@ -9,17 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..method.branch import BranchModel
 from ..method.clock import check_window
 from ..method.condition import NativeCondition
+from ..method.schedule import read_schedule
 from ..plugins.kind import finite
 from ..plugins.parameters import plain
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, encode_pairs, make_pairs
+from ..text.rules import PromptRules
+from ..text.script import read_script
 
 #: What a call may say of a branch beside the pipeline's own, and what holds where it does not.
-SETTINGS: dict[str, Any] = {"prompt": "", "negative_prompt": "", "scale": 1.0, "start": 0.0, "end": 1.0}
+SETTINGS: dict[str, Any] = {
+    "prompt": "", "negative_prompt": "", "scale": 1.0, "start": 0.0, "end": 1.0, "schedule": None
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,16 +42,19 @@ class Said:
     Attributes:
         voice: whom.
         texts: P prompts with their negatives.
-        window: scale, start and end of its residuals (see ``NativeCondition``).
+        window: scale, start, end and schedule of its residuals (see ``NativeCondition``).
+        rules: how its prompts are read.
     """
 
     voice: Voice
     texts: TextPairs
-    window: Mapping[str, float]
+    window: Mapping[str, Any]
+    rules: PromptRules
 
     def lengths(self) -> list[int]:
         """Chunks of each prompt."""
-        return self.texts.chunks(self.voice.native_text_encoder.chunks)
+        encoder = self.voice.native_text_encoder
+        return self.texts.chunks(lambda text: encoder.chunks(text, self.rules))
 
     def condition(self, chosen: Sequence[int], pipe: Any, **call: Any) -> NativeCondition:
         """What the branch is told for some of the prompts.
@@ -59,7 +67,9 @@ class Said:
         branch, encoder = self.voice.branch, self.voice.native_text_encoder
         _bring(branch, pipe, pipe.unet.dtype)
         _bring(encoder, pipe)
-        positive, negative = encode_pairs(self.texts.take(chosen), encoder, "negative_prompt")
+        positive, negative = encode_pairs(
+            self.texts.take(chosen), lambda texts: encoder(texts, self.rules), "negative_prompt"
+        )
         return NativeCondition(positive, negative, **self.window, **call)
 
 
@@ -119,7 +129,7 @@ class BesideMixin:
             )
         return self.voices[name]
 
-    def _said_beside(self, beside: Any, count: int) -> list[Said]:
+    def _said_beside(self, beside: Any, count: int, rules: PromptRules) -> list[Said]:
         """What a call says to the branches beside its own.
 
         Raises:
@@ -129,9 +139,9 @@ class BesideMixin:
             return []
         if not isinstance(beside, Mapping):
             raise UserError(f"beside is {beside!r}; give prompts by the names of branches")
-        return [self._said(name, told, count) for name, told in beside.items()]
+        return [self._said(name, told, count, rules) for name, told in beside.items()]
 
-    def _said(self, name: str, told: Any, count: int) -> Said:
+    def _said(self, name: str, told: Any, count: int, rules: PromptRules) -> Said:
         voice = self._voice(name)
         settings = dict(told) if isinstance(told, Mapping) else {"prompt": told}
         unknown = [key for key in settings if key not in SETTINGS]
@@ -140,13 +150,34 @@ class BesideMixin:
                 f"beside {name!r}: {unknown[0]!r} is not known; allowed are {', '.join(SETTINGS)}"
             )
         settings = SETTINGS | settings
-        window = {key: finite(settings[key], f"{name} {key}") for key in ("scale", "start", "end")}
+        window: dict[str, Any] = {
+            key: finite(settings[key], f"{name} {key}") for key in ("scale", "start", "end")
+        }
         check_window(window["start"], window["end"], name)
+        window["schedule"] = read_schedule(settings["schedule"])
         texts = make_pairs(
             None, settings["prompt"], None, settings["negative_prompt"], count, f"{name} prompt",
             f"{name} negative_prompt",
         )  # fmt: skip
-        return Said(voice, texts, window)
+        for side in (texts.positive, texts.negative):
+            assert isinstance(side, list)
+            for text in side:
+                _refuse_steps(name, text, rules)
+        return Said(voice, texts, window, rules)
+
+
+def _refuse_steps(name: str, text: str, rules: PromptRules) -> None:
+    """Refuse a prompt that changes from step to step, joins others or names adapters.
+
+    Raises:
+        UserError: names it.
+    """
+    script = read_script(text, 1000, rules, native=True)
+    if len(script.ends) > 1 or script.weights != (1.0,) or script.loras:
+        raise UserError(
+            f"beside {name!r}: {quoted(text)} schedules words, joins prompts or names an adapter, which the"
+            " pipeline's own prompts alone can; write it without"
+        )
 
 
 def _bring(module: nn.Module, pipe: Any, dtype: torch.dtype | None = None) -> None:

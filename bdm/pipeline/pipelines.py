@@ -32,7 +32,8 @@ from ..errors import UserError, quoted
 from ..method.branch import BranchModel
 from ..method.clock import check_window
 from ..method.composed import ComposedGuidance
-from ..method.condition import GUIDED, NativeCondition, Part
+from ..method.condition import GUIDED, Part
+from ..method.schedule import read_schedule
 from ..plugins import Plugins
 from ..plugins.kind import finite
 from ..speed.approximate import EXACT, Approximation
@@ -42,15 +43,19 @@ from ..speed.optimize import Optimized
 from ..speed.recognise import hooks_are_ours
 from ..speed.sharing import Vouched
 from ..text.native import NativeTextEncoder
-from ..text.pairs import TextPairs, groups_of_one_length
+from ..text.pairs import groups_of_one_length
+from ..text.rules import A1111, PromptRules
+from ..text.script import StagedFeatures, encode_stages
 from .auto import register
 from .beside import BesideMixin, Said, branches_of
 from .exclusive import exclusively
 from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
 from .parts import PartsMixin, Vae, check_parts
-from .text_slot import joined, refuse_branch_settings, says_something
+from .prompts import ChosenPrompts, read_prompts, step_count
+from .text_slot import joined_stages, refuse_branch_settings, says_something
 from .texts import Texts, TextsMixin, adapters_scaled
+from .world import settings_of
 
 
 class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
@@ -81,6 +86,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         branch_scale: float = 1.0,
         branch_start: float = 0.0,
         branch_end: float = 1.0,
+        branch_schedule: Any = None,
+        world: float | None = None,
         english_guidance: float | None = None,
         beside: Mapping[str, Texts | Mapping[str, Any]] | None = None,
         num_images_per_prompt: SupportsIndex | None = 1,
@@ -93,6 +100,7 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         plugin_strength: Mapping[str, float | tuple[float, float]] | None = None,
         share: bool = True,
         approximation: Approximation = EXACT,
+        prompt_rules: PromptRules = A1111,
         **stock: Any,
     ) -> Any:
         """Draw pictures for native-language prompts.
@@ -111,6 +119,11 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             branch_scale: factor of the branch's residuals; 0 is the bare backbone.
             branch_start: the branch is off in step i of T where i/T < branch_start.
             branch_end: ... and where (i+1)/T > branch_end.
+            branch_schedule: factors of ``branch_scale`` over the steps: text such as "0:0.2:0,0.2:1:1" (from,
+                to, scale), numbers, or a function of the share of the steps (see
+                ``bdm.method.schedule.read_schedule``).
+            world: from 0, the world that the native prompt was learnt from, to 1, the English one, for things
+                that the two see differently; instead of ``branch_schedule`` (see ``bdm.pipeline.world``).
             english_guidance: strength of the English prompt apart from the native one's, which is then
                 ``guidance_scale`` alone; None guides by both together with ``guidance_scale``, as the paper
                 does. It costs a third part of the batch where an English prompt says something (see
@@ -132,6 +145,9 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             share: do once what both halves of a guided step would do twice (see ``bdm.speed.sharing``), with
                 enlargements folded (see ``bdm.speed.folding``); False only compares.
             approximation: work to leave out although the picture changes (see ``bdm.Approximation``).
+            prompt_rules: how prompts are read (see ``bdm.PromptRules``): by default A1111's grammar in both
+                languages; the official inference's by ``bdm.PromptRules(emphasis="official",
+                chunks="official")``.
             stock: whatever the stock pipeline takes: ``guidance_scale``, ``num_inference_steps``,
                 ``latents``, ``output_type``, ``callback_on_step_end``, ``image``, ``strength``,
                 ``mask_image`` ...
@@ -140,7 +156,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             The stock pipeline's output (``.images``).
 
         Raises:
-            UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing.
+            UserError: no prompt, counts or sizes that do not fit, an encoder that is needed and missing, an
+                adapter that a prompt names and that is not attached.
         """
         check_inputs(stock, super().__call__, type(self))
         self._check_complete(stock, prompt_embeds is not None)
@@ -152,16 +169,20 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             )  # fmt: skip
         each = as_count(num_images_per_prompt)
         as_count(stock.get("num_inference_steps"), "num_inference_steps")
+        if world is not None:
+            branch_schedule, said = settings_of(world, branch_schedule)
+            prompt_en, prompt_en_embeds = (prompt_en, prompt_en_embeds) if said else ("", None)
         native = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         english = self._english_pairs(
             prompt_en, negative_prompt_en, prompt_en_embeds, negative_prompt_en_embeds, len(native)
         )
-        further = self._said_beside(beside, len(native))
+        further = self._said_beside(beside, len(native), prompt_rules)
         self._check_sides(height, width)
         condition = {
             "scale": finite(branch_scale, "branch_scale"),
             "start": finite(branch_start, "branch_start"),
             "end": finite(branch_end, "branch_end"),
+            "schedule": read_schedule(branch_schedule),
         }
         check_window(condition["start"], condition["end"], "branch")
         if seed is not None:
@@ -173,29 +194,37 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         inputs = stock | size | {"generator": generator, "num_images_per_prompt": each}
         ratio = self._english_ratio(english_guidance, inputs)
 
+        steps = step_count(inputs, stock_inputs(super().__call__))
+        prompts = read_prompts(
+            native, english, steps, prompt_rules, self.plugins, self.text_encoder is not None
+        )
+
         def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
+            ours = prompts.take(chosen)
+            strengths, parts = ours.strengths(plugin_strength), ours.parts(self._parts)
             plugged = self.plugins.during_call(
-                pictures, plugin_strength, self._timesteps, each, latents, len(chosen) * each, self._parts
-            )  # fmt: skip
+                pictures, strengths, self._timesteps, each, latents, len(chosen) * each, parts
+            )
             with plugged:
                 return self._draw(
-                    native.take(chosen), english.take(chosen), 1 if clip_skip is None else clip_skip,
+                    ours, prompt_rules, 1 if clip_skip is None else clip_skip,
                     condition, inputs, share, approximation, ratio, further, chosen,
                 )  # fmt: skip
 
         groups = groups_of_one_length(
-            self._native_lengths(native),
-            self._english_lengths(english),
+            [script.structure for script in prompts.scripts],
+            [self._native_length(script, prompt_rules) for script in prompts.scripts],
+            [self._english_length(script, prompt_rules) for script in prompts.scripts],
             *(said.lengths() for said in further),
         )
         return draw_in_groups(draw, groups, inputs, control_images)
 
     def _draw(
         self,
-        native: TextPairs,
-        english: TextPairs,
+        prompts: ChosenPrompts,
+        rules: PromptRules,
         clip_skip: int,
-        settings: Mapping[str, float],
+        settings: Mapping[str, Any],
         inputs: dict[str, Any],
         share: bool,
         approximation: Approximation,
@@ -205,45 +234,60 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
     ) -> Any:
         """Pictures for prompts whose texts are equally long, as the stock pipeline draws them."""
         guided = self._is_guided(inputs)
-        positive, negative = self._native_features(native, guided)
-        ours, theirs = None, None
+        control = getattr(self, "controlnet", None)
+        prompts.check(guided, english_ratio, approximation, control)
+        native = encode_stages(prompts.native, lambda pairs: self._native_features(pairs, guided, rules))
+        images = inputs["num_images_per_prompt"]
+        if self.branch is None and not says_something(prompts.english.pairs):
+            return self._draw_by_text(prompts, native, inputs, share)
         # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
-        if self.branch is not None or says_something(english):
-            with adapters_scaled(self.text_encoder, inputs):
-                ours, theirs = self._english_features(english, clip_skip, guided)
+        with adapters_scaled(self.text_encoder, inputs):
+            english = encode_stages(
+                prompts.english, lambda pairs: self._english_features(pairs, clip_skip, guided, rules)
+            )
         if self.branch is None:
-            # Unguided, nobody asks what English negatives say.
-            negative = joined(negative, theirs) if ours is None or theirs is not None else None
-            return self._draw_by_text(joined(positive, ours), negative, inputs, share)
-        assert ours is not None
+            return self._draw_by_text(prompts, joined_stages(native, english), inputs, share)
+        ours, theirs = english.positive[0][0], english.negative[0]
         call: dict[str, Any] = dict(
-            steps=self._timesteps, parts=self._parts, images_per_prompt=inputs["num_images_per_prompt"]
+            steps=self._timesteps, parts=prompts.parts(self._parts), images_per_prompt=images
         )
-        condition = NativeCondition(positive, negative, **settings, **call)
+        condition = prompts.condition(native, **settings, **call)
+        texts = prompts.step_texts(english, images, self._timesteps, prompts.english.one is not None)
         others = [said.condition(chosen, self, **call) for said in further]
         vouched, composed = self._vouch(inputs), None
         if english_ratio is not None and theirs is not None:
             # An English prompt that says what its negative says, and goes on to, makes no difference.
-            silent = vouched.same_texts and torch.equal(ours, theirs.to(ours))
+            silent = vouched.same_texts and texts is None and torch.equal(ours, theirs.to(ours))
             composed = None if silent else ComposedGuidance(english_ratio)
         bridge = Bridge(self.branch, share, approximation, vouched, composed, [*branches_of(further)])
         with ExitStack() as stack:
             stack.enter_context(exclusively(self.scheduler))
             stack.callback(bridge.detach)
+            if texts is not None:
+                texts.hang_before(stack, self.unet, control)
             bridge.attach(self.unet)
             stack.enter_context(bridge.condition(condition, *others))
+            if texts is not None:
+                texts.hang_after(stack, self.unet)
             if share and self.vae is not None:
                 fold_layers(stack, self.vae)
             return super().__call__(prompt_embeds=ours, negative_prompt_embeds=theirs, **inputs)
 
     def _draw_by_text(
-        self, positive: Tensor | None, negative: Tensor | None, inputs: dict[str, Any], share: bool
+        self, prompts: ChosenPrompts, told: StagedFeatures, inputs: dict[str, Any], share: bool
     ) -> Any:
         """Pictures by features that the UNet itself reads, as the stock pipeline draws them."""
+        control = getattr(self, "controlnet", None)
+        one = prompts.native.one is not None and prompts.english.one is not None
+        texts = prompts.step_texts(told, inputs["num_images_per_prompt"], self._timesteps, one)
         with ExitStack() as stack:
             stack.enter_context(exclusively(self.scheduler))
+            if texts is not None:
+                texts.hang_before(stack, self.unet, control)
+                texts.hang_after(stack, self.unet)
             if share and self.vae is not None:
                 fold_layers(stack, self.vae)
+            positive, negative = told.positive[0][0], told.negative[0]
             return super().__call__(prompt_embeds=positive, negative_prompt_embeds=negative, **inputs)
 
     def _check_complete(self, inputs: Mapping[str, Any], encoded: bool = False) -> None:

@@ -6,6 +6,7 @@ put behind them, so that the UNet attends to the tokens of both (as ELLA does wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import UserError, quoted
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs
+from ..text.script import StagedFeatures
 
 
 def check_text_slot(unet: Any, native_text_encoder: NativeTextEncoder | None) -> None:
@@ -33,18 +35,30 @@ def check_text_slot(unet: Any, native_text_encoder: NativeTextEncoder | None) ->
         )
 
 
-def says_something(english: TextPairs) -> bool:
+def says_something(english: Sequence[TextPairs]) -> bool:
     """Whether English prompts or their negatives say anything; features that are given do."""
-    sides = (english.positive, english.negative)
+    sides = [side for pairs in english for side in (pairs.positive, pairs.negative)]
     return any(isinstance(side, Tensor) or any(side) for side in sides)
 
 
-def joined(native: Tensor | None, english: Tensor | None) -> Tensor | None:
+def joined_stages(native: StagedFeatures, english: StagedFeatures) -> StagedFeatures:
+    """Native features of all stages and parts with English ones behind them (see ``joined``)."""
+    positive = [
+        tuple(joined(ours, theirs) for ours, theirs in zip(*parts, strict=True))
+        for parts in zip(native.positive, english.positive, strict=True)
+    ]
+    # Unguided, nobody asks what negatives say.
+    pairs = zip(native.negative, english.negative, strict=True)
+    negative = [None if ours is None or theirs is None else joined(ours, theirs) for ours, theirs in pairs]
+    return StagedFeatures(tuple(positive), tuple(negative))
+
+
+def joined(native: Tensor, english: Tensor) -> Tensor:
     """Native features with English ones behind them, token by token.
 
     Args:
-        native: (P, L, D), or None.
-        english: (P, M, D), or None where English says nothing.
+        native: (P, L, D).
+        english: (P, M, D).
 
     Returns:
         (P, L + M, D).
@@ -52,8 +66,6 @@ def joined(native: Tensor | None, english: Tensor | None) -> Tensor | None:
     Raises:
         UserError: features of two widths.
     """
-    if native is None or english is None:
-        return native
     if native.shape[-1] != english.shape[-1]:
         raise UserError(
             f"the native features are {native.shape[-1]} wide and the English ones {english.shape[-1]}; the"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from ..errors import UserError
 from ..text.english import encode_english, english_chunks
 from ..text.native import NativeTextEncoder
 from ..text.pairs import TextPairs, encode_pairs, make_pairs, sequence_of
-from .text_slot import says_something
+from ..text.rules import A1111, PromptRules
+from ..text.script import PictureScript
 
 Texts = str | Sequence[str]
 
@@ -63,18 +65,17 @@ class TextsMixin:
             embeds = embeds.expand(count, -1, -1)
         return make_pairs(embeds, prompt, negative_embeds, negative, count, "prompt_en", "negative_prompt_en")
 
-    def _native_lengths(self, pairs: TextPairs) -> list[int]:
+    def _native_length(self, script: PictureScript, rules: PromptRules) -> int:
+        """Chunks of a picture's longest native text."""
         encoder = self.native_text_encoder
-        return [0] * len(pairs) if encoder is None else pairs.chunks(encoder.chunks)
+        return 0 if encoder is None else script.chunks(True, lambda text: encoder.chunks(text, rules))
 
-    def _english_lengths(self, pairs: TextPairs) -> list[int]:
+    def _english_length(self, script: PictureScript, rules: PromptRules) -> int:
         if self.tokenizer is None or self.text_encoder is None:
-            return [0] * len(pairs)
-        lengths = pairs.chunks(lambda text: english_chunks(text, self.tokenizer))
-        if self.branch is not None:
-            return lengths
+            return 0
+        length = script.chunks(False, lambda text: english_chunks(text, self.tokenizer, rules))
         # Without a branch English that says nothing is left out, and the features are shorter.
-        return [n if says_something(pairs.take([i])) else -1 for i, n in enumerate(lengths)]
+        return length if self.branch is not None or any(script.texts(native=False)) else -1
 
     def encode_prompt(
         self,
@@ -87,6 +88,7 @@ class TextsMixin:
         negative_prompt_embeds: Tensor | None = None,
         lora_scale: float | None = None,
         clip_skip: int | None = None,
+        rules: PromptRules = A1111,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Encode native prompts before they are drawn, under diffusers' name for that.
 
@@ -100,6 +102,7 @@ class TextsMixin:
             negative_prompt_embeds: (P, L, D) features instead of ``negative_prompt``.
             lora_scale: of no effect; adapters change the English text encoder alone.
             clip_skip: likewise.
+            rules: how prompts are read; what is scheduled, or joined by AND, is read in calls alone.
 
         Returns:
             (P x num_images_per_prompt, L, D) features as ``prompt_embeds`` takes them, and the same for
@@ -117,7 +120,7 @@ class TextsMixin:
             )  # fmt: skip
         else:
             pairs = self._native_pairs(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-            positive, negative = self._native_features(pairs, guided=do_classifier_free_guidance)
+            positive, negative = self._native_features(pairs, do_classifier_free_guidance, rules)
             negative = negative if do_classifier_free_guidance else negative_prompt_embeds
             place = self._execution_device if device is None else device
             prompt_embeds, negative_prompt_embeds = (
@@ -126,34 +129,44 @@ class TextsMixin:
             )
         return prompt_embeds, negative_prompt_embeds
 
-    def _native_features(self, pairs: TextPairs, guided: bool) -> tuple[Tensor, Tensor | None]:
+    def _native_features(
+        self, pairs: TextPairs, guided: bool, rules: PromptRules
+    ) -> tuple[Tensor, Tensor | None]:
         if not guided and self.native_text_encoder is None and pairs.only_positive is not None:
             return pairs.only_positive, None
-        together = self.native_text_encoder is None or self.native_text_encoder.settings.max_chunks > 1
-        return encode_pairs(pairs, self._encode_native, "negative_prompt_embeds", together)
+        encode = partial(self._encode_native, rules=rules)
+        return encode_pairs(pairs, encode, "negative_prompt_embeds", self._encoded_together(pairs, rules))
 
-    def _encode_native(self, texts: list[str]) -> Tensor:
+    def _encoded_together(self, pairs: TextPairs, rules: PromptRules) -> bool:
+        """Whether texts may differ in length; where they cannot, stock pipelines encode both sides apart."""
+        encoder = self.native_text_encoder
+        if encoder is None or encoder.settings.max_chunks > 1:
+            return True
+        texts = [text for side in (pairs.positive, pairs.negative) if isinstance(side, list) for text in side]
+        return any(encoder.chunks(text, rules) > 1 for text in texts)
+
+    def _encode_native(self, texts: list[str], rules: PromptRules = A1111) -> Tensor:
         if self.native_text_encoder is None:
             raise UserError(
                 "the pipeline has no native text encoder; give prompt_embeds and negative_prompt_embeds"
             )
-        return self.native_text_encoder(texts)  # as a call, so that hooks that offload it see it
+        return self.native_text_encoder(texts, rules)  # as a call, so that hooks that offload it see it
 
     def _english_features(
-        self, pairs: TextPairs, clip_skip: int, guided: bool
+        self, pairs: TextPairs, clip_skip: int, guided: bool, rules: PromptRules
     ) -> tuple[Tensor, Tensor | None]:
         knows = self.text_encoder is not None or self.empty_english is not None
         if not guided and not knows and pairs.only_positive is not None:
             return pairs.only_positive, None
         return encode_pairs(
-            pairs, lambda texts: self._encode_english(texts, clip_skip), "negative_prompt_en_embeds"
+            pairs, lambda texts: self._encode_english(texts, clip_skip, rules), "negative_prompt_en_embeds"
         )
 
-    def _encode_english(self, texts: list[str], clip_skip: int) -> Tensor:
+    def _encode_english(self, texts: list[str], clip_skip: int, rules: PromptRules = A1111) -> Tensor:
         # Equal texts are encoded once; there are few of them however many prompts there are.
         distinct = list(dict.fromkeys(texts))
         if self.text_encoder is not None:
-            features = encode_english(distinct, self.text_encoder, self.tokenizer, clip_skip)
+            features = encode_english(distinct, self.text_encoder, self.tokenizer, clip_skip, rules)
         elif self.empty_english is not None and distinct == [""] and clip_skip == 1:
             features = self.empty_english.to(self.unet.dtype)
         else:

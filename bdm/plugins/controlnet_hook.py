@@ -178,7 +178,7 @@ class _Session:
         """Indices of a batch's samples that are drawn for positive prompts."""
         parts = self.reader.parts(len(sample), text, unet)
         if parts not in self.rows:  # one tensor for all steps
-            positive = torch.tensor([part == "positive" for part in parts])
+            positive = torch.tensor([part != "negative" for part in parts])
             rows = positive.repeat_interleave(len(sample) // len(parts)).nonzero().flatten()
             self.rows[parts] = rows.to(sample.device)
         return self.rows[parts]

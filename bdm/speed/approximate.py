@@ -100,7 +100,7 @@ class ReusedOutputs:
     """Computes modules in every n-th step, and uses their outputs again in those between.
 
     Calls of one step (the views of a panorama) each have outputs of their own. Outputs are used again only
-    for the same kind of work: a call with as many samples, for the same parts, with the branch on or off as
+    for the same kind of work: a call with as many samples, for the same parts, with the branch as strong as
     then. Modules that something else is on are computed in every step.
 
     Args:
@@ -110,7 +110,7 @@ class ReusedOutputs:
 
     def __init__(self, every: int, modules: Callable[[Any, Any], list[nn.Module]]) -> None:
         self._every, self._modules = every, modules
-        self._kept: dict[Any, tuple[int, dict[tuple[int, int, int], Any]]] = {}
+        self._kept: dict[Any, tuple[int, tuple[float, ...], dict[tuple[int, int, int], Any]]] = {}
         self._step, self._calls = -1, 0
         self._current: dict[tuple[int, int, int], Any] = {}
         self._runs: dict[tuple[int, int], int] = {}
@@ -130,12 +130,12 @@ class ReusedOutputs:
         self._thread = threading.get_ident()
         self._calls = self._calls + 1 if call.step == self._step else 0
         self._step = call.step
-        work = (len(call.sample), call.parts, call.branches_on, id(call.conditions[0]), self._calls)
+        work = (len(call.sample), call.parts, _acting(call), id(call.conditions[0]), self._calls)
         kept = self._kept.get(work)
-        self._due = kept is None or not 0 < call.step - kept[0] < self._every
+        self._due = kept is None or not 0 < call.step - kept[0] < self._every or kept[1] != call.scales
         if self._due:
-            self._kept[work] = (call.step, {})
-        self._current, self._runs = self._kept[work][1], {}
+            self._kept[work] = (call.step, call.scales, {})
+        self._current, self._runs = self._kept[work][2], {}
 
     def after(self, output: Any) -> Any:
         """The output as it is."""
@@ -171,6 +171,10 @@ def helpers_of(approximation: Approximation, composed: ComposedGuidance | None =
     if approximation.branch_every > 1:
         helpers.append(ReusedOutputs(approximation.branch_every, lambda unet, branch: [branch]))
     return helpers
+
+
+def _acting(call: UNetCall) -> tuple[bool, ...]:
+    return tuple(scale != 0.0 for scale in call.scales)
 
 
 def _rows_of(values: list[Any]) -> int:

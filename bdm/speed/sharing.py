@@ -77,7 +77,8 @@ class SharedRows:
         self._encoder.set(None)
         self._prefix.set(None)
         count = len(call.parts)
-        if call.parts not in (GUIDED, COMPOSED) or not self._latents_are_equal(call.sample, count):
+        joined = call.parts[:2] == GUIDED and all(isinstance(part, int) for part in call.parts[2:])
+        if not (joined or call.parts == COMPOSED) or not self._latents_are_equal(call.sample, count):
             return
         if not self._knows(call):
             return

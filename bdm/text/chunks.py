@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .prompt import parse_emphasis
+from .rules import OFFICIAL, PromptRules
 
-logger = logging.getLogger("bdm")
+#: The ids of a chunk without markers and padding, and the weight of each.
+Chunk = tuple[Sequence[int], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,17 @@ class ChunkLayout:
         return len(self.prefix) + self.content + len(self.suffix)
 
     def joined_length(self, chunks: int) -> int:
-        """Positions of ``chunks`` joined chunks: 52, 102, 152, ... for Chinese CLIP."""
+        """Positions of ``chunks`` joined chunks by the official rules: 52, 102, 152, ... for Chinese CLIP."""
         return self.length + (chunks - 1) * self.content
 
     def split(self, ids: Sequence[int]) -> list[Sequence[int]]:
         """Content ids -> at least one slice of at most ``content`` ids."""
         return [ids[i : i + self.content] for i in range(0, max(len(ids), 1), self.content)]
 
-    def join(self, features: Tensor) -> Tensor:
-        """(B, chunks, length, D) -> (B, joined_length, D); inner markers are dropped."""
+    def join(self, features: Tensor, rules: PromptRules = OFFICIAL) -> Tensor:
+        """(B, chunks, length, D) -> (B, joined_length, D); officially, inner markers are dropped."""
+        if rules.chunks == "a1111":
+            return features.flatten(1, 2)
         chunks = features.shape[1]
         head, tail = len(self.prefix), self.length - len(self.suffix)
         parts = [
@@ -63,7 +65,9 @@ class ChunkLayout:
         ]
         return torch.cat(parts, dim=1)
 
-    def lengthen(self, features: Tensor, empty: Tensor, positions: int) -> Tensor:
+    def lengthen(
+        self, features: Tensor, empty: Tensor, positions: int, rules: PromptRules = OFFICIAL
+    ) -> Tensor:
         """Joined features (L, D) of one text -> (positions, D), as if it had been joined with empty chunks
         behind it.
 
@@ -71,7 +75,10 @@ class ChunkLayout:
             features: of the text alone.
             empty: (length, D) features of "".
             positions: a joined length of at least L.
+            rules: those of ``join``.
         """
+        if rules.chunks == "a1111":
+            return torch.cat([features, *[empty] * ((positions - len(features)) // self.length)])
         head, tail = len(self.prefix), self.length - len(self.suffix)
         parts = [features]
         while (missing := positions - sum(map(len, parts))) > 0:
@@ -95,60 +102,6 @@ class ChunkedTokens:
     ids: Tensor
     mask: Tensor
     weights: Tensor
-
-
-def tokenize(
-    prompts: Sequence[str], tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
-) -> ChunkedTokens:
-    """Tokenise prompts fragment by fragment and lay them out in chunks, all padded to the longest prompt's
-    count.
-    """
-    rows = [content_ids(prompt, tokenizer, layout, normalize) for prompt in prompts]
-    return lay_out([ids for ids, _ in rows], layout, [weights for _, weights in rows])
-
-
-def content_ids(
-    prompt: str,
-    tokenizer: Any,
-    layout: ChunkLayout,
-    normalize: Callable[[str], str] = str,
-    brackets: bool = True,
-) -> tuple[list[int], list[float]]:
-    """Token ids of a prompt without markers and padding, cut to what fits, and the emphasis of each.
-
-    Without ``brackets`` these are text like any other, and nothing has emphasis.
-    """
-    ids, weights = _all_ids(prompt, tokenizer, normalize, brackets)
-    room = layout.content * layout.limit
-    if len(ids) > room:
-        kept = tokenizer.decode(ids[max(0, room - 6) : room])
-        logger.warning("prompt cut to %d of its %d tokens, after %r", room, len(ids), kept)
-    return ids[:room], weights[:room]
-
-
-def count_chunks(
-    prompt: str,
-    tokenizer: Any,
-    layout: ChunkLayout,
-    normalize: Callable[[str], str] = str,
-    brackets: bool = True,
-) -> int:
-    """How many chunks a prompt takes."""
-    ids, _ = _all_ids(prompt, tokenizer, normalize, brackets)
-    return min(len(layout.split(ids)), layout.limit)
-
-
-def _all_ids(
-    prompt: str, tokenizer: Any, normalize: Callable[[str], str], brackets: bool
-) -> tuple[list[int], list[float]]:
-    refuse_half_characters(prompt)
-    ids: list[int] = []
-    weights: list[float] = []
-    for text, weight in parse_emphasis(prompt) if brackets else [(prompt, 1.0)]:
-        piece = tokenizer(normalize(text), add_special_tokens=False, verbose=False).input_ids
-        ids += piece
-        weights += [weight] * len(piece)
-    return ids, weights
 
 
 def refuse_half_characters(text: str) -> None:
@@ -178,34 +131,52 @@ def check_ids(ids: Tensor, model: Any) -> None:
         )
 
 
-def lay_out(
-    content: Sequence[Sequence[int]], layout: ChunkLayout, emphasis: Sequence[Sequence[float]] | None = None
-) -> ChunkedTokens:
-    """Content ids (see ``content_ids``) -> chunks, all padded to the longest one's count.
+def lay_out(content: Sequence[Sequence[int]], layout: ChunkLayout) -> ChunkedTokens:
+    """Content ids (see ``bdm.text.splitting.content_ids``) -> chunks, cut where they are full.
 
-    Emphasis is 1 unless given.
+    All are padded to the longest one's count, and weigh 1.
     """
-    pieces = [layout.split(ids) for ids in content]
-    count = max(map(len, pieces))
-    shape = (len(pieces), count, layout.length)
-    all_ids, mask, weights = (
+    return lay_out_chunks([[(ids, ()) for ids in layout.split(row)] for row in content], layout)
+
+
+def lay_out_chunks(rows: Sequence[Sequence[Chunk]], layout: ChunkLayout) -> ChunkedTokens:
+    """The chunks of each prompt with their markers, all padded by empty ones to the longest one's count.
+
+    Words weigh 1 where a chunk has no weights.
+    """
+    count = max(map(len, rows))
+    shape = (len(rows), count, layout.length)
+    all_ids, mask, all_weights = (
         torch.full(shape, layout.pad),
         torch.zeros(shape, dtype=torch.bool),
         torch.ones(shape),
     )
     start = len(layout.prefix)
-    for row, chunks in enumerate(pieces):
-        for chunk in range(count):
-            inner = list(chunks[chunk]) if chunk < len(chunks) else []
-            full = [*layout.prefix, *inner, *layout.suffix]
-            all_ids[row, chunk, : len(full)] = torch.tensor(full)
-            mask[row, chunk, : len(full)] = True
-            if inner and emphasis is not None:
-                offset = chunk * layout.content
-                weights[row, chunk, start : start + len(inner)] = torch.tensor(
-                    emphasis[row][offset : offset + len(inner)]
-                )
-    return ChunkedTokens(all_ids, mask, weights)
+    for row, chunks in enumerate(rows):
+        empty: Chunk = ((), ())
+        for place, (ids, weights) in enumerate([*chunks, *[empty] * (count - len(chunks))]):
+            full = [*layout.prefix, *ids, *layout.suffix]
+            all_ids[row, place, : len(full)] = torch.tensor(full)
+            mask[row, place, : len(full)] = True
+            if weights:
+                all_weights[row, place, start : start + len(ids)] = torch.tensor(weights)
+    return ChunkedTokens(all_ids, mask, all_weights)
+
+
+def weigh(features: Tensor, weights: Tensor) -> Tensor:
+    """Features times the weights of their words; each chunk's mean is restored by one factor, as in A1111.
+
+    Args:
+        features: (B, chunks, length, D).
+        weights: (B, chunks, length).
+    """
+    if (weights == 1).all():
+        return features
+    weighed = features.float() * weights.to(features.device)[..., None]
+    dims = (2, 3)
+    factor = features.float().mean(dims, keepdim=True) / weighed.mean(dims, keepdim=True)
+    # Weights may cancel each other; then no factor brings the mean back.
+    return (weighed * torch.where(factor.isfinite(), factor, 1.0)).to(features.dtype)
 
 
 def execution_device(module: nn.Module) -> torch.device:

@@ -1,4 +1,4 @@
-"""The English prompt, encoded for the backbone the way the official inference does it."""
+"""The English prompt, encoded for the backbone as A1111 or the official inference does it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UserError, quoted, whole_number
-from .chunks import ChunkLayout, check_ids, count_chunks, execution_device, tokenize
+from .chunks import ChunkLayout, check_ids, execution_device, weigh
+from .rules import OFFICIAL, PromptRules
+from .splitting import Reading, count_chunks, tokenize
 
 #: The official script's limit, shared by both languages.
 MAX_CHUNKS = 5
 
 
 def encode_english(
-    prompts: Sequence[str], text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, clip_skip: int = 1
+    prompts: Sequence[str],
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    clip_skip: int = 1,
+    rules: PromptRules = OFFICIAL,
 ) -> Tensor:
     """Hidden states of CLIP's text encoder, with A1111 emphasis.
 
     Chunks of 75 tokens plus markers, padded by the end of text, no mask. Features are multiplied by the
-    bracket weights, then rescaled so that their mean stays what it was. Trigger words of embeddings are read
-    as their vectors, which receive gradients if they want them.
+    bracket weights, then each chunk is rescaled so that its mean stays what it was. Trigger words of
+    embeddings are read as their vectors, which receive gradients if they want them.
 
     Args:
         prompts: B texts.
@@ -30,6 +36,7 @@ def encode_english(
         tokenizer: CLIP's, with the trigger words of attached embeddings among its tokens.
         clip_skip: whose layer's states, from the end: 1 is the last, 2 the one before it (A1111's numbering).
             The final layer norm is applied to all.
+        rules: how prompts are cut into chunks and joined again.
 
     Returns:
         (B, L, D) in the encoder's dtype; L is 77 for prompts that fit one chunk. Every prompt is padded to
@@ -44,7 +51,9 @@ def encode_english(
             f"clip_skip {quoted(clip_skip)}: this text encoder allows 1 (its last layer) to {layers}"
         )
     layout = _layout_of(tokenizer)
-    tokens = tokenize(prompts, tokenizer, layout, lambda text: spell_triggers(text, tokenizer))
+    tokens = tokenize(
+        prompts, tokenizer, layout, lambda text: spell_triggers(text, tokenizer), _reading(tokenizer, rules)
+    )
     batch, chunks, length = tokens.ids.shape
     check_ids(tokens.ids, text_encoder)
     ids = tokens.ids.view(batch * chunks, length).to(execution_device(text_encoder))
@@ -55,21 +64,24 @@ def encode_english(
         # transformers moved the layer up with version 5.6.
         features = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(states)
     features = features.view(batch, chunks, length, -1)
-    if (tokens.weights != 1).any():
-        weights = tokens.weights.to(features)[..., None]
-        dims = (2, 3)
-        before = features.mean(dims, keepdim=True)
-        features = features * weights
-        after = features.mean(dims, keepdim=True)
-        features = features * (before / after)
-    return layout.join(features)
+    return layout.join(weigh(features, tokens.weights), rules)
 
 
-def english_chunks(prompt: str, tokenizer: CLIPTokenizer) -> int:
-    """How many chunks an English prompt takes: 1 up to 75 tokens, 5 at most."""
+def english_chunks(prompt: str, tokenizer: CLIPTokenizer, rules: PromptRules = OFFICIAL) -> int:
+    """How many chunks an English prompt takes: 1 up to 75 tokens; 5 at most by the official rules."""
     return count_chunks(
-        prompt, tokenizer, _layout_of(tokenizer), lambda text: spell_triggers(text, tokenizer)
+        prompt,
+        tokenizer,
+        _layout_of(tokenizer),
+        lambda text: spell_triggers(text, tokenizer),
+        _reading(tokenizer, rules),
     )
+
+
+def _reading(tokenizer: CLIPTokenizer, rules: PromptRules) -> Reading:
+    """An embedding's vectors stay in one chunk."""
+    added = tokenizer.added_tokens_decoder.items()
+    return Reading(rules, joined=frozenset(i for i, token in added if re.search(r"_\d+$", token.content)))
 
 
 def _layout_of(tokenizer: CLIPTokenizer) -> ChunkLayout:

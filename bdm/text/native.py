@@ -16,11 +16,13 @@ from ..errors import UserError, printable
 from ..formats.load_options import LoadKeywords, read_options
 from ..formats.systems import refuse_other_systems, released_system
 from ..formats.weights import cast, is_weight_file, read_json, resolve_folder
-from .chunks import ChunkLayout, check_ids, content_ids, count_chunks, execution_device, lay_out
+from .chunks import Chunk, ChunkLayout, check_ids, execution_device, lay_out_chunks, weigh
 from .connector import CONNECTOR_FOLDER, Connector, load_connector
 from .encoders import load_cn_clip, load_encoder, load_tokenizer
 from .packaged import Packaged, find_packaged, named_package, write_name
 from .released import load_released
+from .rules import OFFICIAL, PromptRules
+from .splitting import Reading, content_ids, count_chunks, split_prompt
 from .vocabulary import chinese_clip_tokenizer
 
 SETTINGS_FILE = "native_text_config.json"
@@ -157,54 +159,65 @@ class NativeTextEncoder(ModelMixin):
             part.train(mode and any(parameter.requires_grad for parameter in part.parameters()))
         return self
 
-    def encode(self, texts: Sequence[str | Tensor]) -> Tensor:
+    def encode(self, texts: Sequence[str | Tensor], rules: PromptRules = OFFICIAL) -> Tensor:
         """Last hidden states.
 
         Args:
-            texts: prompts; ASCII brackets are parsed away, their weights are ignored (as in the official
-                inference). A prompt
-                may also come prepared: as its ``token_ids`` or as what ``encode_each`` gave for it.
+            texts: prompts. A prompt may also come prepared: as its ``token_ids`` or as what ``encode_each``
+                gave for it.
+            rules: how prompts are read. By the official ones, which branches are trained with, ASCII brackets
+                are taken away and weigh nothing.
 
         Returns:
-            (B, L, D) in the model's dtype. L is ``layout.joined_length(chunks)`` of the longest text; shorter
-            ones are padded by empty chunks, so encode texts together whose features must have one length
-            (positive and negative).
+            (B, L, D) in the model's dtype. L is that of the longest text; shorter ones are padded by empty
+            chunks, so encode texts together whose features must have one length (positive and negative).
         """
         known = {
             i: text for i, text in enumerate(texts) if isinstance(text, Tensor) and text.is_floating_point()
         }
         if not known:
-            return self.layout.join(self._encode_chunks(texts)[0])
+            return self.layout.join(self._encode_chunks(texts, rules)[0], rules)
         new = [i for i in range(len(texts)) if i not in known]
-        rest = iter(self.encode_each([texts[i] for i in new]) if new else [])
+        rest = iter(self.encode_each([texts[i] for i in new], rules) if new else [])
         rows = [known[i].to(self.device, self.dtype) if i in known else next(rest) for i in range(len(texts))]
         longest = max(map(len, rows))
         if all(len(row) == longest for row in rows):
             return torch.stack(rows)
-        empty = self.encode_each([""])[0]
-        return torch.stack([self.layout.lengthen(row, empty, longest) for row in rows])
+        empty = self.encode_each([""], rules)[0]
+        return torch.stack([self.layout.lengthen(row, empty, longest, rules) for row in rows])
 
-    def encode_each(self, texts: Sequence[str | Tensor]) -> list[Tensor]:
+    def encode_each(self, texts: Sequence[str | Tensor], rules: PromptRules = OFFICIAL) -> list[Tensor]:
         """(L, D) features of each text, as if it were encoded alone; what ``encode`` takes in its place."""
-        features, counts = self._encode_chunks(texts)
-        return [self.layout.join(row[None, :count])[0] for row, count in zip(features, counts, strict=True)]
+        features, counts = self._encode_chunks(texts, rules)
+        rows = zip(features, counts, strict=True)
+        return [self.layout.join(row[None, :count], rules)[0] for row, count in rows]
 
-    def chunks(self, text: str) -> int:
+    def chunks(self, text: str, rules: PromptRules = OFFICIAL) -> int:
         """How many chunks a prompt takes: 1 up to 50 tokens of Chinese CLIP."""
-        return count_chunks(text, self.tokenizer, self.layout, self._normalize, self.settings.brackets)
-
-    @property
-    def _normalize(self) -> Callable[[str], str]:
-        return str.lower if self.settings.lower_case else str
+        return count_chunks(text, self.tokenizer, self.layout, self._letters(rules), self._reading(rules))
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text without markers and padding."""
-        return content_ids(text, self.tokenizer, self.layout, self._normalize, self.settings.brackets)[0]
+        """The tokens of a text by the official rules, without markers and padding."""
+        reading = self._reading(OFFICIAL)
+        return content_ids(text, self.tokenizer, self.layout, self._letters(OFFICIAL), reading)
 
-    def _encode_chunks(self, texts: Sequence[str | Tensor]) -> tuple[Tensor, list[int]]:
+    def _reading(self, rules: PromptRules) -> Reading:
+        return Reading(rules, native=True, brackets=self.settings.brackets)
+
+    def _letters(self, rules: PromptRules) -> Callable[[str], str]:
+        lower = str.lower if self.settings.lower_case else str
+        change = rules.native_letters()
+        return lambda text: lower(change(text))
+
+    def _split(self, text: str | Tensor, rules: PromptRules) -> Sequence[Chunk]:
+        if isinstance(text, Tensor):
+            return [(ids, ()) for ids in self.layout.split(text.tolist())]
+        return split_prompt(text, self.tokenizer, self.layout, self._letters(rules), self._reading(rules))
+
+    def _encode_chunks(self, texts: Sequence[str | Tensor], rules: PromptRules) -> tuple[Tensor, list[int]]:
         """(B, chunks, length, D) features of the chunks, and how many of them each text needs."""
-        content = [text.tolist() if isinstance(text, Tensor) else self.token_ids(text) for text in texts]
-        tokens = lay_out(content, self.layout)
+        rows = [self._split(text, rules) for text in texts]
+        tokens = lay_out_chunks(rows, self.layout)
         batch, chunks, length = tokens.ids.shape
         ids = tokens.ids.view(batch * chunks, length).to(self.device)
         mask = (
@@ -216,11 +229,11 @@ class NativeTextEncoder(ModelMixin):
         features = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.connector is not None:
             features = self.connector(features)
-        return features.view(batch, chunks, length, -1), [len(self.layout.split(ids)) for ids in content]
+        return weigh(features.view(batch, chunks, length, -1), tokens.weights), list(map(len, rows))
 
-    def forward(self, texts: Sequence[str | Tensor]) -> Tensor:
+    def forward(self, texts: Sequence[str | Tensor], rules: PromptRules = OFFICIAL) -> Tensor:
         """The same as ``encode``."""
-        return self.encode(texts)
+        return self.encode(texts, rules)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +49,19 @@ def _take(side: TextsOrFeatures, indices: Sequence[int]) -> TextsOrFeatures:
     return side[list(indices)] if isinstance(side, Tensor) else [side[i] for i in indices]
 
 
-def groups_of_one_length(*lengths: Sequence[int]) -> list[list[int]]:
-    """Prompts by their lengths in all languages.
+def groups_of_one_length(*lengths: Sequence[Hashable]) -> list[list[int]]:
+    """Prompts by their lengths in all languages, and whatever else they must have in common.
 
     A prompt is padded by empty chunks to the longest that it is drawn beside, and padding is attended: drawn
     beside a longer one it would be another picture.
 
     Args:
-        lengths: of each language, P chunk counts.
+        lengths: of each language, P chunk counts; or P other values of one kind.
 
     Returns:
         Indices of the prompts that can be drawn together, in the order in which the groups begin.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple[Hashable, ...], list[int]] = {}
     for i, length in enumerate(zip(*lengths, strict=True)):
         groups.setdefault(length, []).append(i)
     return list(groups.values())

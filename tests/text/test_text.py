@@ -221,6 +221,9 @@ def test_english_features(text_encoder):
     ids = tokenizer(["a red lantern"], padding="max_length", return_tensors="pt").input_ids
     torch.testing.assert_close(plain, text_encoder(ids).last_hidden_state, atol=1e-6, rtol=0)
     assert encode_english(["lantern " * 100], text_encoder, tokenizer).shape == (1, 152, TEXT_DIM)
+    # A random encoder's last norm leaves a mean of 0, which no factor restores.
+    getattr(text_encoder, "text_model", text_encoder).final_layer_norm.bias.fill_(0.5)
+    plain = encode_english(["a red lantern"], text_encoder, tokenizer)
     raised = encode_english(["a (red:1.4) lantern"], text_encoder, tokenizer)
     weights = torch.ones(77)
     weights[2] = 1.4
