@@ -34,7 +34,7 @@ INSIDE = {
     """),
     "drawing": names("""
         typed_json request picture_names encodings row_words prompt_lines prompt_file picture_info
-        picture_reading jobs samplers row_jobs known_hashes model_folders library modes complete trigger_words
+        picture_reading jobs samplers chosen row_jobs known_hashes model_folders library modes complete trigger_words
         model_list grid painter draw
     """),
     "parallel": names("processes whole strategies ray"),
