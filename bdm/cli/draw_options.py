@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .draw_modes import mode_options, rule_options
+
 
 def infer_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``infer`` to its parser."""
@@ -14,6 +16,8 @@ def infer_options(parser: argparse.ArgumentParser) -> None:
     _texts(parser)
     _numbers(parser)
     _machine(parser)
+    rule_options(parser.add_argument_group("how prompts are read"))
+    mode_options(parser.add_argument_group("pictures to start from"))
     _approximations(parser.add_argument_group("approximate modes (another picture in less time)"))
     _plugins(parser.add_argument_group("plug-ins on the backbone (files from the English community)"))
 
@@ -117,6 +121,17 @@ def _numbers(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--branch-scale", type=float, help="strength of the branch (default 1); 0 is the bare backbone"
+    )
+    parser.add_argument(
+        "--schedule", help="of the sampler, such as Karras or SGM Uniform (default: the sampler's own)"
+    )
+    parser.add_argument(
+        "--branch-schedule",
+        metavar="FROM:TO:SCALE,...",
+        help="strength of the branch over the steps, such as 0:0.2:0,0.2:1:1, or a curve's points: 0:0,0.5:1",
+    )
+    parser.add_argument(
+        "--world", type=float, help="0 draws the native world, 1 the English one (with --prompt-en)"
     )
     parser.add_argument("--width", type=int, help="in pixels (default: the model's own)")
     parser.add_argument("--height", type=int, help="in pixels (default: the model's own)")

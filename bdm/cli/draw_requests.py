@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, first_line
+from .draw_modes import named_mode, named_rules
 from .draw_plugins import named_plugins
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 #: Options that are fields of a request under their own names.
 _FIELDS = (
     "negative", "prompt_en", "negative_en", "seed", "steps", "guidance", "english_guidance", "sampler",
-    "branch_scale", "width", "height", "enlarge", "clip_skip",
+    "branch_scale", "branch_schedule", "world", "width", "height", "enlarge", "clip_skip",
 )  # fmt: skip
 
 
@@ -57,12 +58,15 @@ def base_request(options: argparse.Namespace, library: Library, base: Request | 
     base = base or Request()
     said: dict[str, Any] = {name: getattr(options, name) for name in _FIELDS}
     said = {name: value for name, value in said.items() if value is not None}
-    if "sampler" in said:  # an unknown name is refused before anything heavy
-        said["sampler"], said["schedule"] = named(said["sampler"])
+    if "sampler" in said or options.schedule is not None:  # an unknown name is refused before anything heavy
+        sampler, schedule = said.get("sampler", base.sampler), options.schedule or ""
+        said["sampler"], said["schedule"] = named(sampler, schedule)
     if options.model is not None:
         said["model"] = FileRef.to(library.find(options.model, "checkpoint"))
     if options.dtype is not None:
         said["precision"] = options.dtype
+    said["mode"] = named_mode(options, library, base.mode)
+    said["rules"] = named_rules(options, base.rules)
     plugins = (*base.plugins, *named_plugins(options, library))
     return replace(base, plugins=plugins, approximation=_approximation(options, base.approximation), **said)
 
@@ -90,11 +94,13 @@ def prompt_jobs(options: argparse.Namespace, base: Request) -> list[Job]:
     Raises:
         UserError: a file that cannot be written, a seed that is none, a text that is none.
     """
+    from ..drawing.chosen import with_chosen
     from ..drawing.jobs import Job
     from ..drawing.picture_names import apart, check_pattern, picture_name
 
     prompts = [prompt for prompt in options.prompt for _ in range(options.count)]
     requests = [replace(base, prompt=prompt, seed=base.seed + i) for i, prompt in enumerate(prompts)]
+    requests = [with_chosen(request, _wildcards(options)) for request in requests]
     if options.names:
         folder = options.out or Path("pictures")
         check_pattern(options.names)
@@ -103,6 +109,12 @@ def prompt_jobs(options: argparse.Namespace, base: Request) -> list[Job]:
         return [Job(folder / name, request) for name, request in zip(names, requests, strict=True)]
     paths = numbered(options.out or Path("out.png"), len(prompts))
     return [Job(path, request) for path, request in zip(paths, requests, strict=True)]
+
+
+def _wildcards(options: argparse.Namespace) -> Any:
+    from ..text.wildcards import NO_WILDCARDS, Wildcards
+
+    return NO_WILDCARDS if options.wildcards is None else Wildcards.of(options.wildcards)
 
 
 def numbered(out: Path, count: int) -> list[Path]:
@@ -153,7 +165,7 @@ def file_jobs(options: argparse.Namespace, base: Request, failed: list[Failure])
         raise UserError(f"--out {options.out} is a file; with --prompts it is the folder of the pictures")
     refuse_unusable(options.out)
     rows = read_prompt_file(options.prompts, BDM870(options.long_prompts, options.translations))
-    jobs, wrong = row_jobs(rows, base, options.out, options.names, options.count)
+    jobs, wrong = row_jobs(rows, base, options.out, options.names, options.count, _wildcards(options))
     failed += wrong
     return jobs
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from ..errors import UserError
 from ..formats.weights import resolve_folder
 from ..shipped import find_path
+from ..text.reader import read_prompt
 from .library import DEFAULT_MODEL, Library
 from .modes import with_defaults
 from .request import FileRef, PluginUse, Request
@@ -31,9 +32,9 @@ def complete(request: Request, library: Library, precision: str = "fp32") -> Req
     """
     missing: list[str] = []
     model = _model(request.model, library, missing)
-    plugins = _named([_located_plugin(plugin, library, missing) for plugin in request.plugins])
+    plugins = _named([_located_plugin(plugin, library, missing) for plugin in _with_called(request, library)])
     mode = with_defaults(request.mode)
-    pictures = tuple((role, _located(file, "picture", library, missing)) for role, file in mode.pictures)
+    pictures = tuple((role, _located(file, _kind_of(role), library, missing)) for role, file in mode.pictures)
     if missing:
         raise UserError(
             f"not here: {'; '.join(missing)}. Give the folders that hold them with --models, or put them"
@@ -51,6 +52,27 @@ def complete(request: Request, library: Library, precision: str = "fp32") -> Req
         guidance=guidance,
         precision=request.precision or precision,
     )
+
+
+def _kind_of(role: str) -> str:
+    return role if role == "upscaler" else "picture"
+
+
+def _with_called(request: Request, library: Library) -> list[PluginUse]:
+    """The plug-ins of a request, and the adapters that its prompts call by name and the folders have."""
+    plugins = list(request.plugins)
+    if request.rules.emphasis != "a1111":
+        return plugins
+    names = {plugin.name or _stem(plugin) for plugin in plugins}
+    for text in (request.prompt, request.prompt_en):
+        for lora in read_prompt(text, full_width=text is request.prompt).loras:
+            found = None if lora.name in names else library.listed(lora.name, "adapter")
+            if found is not None:
+                names.add(lora.name)
+                file = FileRef.to(found)
+                use = PluginUse(kind="adapter", file=file, name=lora.name, strength=lora.unet_strength)
+                plugins.append(replace(use, text_strength=lora.text_strength))
+    return plugins
 
 
 def _model(file: FileRef | None, library: Library, missing: list[str]) -> FileRef:

@@ -76,6 +76,21 @@ class Library:
         """
         if os.path.exists(find_path(said)) or not self._folders:
             return Path(said)
+        found = self.listed(said, kind)
+        if found is not None:
+            return found
+        among = [entry for entry in self if self._may_be(entry, kind)]
+        near = difflib.get_close_matches(said, [entry.path.stem for entry in among], n=3)
+        if Path(said).suffix or len(Path(said).parts) > 1 or not near:
+            return Path(said)
+        raise UserError(f"no {kind} is called {printable(said, 100)}; near it are {', '.join(near)}")
+
+    def listed(self, said: str, kind: str) -> Path | None:
+        """What lies in the folders under a name, alias or hash; None for nothing.
+
+        Raises:
+            UserError: several that differ have the name.
+        """
         among = [entry for entry in self if self._may_be(entry, kind)]
         for called in (_is_named, _is_aliased, _has_hash):
             found = [entry.path for entry in among if called(entry, said)]
@@ -84,10 +99,7 @@ class Library:
                 raise UserError(f"{printable(said, 100)} may be {several}; say more of its path, or its hash")
             if found:
                 return found[0]
-        near = difflib.get_close_matches(said, [entry.path.stem for entry in among], n=3)
-        if Path(said).suffix or len(Path(said).parts) > 1 or not near:
-            return Path(said)
-        raise UserError(f"no {kind} is called {printable(said, 100)}; near it are {', '.join(near)}")
+        return None
 
     def model(self, said: str | Path | None) -> FileRef:
         """The pipeline of a name: a folder, a hub's name, one of the folders of models; None for ours."""

@@ -18,6 +18,7 @@ from ..formats.weights import DTYPES
 from ..parallel.processes import cpu_only
 from ..pipeline import BridgePipeline
 from ..plugins.controlnet import annotate, open_picture
+from ..text.routing import route
 from .grid import save_picture
 from .jobs import Failure, Job, draw_each, refuse_common_failure
 from .modes import MODES
@@ -117,9 +118,9 @@ class Painter:
         first = requests[0]
         self._prepare(first, any(needs_english(request) for request in requests))
         settings = dict(first.mode.settings)
-        pictures = {role: open_picture(str(file.source)) for role, file in first.mode.pictures}
+        files = {role: Path(str(file.source)) for role, file in first.mode.pictures}
         try:
-            images = MODES[first.mode.name].draw(self._pipe, self._call(requests), pictures, settings).images
+            images = MODES[first.mode.name].draw(self._pipe, self._call(requests), files, settings).images
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
@@ -149,6 +150,9 @@ class Painter:
             branch_scale=first.branch_scale,
             branch_start=first.branch_start,
             branch_end=first.branch_end,
+            branch_schedule=first.branch_schedule or None,
+            world=first.world,
+            prompt_rules=first.rules,
             width=first.width,
             height=first.height,
             clip_skip=first.clip_skip,
@@ -156,9 +160,7 @@ class Painter:
             approximation=first.approximation,
             output_type="pt",
         )
-        # What a pipeline does not know it refuses aloud.
-        said = {"branch_schedule": first.branch_schedule, "emphasis": first.emphasis, "chunks": first.chunks}
-        return call | {name: value for name, value in said.items() if value}
+        return call
 
     def _finished(self, image: Tensor, request: Request, names: tuple[str, str]) -> Drawn | None:
         """A picture out of (3, H, W) in [0, 1]."""
@@ -261,6 +263,9 @@ def needs_english(request: Request) -> bool:
     """Whether the English text encoder has more to say than what "" means to it."""
     kinds = {plugin.kind for plugin in request.plugins}
     said = request.prompt_en or request.negative_en or request.clip_skip != 1
+    rules = request.rules
+    if rules.routing and rules.emphasis == "a1111":
+        said = said or any(route(text, "").moved for text in (request.prompt, request.negative))
     return bool(said or kinds - {"vae"})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import printable
+from ..text.rules import A1111
 from .request import PluginUse, Request
 
 USER_COMMENT, MAKER_NOTE, EXIF_IFD = 0x9286, 0x927C, 0x8769
@@ -35,7 +36,7 @@ def parameters_text(request: Request, size: tuple[int, int], sampler: str = "", 
         sampler: by A1111's name, where the request leaves it to the model.
         schedule: likewise.
     """
-    lines = [" ".join(filter(None, (request.prompt, *_calls(request.plugins))))]
+    lines = [" ".join(filter(None, (request.prompt, *_calls(request.plugins, request.prompt))))]
     if request.negative:
         lines.append(f"Negative prompt: {request.negative}")
     settings = _settings(request, size, request.sampler or sampler, request.schedule or schedule)
@@ -60,7 +61,11 @@ def _settings(
     yield from _mode_settings(request)
     if request.branch_scale != 1:
         yield "Branch scale", _number(request.branch_scale)
-    yield "Branch schedule", request.branch_schedule
+    yield "Branch schedule", _quoted(request.branch_schedule)
+    yield "World", "" if request.world is None else _number(request.world)
+    if request.rules != A1111:
+        yield "Emphasis", request.rules.emphasis
+        yield "Chunks", request.rules.chunks
     if request.english_guidance is not None:
         yield "English CFG scale", _number(request.english_guidance)
     yield from (("English prompt", _quoted(request.prompt_en)),)
@@ -76,17 +81,25 @@ def _settings(
 
 
 def _mode_settings(request: Request) -> Iterable[tuple[str, Any]]:
-    names = {"strength": "Denoising strength"}
+    names = {
+        "strength": "Denoising strength",
+        "scale": "Hires upscale",
+        "upscaler": "Hires upscaler",
+        "second_steps": "Hires steps",
+        "blur": "Mask blur",
+    }
     for name, value in request.mode.settings:
+        if name == "tiling" or (name == "second_steps" and not value):
+            continue
         shown = _number(value) if isinstance(value, float) else value
         yield names.get(name, name.replace("_", " ").capitalize()), _quoted(shown)
 
 
-def _calls(plugins: Iterable[PluginUse]) -> list[str]:
+def _calls(plugins: Iterable[PluginUse], prompt: str) -> list[str]:
     """How A1111's prompts call adapters: ``<lora:name:strength in the text encoder:in the UNet>``."""
     calls = []
     for plugin in plugins:
-        if plugin.kind == "adapter":
+        if plugin.kind == "adapter" and f"<lora:{plugin.name}:" not in prompt:
             unet, text = plugin.strength, plugin.text_strength
             both = _number(unet) if text in (None, unet) else f"{_number(text)}:{_number(unet)}"
             calls.append(f"<lora:{_name(plugin.name)}:{both}>")

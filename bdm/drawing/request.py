@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import UserError, quoted, whole_number
 from ..shipped import find_path
 from ..speed.approximate import EXACT, Approximation
+from ..text.rules import A1111, PromptRules
 from .typed_json import from_plain, has_half_characters, to_plain
 
 #: Kinds of plug-ins.
@@ -172,12 +173,12 @@ class Request:
         guidance: scale; None for the model's usual one.
         english_guidance: of the English prompt apart; None for one scale for both.
         clip_skip: layer of the English text encoder, from the end; 1 is the last.
-        emphasis: how weights in brackets act in the native prompt; "" for the model's own way.
-        chunks: how chunks of a long native prompt are joined; "" for the model's own way.
+        rules: how prompts are read: emphasis and chunks among it.
         branch_scale: strength of the branch.
         branch_start: share of the steps before which it is off.
         branch_end: share of the steps after which it is off.
-        branch_schedule: strengths over the steps in place of these three, such as "0:0.2:0,0.2:1:1".
+        branch_schedule: factors of the strength over the steps, such as "0:0.2:0,0.2:1:1"; "" for one.
+        world: from 0, the native one, to 1, the English one, in place of a schedule; None for neither.
         approximation: work that is left out.
         precision: of the networks, one of ``PRECISIONS``; None for the device's usual one.
         versions: what drew it; makes no difference to what is asked for.
@@ -200,12 +201,12 @@ class Request:
     guidance: float | None = None
     english_guidance: float | None = None
     clip_skip: int = 1
-    emphasis: str = ""
-    chunks: str = ""
+    rules: PromptRules = A1111
     branch_scale: float = 1.0
     branch_start: float = 0.0
     branch_end: float = 1.0
     branch_schedule: str = ""
+    world: float | None = None
     approximation: Approximation = EXACT
     precision: str | None = None
     versions: Versions = Versions()
@@ -220,7 +221,7 @@ class Request:
         for name in ("steps", "enlarge", "clip_skip"):
             if (whole_number(getattr(self, name)) or 0) < 1:
                 raise UserError(f"{name} {quoted(getattr(self, name))}: give a whole number from 1 on")
-        for name in ("guidance", "english_guidance", "branch_scale", "branch_start", "branch_end"):
+        for name in ("guidance", "english_guidance", "branch_scale", "branch_start", "branch_end", "world"):
             _check_number(name, getattr(self, name))
         if self.precision is not None and self.precision not in PRECISIONS:
             raise UserError(f"precision {quoted(self.precision)}; allowed are {', '.join(PRECISIONS)}")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..text.wildcards import NO_WILDCARDS, Wildcards
+from .chosen import with_chosen
 from .jobs import Failure, Job
 from .picture_names import ENDINGS, apart, check_pattern, picture_name, safe_name
 from .prompt_file import Row
@@ -36,7 +38,12 @@ class _Picture:
 
 
 def row_jobs(
-    rows: Sequence[Row], base: Request, folder: Path, pattern: str | None = None, count: int = 1
+    rows: Sequence[Row],
+    base: Request,
+    folder: Path,
+    pattern: str | None = None,
+    count: int = 1,
+    wildcards: Wildcards = NO_WILDCARDS,
 ) -> tuple[list[Job], list[Failure]]:
     """The pictures that rows ask for.
 
@@ -49,6 +56,7 @@ def row_jobs(
             ``00000.png`` for the first, which is ``00000-0.png`` where a row has several. A row that cannot
             be read keeps its number.
         count: pictures for each row.
+        wildcards: files that prompts may name; of variants one is chosen by the picture's seed.
 
     Returns:
         The pictures, and the rows that ask for none that could be drawn.
@@ -61,7 +69,7 @@ def row_jobs(
     pictures: list[_Picture] = []
     for index, row in enumerate(rows):
         try:
-            pictures += _pictures(index, row, base, count)
+            pictures += _pictures(index, row, base, count, wildcards)
         except UserError as error:
             failed.append(Failure(row.where, str(error)))
     names = apart(picture.name(pattern) for picture in pictures)
@@ -72,7 +80,7 @@ def row_jobs(
     return jobs, failed
 
 
-def _pictures(index: int, row: Row, base: Request, usual_count: int) -> list[_Picture]:
+def _pictures(index: int, row: Row, base: Request, usual_count: int, wildcards: Wildcards) -> list[_Picture]:
     if row.wrong:
         raise UserError(row.wrong)
     said: dict[str, Any] = dict(row.said)
@@ -85,7 +93,8 @@ def _pictures(index: int, row: Row, base: Request, usual_count: int) -> list[_Pi
         requests = [replace(base, seed=first + i, **said) for i in range(count)]
     except UserError as error:
         raise UserError(f"asks for {error}") from None
-    return [_Picture(index, i, count, file, row.where, request) for i, request in enumerate(requests)]
+    chosen = [with_chosen(request, wildcards) for request in requests]
+    return [_Picture(index, i, count, file, row.where, request) for i, request in enumerate(chosen)]
 
 
 def _own_name(file: str) -> str:

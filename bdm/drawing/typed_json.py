@@ -65,6 +65,8 @@ def read_as(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         (wanted,) = [one for one in inner if one is not type(None)]
         return None if value is None else read_as(wanted, value, where)
+    if origin is typing.Literal:
+        return _scalar(str, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where} is {quoted(value)}; give a list")

@@ -23,6 +23,9 @@ from bdm.drawing.picture_reading import picture_request, picture_texts
 def folder(pipe, files, tmp_path, monkeypatch):
     pipe.save_pretrained(tmp_path / "model")
     Image.radial_gradient("L").resize((64, 64)).save(tmp_path / "photo.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -38,10 +41,24 @@ PLUGINS = {
     "settings": ["--sampler", "DPM++ 2M Karras", "--negative", "模糊", "--guidance", "3.5", "--enlarge", "2",
                  "--guidance-interval", "0.1:0.8", "--branch-scale", "0.5", "--width", "72",
                  "--english-guidance", "2", "--prompt-en", "a: b, c"],
+    "image": ["--image", "photo.png", "--strength", "0.6"],
+    "mask": ["--image", "photo.png", "--mask", "mask.png", "--mask-blur", "2", "--strength", "1"],
+    "outpaint": ["--image", "photo.png", "--outpaint", "0:0:16:8"],
+    "hires": ["--hires", "1.5", "--strength", "0.5", "--upscaler", "lanczos", "--tiling", "never"],
+    "schedule": ["--branch-schedule", "0:0.5:0,0.5:1:1", "--sampler", "euler", "--schedule", "karras"],
+    "world": ["--world", "0.5", "--prompt-en", "dragon"],
+    "rules": ["--emphasis", "official", "--chunks", "official", "--negative", "(模糊:1.3)"],
+    "grammar": ["--negative", "masterpiece, [a:b:0.5], {红|绿}, (x:1.2) BREAK y"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+#: The others are as slow, and much like one of these.
+QUICK = ("checkpoint", "adapters", "embedding", "controlnet", "settings", "mask", "hires")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PLUGINS]
+)
 def test_a_picture_is_drawn_again_bit_for_bit(folder, name, capsys):
     """With all files renamed and in another folder."""
     assert main([*PLAIN, "--out", "a.png", *PLUGINS[name]]) == 0, capsys.readouterr().err
@@ -51,6 +68,7 @@ def test_a_picture_is_drawn_again_bit_for_bit(folder, name, capsys):
                               "shift.safetensors", "mood.pt", "edges", "model"]):  # fmt: skip
         shutil.move(path, folder / f"elsewhere/renamed-{i}{Path(path).suffix}")
     shutil.move("photo.png", "renamed.png")
+    shutil.move("mask.png", "renamed-mask.png")
     assert main(["infer", "--from", "a.png", "--models", "elsewhere", "--out", "b.png"]) == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     assert "WARNING" not in capsys.readouterr().err
@@ -59,7 +77,7 @@ def test_a_picture_is_drawn_again_bit_for_bit(folder, name, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: not here: ")
     for file in picture_request(Path("a.png")).files():
-        assert file.name == "photo.png" or f"{file.name} (hash {file.hash})" in error
+        assert file.name in ("photo.png", "mask.png") or f"{file.name} (hash {file.hash})" in error
     assert not Path("c.png").exists()
 
 

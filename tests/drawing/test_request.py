@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdm import FileRef, Mode, PluginUse, Request
+from bdm import FileRef, Mode, PluginUse, PromptRules, Request
 from bdm.drawing.request import KINDS, PRECISIONS, Versions
 from bdm.errors import UserError
 from bdm.speed.approximate import Approximation
@@ -56,8 +56,15 @@ requests = st.builds(
     guidance=st.none() | numbers | st.integers(0, 20),
     english_guidance=st.none() | numbers,
     clip_skip=st.integers(1, 12),
-    emphasis=texts,
-    chunks=texts,
+    rules=st.builds(
+        PromptRules,
+        st.sampled_from(["a1111", "official"]),
+        st.sampled_from(["a1111", "official"]),
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from(["kept", "full", "half"]),
+    ),
+    world=st.none() | shares,
     branch_scale=numbers,
     branch_start=shares,
     branch_end=shares,
