@@ -22,9 +22,9 @@ def test_the_picture_stays_what_it_is_to_the_last_bit(pipe, extra):
         recorded = pipe(**SAID, **CALL | extra).images
     assert torch.equal(recorded, before)
     assert torch.equal(pipe(**SAID, **CALL | extra).images, before)
-    counted = found.native.count
+    counted = dict(found.native.counts)
     pipe(**SAID, **CALL | extra)
-    assert found.native.count == counted, "nothing is left hanging"
+    assert found.native.counts == counted, "nothing is left hanging"
 
 
 def test_maps_are_the_layers_own_attention(pipe):
@@ -53,8 +53,8 @@ def test_all_attention_goes_somewhere(pipe):
     with record_attention(pipe) as found:
         pipe(**SAID, **CALL)
     for maps in (found.native, found.english):
-        assert maps.total is not None
-        whole = maps.of(range(len(maps.total)))
+        torch.testing.assert_close(maps.mean(finest=True).sum(0), torch.ones(8, 8), atol=1e-4, rtol=0)
+        whole = maps.mean().sum(0)
         assert whole.shape == (8, 8)
         torch.testing.assert_close(whole, torch.ones(8, 8), atol=1e-4, rtol=0)
 
@@ -71,9 +71,9 @@ def test_guided_and_unguided_rows_are_the_prompts_own(pipe):
     with record_attention(pipe) as composed:
         pipe(**SAID, **one, negative_prompt="模糊", english_guidance=2.0)
     for found in (guided, composed):
-        torch.testing.assert_close(found.native.total, unguided.native.total, atol=1e-5, rtol=3e-5)
+        torch.testing.assert_close(found.native.mean(), unguided.native.mean(), atol=1e-5, rtol=3e-5)
     # The backbone's encoder sees the same; its decoder sees the branch's residuals, which composed ones lack.
-    torch.testing.assert_close(guided.english.total, unguided.english.total, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(guided.english.mean(), unguided.english.mean(), atol=1e-4, rtol=1e-3)
 
 
 def test_words_are_their_tokens(pipe):
@@ -107,8 +107,11 @@ def test_words_in_later_chunks_lie_behind_inner_markers(pipe):
 def test_a_words_map_is_its_tokens_together(pipe):
     with record_attention(pipe) as found:
         pipe(**SAID, **CALL)
-    maps = found.native_words(SAID["prompt"], ["蓝色", "蓝", "色"])
-    torch.testing.assert_close(maps["蓝色"], maps["蓝"] + maps["色"])
+    for relative in (True, False):
+        maps = found.native_words(SAID["prompt"], ["蓝色", "蓝", "色"], relative=relative)
+        torch.testing.assert_close(maps["蓝色"], maps["蓝"] + maps["色"])
+    shares = found.native_words(SAID["prompt"])
+    torch.testing.assert_close(sum(shares.values()), torch.ones(8, 8))
     assert set(found.english_words(SAID["prompt_en"])) == {"a", "red", "lantern", "blue", "background"}
     with pytest.raises(UserError, match="'绿色' is not in the prompt"):
         found.native_words(SAID["prompt"], ["绿色"])
@@ -132,7 +135,7 @@ def test_what_cannot_be_told_apart_is_refused_and_leaves_nothing(pipe):
         with pytest.raises(UserError, match="say the same in all steps"), record_attention(pipe):
             pipe(prompt, **CALL)
     with pytest.raises(UserError, match="no attention was recorded"):
-        AttentionMaps().of([0])
+        AttentionMaps().mean()
     assert torch.equal(pipe(**SAID, **CALL).images, before)
 
 
