@@ -4,7 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bdm.drawing.attention_strip import attention_strip, overlay
+from bdm.drawing.attention_strip import attention_strip, draw_with_strip, overlay
+from bdm.drawing.complete import complete
+from bdm.drawing.library import Library
+from bdm.drawing.painter import Painter
+from bdm.drawing.request import FileRef, Request
 from bdm.errors import UserError
 from bdm.pipeline import modes
 from bdm.pipeline.attention import AttentionMaps, record_attention
@@ -149,3 +153,16 @@ def test_the_strip_shows_the_picture_and_a_map_for_each_word():
     shown = torch.tensor(list(overlay(picture, bright).convert("L").tobytes())).view(48, 64).float()
     assert shown[:, 40:].mean() > 2 * shown[:, :24].mean()
     assert overlay(picture, torch.ones(6, 8)).size == picture.size
+
+
+def test_a_request_is_drawn_with_its_strip(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    said = Request(**SAID, model=FileRef.to(tmp_path / "model"), steps=2, seed=5)
+    request, painter = complete(said, Library(), "fp32"), Painter("cpu")
+    (plain,) = painter.draw([request])
+    drawn, strip = draw_with_strip(painter, request, words=["蓝色"])
+    assert plain is not None
+    assert drawn.image == plain.image
+    assert strip.width > 7 * 128, "the picture, one native word and five English ones, twice as large"
+    with pytest.raises(UserError, match="'绿色' is not in the prompt"):
+        draw_with_strip(painter, request, words=["绿色"])
