@@ -18,7 +18,7 @@ from ..emoji.drawings import compose, load_drawing
 from ..emoji.words import COLOUR_NAMES, COLOURS
 from ..emoji.world import World
 from ..method.condition import NativeCondition
-from ..pipeline.attention import record_attention
+from ..pipeline.attention import Attention, record_attention
 from ..pipeline.canvas import as_tensor
 from ..speed.bridge import Bridge
 from ..text.rules import OFFICIAL
@@ -95,17 +95,16 @@ def background_attention(pipe: Any, world: World, count: int = 32, seed: int = 0
         concept = world.concepts[index]
         picture, mask = _drawn(pipe, load_drawing(concept.code, concept.look("zh")), colour, seed + i)
         name, word = concept.names["zh"], COLOURS[colour][1]["zh"]
-        maps = maps_on(pipe, picture, world.caption(index, colour, "zh"), [word, name], seed + i)
+        prompt = world.caption(index, colour, "zh")
+        maps = maps_on(pipe, picture, prompt, seed + i).native_words(prompt, [word, name], OFFICIAL)
         overlaps.append(overlap(maps[word], mask))
         shuffled.append(shuffled_overlap(maps[word], mask, seed + i))
         things.append(overlap(maps[name], mask))
     return BackgroundAttention(tuple(overlaps), tuple(shuffled), tuple(things))
 
 
-def maps_on(
-    pipe: Any, picture: Image.Image, prompt: str, words: Sequence[str], seed: int
-) -> dict[str, Tensor]:
-    """Maps of native words while the networks look at a given picture with noise on it."""
+def maps_on(pipe: Any, picture: Image.Image, prompt: str, seed: int) -> Attention:
+    """Attention while the networks look at a given picture with noise on it."""
     scheduler, encoder = pipe.scheduler, pipe.native_text_encoder
     pixels = as_tensor(picture.convert("RGB"))[None] * 2 - 1
     latents = pipe.vae.encode(pixels.to(pipe.vae.dtype)).latent_dist.mean * pipe.vae.config.scaling_factor
@@ -120,7 +119,7 @@ def maps_on(
                 pipe.unet(noisy.to(pipe.unet.dtype), t, english)
     finally:
         bridge.detach()
-    return found.native_words(prompt, words, OFFICIAL)
+    return found
 
 
 def _drawn(pipe: Any, drawing: Image.Image, colour: str, seed: int) -> tuple[Image.Image, Tensor]:

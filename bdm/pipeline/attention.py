@@ -1,7 +1,7 @@
 """Which word drew what: the cross-attention of branch and backbone, recorded while a picture is drawn.
 
 A word's map is the attention that the picture's places pay to its tokens, averaged over heads, layers and
-steps, each layer's map enlarged to the latents' size (DAAM, arXiv 2210.04885).
+steps, each layer's map enlarged to the latents' size (after DAAM, arXiv 2210.04885).
 """
 
 from __future__ import annotations
@@ -30,33 +30,37 @@ class AttentionMaps:
     """What a network's cross-attentions looked at.
 
     Attributes:
-        total: (L, h, w) sum over all that was recorded; None before anything was.
-        count: how many layers in how many steps that were.
+        sums: by height and width of the layers: (L, h, w) sums over all that was recorded, of the latents'
+            size.
+        counts: likewise how many layers in how many steps that were.
     """
 
-    total: Tensor | None = None
-    count: int = 0
+    sums: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    counts: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def add(self, probabilities: Tensor, size: tuple[int, int]) -> None:
         """Add (n, L) attention of the n places of a layer to L tokens, for latents of a size."""
-        height, width = _places(len(probabilities), size)
-        grid = probabilities.T.reshape(1, -1, height, width)
-        maps = interpolate(grid, size, mode="bilinear")[0].cpu()
-        if self.total is None or self.total.shape != maps.shape:
-            self.total, self.count = maps, 0
-        else:
-            self.total += maps
-        self.count += 1
+        layer = _places(len(probabilities), size)
+        maps = interpolate(probabilities.T.reshape(1, -1, *layer), size, mode="bilinear")[0].cpu()
+        if any(known.shape != maps.shape for known in self.sums.values()):
+            self.sums, self.counts = {}, {}
+        self.sums[layer] = self.sums[layer] + maps if layer in self.sums else maps
+        self.counts[layer] = self.counts.get(layer, 0) + 1
 
-    def of(self, positions: Sequence[int]) -> Tensor:
-        """(h, w) map of the tokens at some positions, their attention added up.
+    def mean(self, finest: bool = False) -> Tensor:
+        """(L, h, w) attention of each place to each token; what it pays to all tokens is 1.
+
+        Args:
+            finest: of the layers with the most places alone.
 
         Raises:
             UserError: nothing was recorded.
         """
-        if self.total is None:
+        if not self.sums:
             raise UserError("no attention was recorded; draw a picture inside the block")
-        return self.total[list(positions)].sum(0) / self.count
+        layers = [max(self.sums)] if finest else list(self.sums)
+        total: Tensor = sum(self.sums[layer] for layer in layers)  # pyright: ignore[reportAssignmentType]
+        return total / sum(self.counts[layer] for layer in layers)
 
 
 @dataclass
@@ -73,7 +77,12 @@ class Attention:
     english: AttentionMaps = field(default_factory=AttentionMaps)
 
     def native_words(
-        self, prompt: str, words: Sequence[str] | None = None, rules: PromptRules = A1111
+        self,
+        prompt: str,
+        words: Sequence[str] | None = None,
+        rules: PromptRules = A1111,
+        relative: bool = True,
+        finest: bool = True,
     ) -> dict[str, Tensor]:
         """Maps (h, w) of words of the native prompt.
 
@@ -81,14 +90,24 @@ class Attention:
             prompt: that the picture was drawn for.
             words: parts of it; by default what stands between punctuation.
             rules: by which the prompt was read.
+            relative: of what each place pays to all of the prompt's words, the share that goes to this one;
+                False gives the attention itself, most of which goes to markers and padding, and more of the
+                rest to any word where there is something to draw.
+            finest: of the layers with the most places alone, which say best where; False takes all.
 
         Raises:
             UserError: a word that is not in it, or nothing was recorded.
         """
-        return _maps(self.native, read_native(prompt, self.pipe.native_text_encoder, rules), words)
+        tokens = read_native(prompt, self.pipe.native_text_encoder, rules)
+        return _maps(self.native.mean(finest), tokens, words, relative)
 
     def english_words(
-        self, prompt: str, words: Sequence[str] | None = None, rules: PromptRules = A1111
+        self,
+        prompt: str,
+        words: Sequence[str] | None = None,
+        rules: PromptRules = A1111,
+        relative: bool = True,
+        finest: bool = True,
     ) -> dict[str, Tensor]:
         """Maps (h, w) of words of the English prompt; by default of all of them.
 
@@ -96,7 +115,7 @@ class Attention:
             UserError: see ``native_words``.
         """
         tokens = read_english(prompt, self.pipe.text_encoder, self.pipe.tokenizer, rules)
-        return _maps(self.english, tokens, words)
+        return _maps(self.english.mean(finest), tokens, words, relative)
 
 
 @contextmanager
@@ -183,6 +202,12 @@ def _places(count: int, size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _maps(recorded: AttentionMaps, tokens: ReadTokens, words: Sequence[str] | None) -> dict[str, Tensor]:
+def _maps(mean: Tensor, tokens: ReadTokens, words: Sequence[str] | None, relative: bool) -> dict[str, Tensor]:
     chosen = tokens.words() if words is None else words
-    return {word: recorded.of(tokens.positions(word)) for word in chosen}
+    maps = {word: mean[tokens.positions(word)].sum(0) for word in chosen}
+    if not relative:
+        return maps
+    content = {place for word in tokens.words() for place in tokens.positions(word)}
+    content |= {place for word in chosen for place in tokens.positions(word)}
+    whole = mean[sorted(content)].sum(0)
+    return {word: each / whole.clamp(min=1e-12) for word, each in maps.items()}

@@ -4,7 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bdm.drawing.attention_strip import attention_strip, overlay
+from bdm.drawing.attention_strip import attention_strip, draw_with_strip, overlay
+from bdm.drawing.complete import complete
+from bdm.drawing.library import Library
+from bdm.drawing.painter import Painter
+from bdm.drawing.request import FileRef, Request
 from bdm.errors import UserError
 from bdm.pipeline import modes
 from bdm.pipeline.attention import AttentionMaps, record_attention
@@ -22,9 +26,9 @@ def test_the_picture_stays_what_it_is_to_the_last_bit(pipe, extra):
         recorded = pipe(**SAID, **CALL | extra).images
     assert torch.equal(recorded, before)
     assert torch.equal(pipe(**SAID, **CALL | extra).images, before)
-    counted = found.native.count
+    counted = dict(found.native.counts)
     pipe(**SAID, **CALL | extra)
-    assert found.native.count == counted, "nothing is left hanging"
+    assert found.native.counts == counted, "nothing is left hanging"
 
 
 def test_maps_are_the_layers_own_attention(pipe):
@@ -53,8 +57,8 @@ def test_all_attention_goes_somewhere(pipe):
     with record_attention(pipe) as found:
         pipe(**SAID, **CALL)
     for maps in (found.native, found.english):
-        assert maps.total is not None
-        whole = maps.of(range(len(maps.total)))
+        torch.testing.assert_close(maps.mean(finest=True).sum(0), torch.ones(8, 8), atol=1e-4, rtol=0)
+        whole = maps.mean().sum(0)
         assert whole.shape == (8, 8)
         torch.testing.assert_close(whole, torch.ones(8, 8), atol=1e-4, rtol=0)
 
@@ -71,9 +75,9 @@ def test_guided_and_unguided_rows_are_the_prompts_own(pipe):
     with record_attention(pipe) as composed:
         pipe(**SAID, **one, negative_prompt="模糊", english_guidance=2.0)
     for found in (guided, composed):
-        torch.testing.assert_close(found.native.total, unguided.native.total, atol=1e-5, rtol=3e-5)
+        torch.testing.assert_close(found.native.mean(), unguided.native.mean(), atol=1e-5, rtol=3e-5)
     # The backbone's encoder sees the same; its decoder sees the branch's residuals, which composed ones lack.
-    torch.testing.assert_close(guided.english.total, unguided.english.total, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(guided.english.mean(), unguided.english.mean(), atol=1e-4, rtol=1e-3)
 
 
 def test_words_are_their_tokens(pipe):
@@ -107,8 +111,11 @@ def test_words_in_later_chunks_lie_behind_inner_markers(pipe):
 def test_a_words_map_is_its_tokens_together(pipe):
     with record_attention(pipe) as found:
         pipe(**SAID, **CALL)
-    maps = found.native_words(SAID["prompt"], ["蓝色", "蓝", "色"])
-    torch.testing.assert_close(maps["蓝色"], maps["蓝"] + maps["色"])
+    for relative in (True, False):
+        maps = found.native_words(SAID["prompt"], ["蓝色", "蓝", "色"], relative=relative)
+        torch.testing.assert_close(maps["蓝色"], maps["蓝"] + maps["色"])
+    shares = found.native_words(SAID["prompt"])
+    torch.testing.assert_close(sum(shares.values()), torch.ones(8, 8))
     assert set(found.english_words(SAID["prompt_en"])) == {"a", "red", "lantern", "blue", "background"}
     with pytest.raises(UserError, match="'绿色' is not in the prompt"):
         found.native_words(SAID["prompt"], ["绿色"])
@@ -132,7 +139,7 @@ def test_what_cannot_be_told_apart_is_refused_and_leaves_nothing(pipe):
         with pytest.raises(UserError, match="say the same in all steps"), record_attention(pipe):
             pipe(prompt, **CALL)
     with pytest.raises(UserError, match="no attention was recorded"):
-        AttentionMaps().of([0])
+        AttentionMaps().mean()
     assert torch.equal(pipe(**SAID, **CALL).images, before)
 
 
@@ -146,3 +153,16 @@ def test_the_strip_shows_the_picture_and_a_map_for_each_word():
     shown = torch.tensor(list(overlay(picture, bright).convert("L").tobytes())).view(48, 64).float()
     assert shown[:, 40:].mean() > 2 * shown[:, :24].mean()
     assert overlay(picture, torch.ones(6, 8)).size == picture.size
+
+
+def test_a_request_is_drawn_with_its_strip(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    said = Request(**SAID, model=FileRef.to(tmp_path / "model"), steps=2, seed=5)
+    request, painter = complete(said, Library(), "fp32"), Painter("cpu")
+    (plain,) = painter.draw([request])
+    drawn, strip = draw_with_strip(painter, request, words=["蓝色"])
+    assert plain is not None
+    assert drawn.image == plain.image
+    assert strip.width > 7 * 128, "the picture, one native word and five English ones, twice as large"
+    with pytest.raises(UserError, match="'绿色' is not in the prompt"):
+        draw_with_strip(painter, request, words=["绿色"])
