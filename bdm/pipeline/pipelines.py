@@ -165,6 +165,7 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             refuse_branch_settings(
                 branch_scale=(branch_scale, 1.0), branch_start=(branch_start, 0.0),
                 branch_end=(branch_end, 1.0), english_guidance=(english_guidance, None),
+                branch_schedule=(branch_schedule, None), world=(world, None),
                 beside=(beside or None, None), approximation=(approximation, EXACT),
             )  # fmt: skip
         each = as_count(num_images_per_prompt)
@@ -196,8 +197,9 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
 
         steps = step_count(inputs, stock_inputs(super().__call__))
         prompts = read_prompts(
-            native, english, steps, prompt_rules, self.plugins, self.text_encoder is not None
-        )
+            native, english, steps, prompt_rules, self.plugins, self.text_encoder is not None,
+            self._native_rules(prompt_rules),
+        )  # fmt: skip
 
         def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
             ours = prompts.take(chosen)

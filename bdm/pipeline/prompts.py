@@ -137,7 +137,13 @@ class ChosenPrompts:
 
 
 def read_prompts(
-    native: TextPairs, english: TextPairs, steps: int, rules: PromptRules, plugins: Plugins, routed: bool
+    native: TextPairs,
+    english: TextPairs,
+    steps: int,
+    rules: PromptRules,
+    plugins: Plugins,
+    routed: bool,
+    native_rules: PromptRules | None = None,
 ) -> Prompts:
     """Read the texts of a call.
 
@@ -148,6 +154,7 @@ def read_prompts(
         rules: how they are read.
         plugins: whose names and words prompts may hold.
         routed: whether the pipeline has an English text encoder that words could be told.
+        native_rules: how native ones are read where that differs.
 
     Raises:
         UserError: the languages join other numbers of prompts, or an adapter is named that is not attached.
@@ -158,8 +165,8 @@ def read_prompts(
     scripts = []
     for i in range(len(native)):
         four = [
-            _read(side, i, steps, rules, pairs is native, side is pairs.positive)
-            for pairs in (native, english)
+            _read(side, i, steps, by, pairs is native, side is pairs.positive)
+            for pairs, by in ((native, native_rules or rules), (english, rules))
             for side in (pairs.positive, pairs.negative)
         ]
         scripts.append(PictureScript(*four))

@@ -231,6 +231,8 @@ def load_released_connector(
         with torch.device("meta"):
             connector = _outline(system, tensors, norms, path)
         shapes = {name: tensor.shape for name, tensor in connector.state_dict().items()}
+    except UserError:
+        raise
     except (KeyError, ValueError, IndexError, AssertionError):
         shapes, connector = {}, None
     if connector is None or shapes != {name: tensor.shape for name, tensor in tensors.items()}:

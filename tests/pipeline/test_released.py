@@ -177,7 +177,8 @@ def test_without_an_english_encoder_an_english_prompt_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"branch_scale": 0.5}, {"branch_start": 0.1}, {"english_guidance": 2.0},
+    [{"branch_scale": 0.5}, {"branch_start": 0.1}, {"english_guidance": 2.0}, {"world": 0.5},
+     {"branch_schedule": "0:0.2:0"},
      {"approximation": bdm.Approximation(branch_every=2)}],
 )  # fmt: skip
 def test_what_only_a_branch_does_is_refused(setting, tmp_path):
