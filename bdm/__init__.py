@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .drawing.draw import draw
+    from .drawing.request import FileRef, Mode, PluginUse, Request
     from .errors import UserError
     from .method.branch import BranchModel, BranchOutput
     from .method.condition import NativeCondition
@@ -29,6 +31,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Approximation": "speed.approximate",
+    "FileRef": "drawing.request",
+    "Mode": "drawing.request",
+    "PluginUse": "drawing.request",
+    "Request": "drawing.request",
+    "draw": "drawing.draw",
     "BranchModel": "method.branch",
     "BranchOutput": "method.branch",
     "Bridge": "speed.bridge",
@@ -55,13 +62,18 @@ __all__ = [
     "BridgeImg2ImgPipeline",
     "BridgeInpaintPipeline",
     "BridgePipeline",
+    "FileRef",
+    "Mode",
     "NativeCondition",
     "NativeTextEncoder",
     "NativeTextSettings",
     "Plugin",
+    "PluginUse",
     "Plugins",
     "PromptRules",
+    "Request",
     "UserError",
+    "draw",
     "make_scheduler",
 ]
 

@@ -25,6 +25,9 @@ class UserError(ValueError):
     ordinary ``ValueError``. Messages quote names and texts of files, so they are made ``printable``.
     """
 
+    #: With which command-line entry points end.
+    status = 2
+
     def __init__(self, message: object) -> None:
         super().__init__(printable(message, LONGEST_MESSAGE))
 

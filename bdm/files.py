@@ -17,6 +17,11 @@ from .errors import UserError
 LONGEST_NAME = 255
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be worked out again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdm"
+
+
 @contextmanager
 def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
     """Gives a place beside ``path``; the file or folder that the ``with`` block makes there becomes ``path``.

@@ -15,7 +15,6 @@ from transformers import CLIPTextModel
 
 from bdm.formats import names
 from bdm.method.branch import BranchModel
-from bdm.models import backbone
 from bdm.models.noise_schedule import SD15_SCHEDULE
 from bdm.pipeline import BridgePipeline
 from bdm.text.native import NativeTextEncoder
@@ -72,8 +71,9 @@ def own_cache(tmp_path_factory):
     """The user's cache is left alone."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone, "cache_folder", lambda: folder)
-        yield folder
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        (folder / "bdm").mkdir()
+        yield folder / "bdm"
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from PIL import Image
 
 from bdm import extras
 from bdm.cli import main
-from bdm.cli.draw import DEFAULT_MODEL
 from bdm.data.shards import expand_urls
 from bdm.drawing.grid import label_font
+from bdm.drawing.library import DEFAULT_MODEL
 from bdm.emoji.world import World
 from bdm.errors import UserError
 from bdm.extras import PACKAGES, require_packages

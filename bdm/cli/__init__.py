@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from ..errors import UserError, printable
-from . import corpus, draw, files, measure, train
+from . import corpus, draw, files, measure, pictures, train
 from .heavy import leave, own_process
 
 #: What a shell reports for a program that a closed pipe ended.
@@ -23,7 +23,8 @@ _PIPE_CLOSED = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command. Returns the exit status: 0, or 2 after a mistake that one line explains.
+    """Run a sub-command. Returns the exit status: 0, 2 after a mistake that one line explains, or 3 where
+    some rows of a file could not be drawn and others were.
 
     Where nobody reads what it prints any more, as with ``| head``, it ends quietly with 141.
     """
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()
     except UserError as error:
-        return _ended(2, f"error: {' '.join(str(error).split())}")
+        return _ended(error.status, f"error: {' '.join(str(error).split())}")
     except OSError as error:  # a path that the system refuses, wherever it was used
         if _nobody_reads():
             return _PIPE_CLOSED
@@ -110,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, corpus, draw, measure, files):
+    for group in (train, corpus, draw, pictures, measure, files):
         group.add_commands(commands)
     return parser
 

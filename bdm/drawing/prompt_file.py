@@ -1,160 +1,201 @@
-"""Prompt files: a picture for each line. A line that cannot be read ends none of the others."""
+"""Prompt files: a picture for each row. A row that cannot be read ends none of the others."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, first_line, printable
-from ..pipeline.groups import as_seed
-from ..text.chunks import refuse_half_characters
+from ..errors import UserError, first_line, quoted
+from .encodings import TextFile, read_text
+from .prompt_lines import read_line
+from .row_words import our_name, read_row
+from .typed_json import has_half_characters
 
-#: What a line of a .jsonl file may say of its picture.
-_TEXTS = ("prompt", "negative", "prompt_en", "negative_en")
 _EXAMPLE = 'give an object such as {"prompt": "红灯笼"}'
-#: How files in UTF-8 and UTF-16 may begin.
-_UTF8, _UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+#: Texts of a row of BDM-870: file, Chinese, English, long Chinese, long English, type, category.
+_BDM870 = 7
 
 
 @dataclass(frozen=True)
-class Request:
-    """One picture to draw, and the file it becomes.
+class Row:
+    """A row of a prompt file.
 
     Attributes:
-        line: of the prompt file, counted from 1; 0 where there is none.
+        where: "line 3", "item 3".
+        said: what it says of its picture, under the names of a request's fields; with ``file`` and ``count``
+            beside them, where it says these.
+        wrong: why it cannot be read, else "".
     """
 
-    path: Path
-    seed: int
-    prompt: str
-    negative: str = ""
-    prompt_en: str = ""
-    negative_en: str = ""
-    line: int = field(default=0, compare=False)
+    where: str
+    said: Mapping[str, Any]
+    wrong: str = ""
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What gave no picture, and why: "line 3", "is not JSON ..."."""
+class BDM870:
+    """What is taken of the rows of the BDM-870 benchmark.
 
-    what: str
-    why: str
+    Attributes:
+        long: the long prompts.
+        translations: the English texts too, for the backbone.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.what} {self.why}"
+    long: bool = False
+    translations: bool = False
+
+    def said(self, row: list[Any]) -> dict[str, Any]:
+        """What a row says.
+
+        Raises:
+            UserError: it is no row of this benchmark.
+        """
+        if len(row) != _BDM870 or not all(isinstance(text, str) for text in row):
+            raise UserError(
+                f"is a list of {len(row)}; a row of BDM-870 has {_BDM870} texts (file, Chinese, English, long"
+                " Chinese, long English, type, category)"
+            )
+        first = 3 if self.long else 1
+        english = {"prompt_en": row[first + 1]} if self.translations else {}
+        return {"prompt": row[first], "file": Path(row[0]).stem, **english}
 
 
-def read_requests(
-    file: Path,
-    folder: Path,
-    seed: int,
-    count: int = 1,
-    texts: Mapping[str, str] | None = None,
-    failed: list[Failure] | None = None,
-) -> list[Request]:
-    """The pictures that a prompt file asks for.
+def read_prompt_file(path: Path, bdm870: BDM870 | None = None) -> list[Row]:
+    """The rows of a prompt file, in its order, those that cannot be read among them.
 
     Args:
-        file: UTF-8 text with a native prompt in each line; or, ending in .jsonl, an object in each line with
-            ``prompt`` and, where wanted, ``negative``, ``prompt_en``, ``negative_en`` and ``seed``. Line
-            feeds and carriage returns end a line, nothing else does. Empty lines count for nothing.
-        folder: where the pictures go: ``00000.png`` is the first line's, or ``00000-0.png`` where a line has
-            several. A line that cannot be read keeps its number.
-        seed: picture i of the file uses seed + i, unless its line says otherwise.
-        count: pictures for each line.
-        texts: texts of lines that do not say their own.
-        failed: gets the lines that cannot be read; without it the first one is an error.
+        path: JSON (``.json``: a list), JSON lines (``.jsonl``), a table with a header (``.csv``, ``.tsv``),
+            or text with a prompt or A1111's options in each line; in UTF-8 with or without a mark, UTF-16
+            with one, or GB18030. In lines only line feeds and carriage returns end one, and empty ones count
+            for nothing.
+        bdm870: what is taken of rows that are lists.
 
     Raises:
-        UserError: an unreadable file, one without any line; a line that cannot be read.
+        UserError: a file that cannot be read, or without any row.
     """
-    read = _read_object if file.suffix.lower() == ".jsonl" else _read_prompt
-    requests: list[Request] = []
-    index = -1
-    for index, (number, line) in enumerate(_lines(file)):
-        try:
-            said: dict[str, Any] = {**(texts or {}), **read(line)}
-            seeds = _seeds(said.pop("seed", seed + index * count), count)
-        except UserError as error:
-            if failed is None:
-                raise UserError(f"{file}, line {number} {error}") from None
-            failed.append(Failure(f"line {number}", str(error)))
-            continue
-        names = [f"{index:05d}.png"] if count == 1 else [f"{index:05d}-{i}.png" for i in range(count)]
-        requests += [
-            Request(folder / name, each, **said, line=number) for name, each in zip(names, seeds, strict=True)
-        ]
-    if index < 0:
-        raise UserError(f"{file} holds no prompt; give one in each line")
-    return requests
+    file = read_text(path)
+    bdm870 = bdm870 or BDM870()
+    readers = {
+        ".json": lambda: _json(file, bdm870),
+        ".jsonl": lambda: _json_lines(file, bdm870),
+        ".ndjson": lambda: _json_lines(file, bdm870),
+        ".csv": lambda: _table(file),
+        ".tsv": lambda: _table(file),
+    }
+    rows = list(readers.get(path.suffix.lower(), lambda: _text(file))())
+    if not rows:
+        raise UserError(f"{path} holds no prompt; give one in each line")
+    return rows
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not empty, with their numbers."""
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """The lines that are not empty, each with its name."""
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+        if line.strip():
+            yield f"line {number}", line
+
+
+def _row(where: str, read: Any, *arguments: Any) -> Row:
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error.strerror or error}); give a UTF-8 text file with a prompt in each"
-            " line"
-        ) from None
-    if content.startswith(_UTF16):
-        raise UserError(f"{file} is in UTF-16; save it as UTF-8")
-    for number, line in enumerate(content.removeprefix(_UTF8).splitlines(), 1):
-        if line.decode("utf-8", "replace").strip():
-            yield number, line
-
-
-def _seeds(first: int, count: int) -> list[int]:
-    try:
-        return [as_seed(first + i) for i in range(count)]
+        return Row(where, read(*arguments))
     except UserError as error:
-        raise UserError(f"asks for {error}") from None
+        return Row(where, {}, str(error))
 
 
-def _read_prompt(line: bytes) -> dict[str, Any]:
-    return {"prompt": _decoded(line).strip()}
+def _text(file: TextFile) -> Iterator[Row]:
+    for where, line in _lines(file.text):
+        yield _row(where, _read_text, line, file.encoding)
 
 
-def _decoded(line: bytes) -> str:
+def _read_text(line: str, encoding: str) -> dict[str, Any]:
+    _refuse_other_bytes(line, encoding)
+    return read_line(line)
+
+
+def _refuse_other_bytes(text: str, encoding: str) -> None:
+    if has_half_characters(text):
+        name = {"utf-8": "UTF-8", "gb18030": "GB18030"}.get(encoding, "UTF-16")
+        place = next(i for i, character in enumerate(text, 1) if "\ud800" <= character <= "\udfff")
+        raise UserError(f"is no {name} (at character {place}); save the file as UTF-8")
+
+
+def _json_lines(file: TextFile, bdm870: BDM870) -> Iterator[Row]:
+    for where, line in _lines(file.text):
+        yield _row(where, _read_json_line, line, file.encoding, bdm870)
+
+
+def _read_json_line(line: str, encoding: str, bdm870: BDM870) -> dict[str, Any]:
+    _refuse_other_bytes(line, encoding)
+    return _read_item(_loads(line), bdm870)
+
+
+def _loads(text: str) -> Any:
     try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"is no UTF-8 ({error.reason} at byte {error.start + 1}); save the file as UTF-8"
-        ) from None
-
-
-def _read_object(line: bytes) -> dict[str, Any]:
-    """A line of a .jsonl file, checked."""
-    text = _decoded(line)
-    try:
-        said = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of more digits than Python reads
         raise UserError(f"is not JSON ({first_line(error)}); {_EXAMPLE}") from None
-    if not isinstance(said, dict) or not said.get("prompt"):
+
+
+def _json(file: TextFile, bdm870: BDM870) -> Iterator[Row]:
+    try:
+        _refuse_other_bytes(file.text, file.encoding)
+        content = _loads(file.text)
+    except UserError as error:
+        raise UserError(f"{file.path} {error}") from None
+    items = content if isinstance(content, list) else [content]
+    if len(items) == _BDM870 and all(isinstance(item, str) for item in items):
+        raise UserError(f"{file.path} is one list of {_BDM870} texts; give a list of such lists")
+    for number, item in enumerate(items, 1):
+        yield _row(f"item {number}", _read_item, item, bdm870)
+
+
+def _read_item(item: Any, bdm870: BDM870) -> dict[str, Any]:
+    if isinstance(item, list) and item:
+        item = bdm870.said(item)
+    elif isinstance(item, str):
+        item = {"prompt": item}
+    if not isinstance(item, dict):
         raise UserError(f"has no prompt; {_EXAMPLE}")
-    for key, value in said.items():
-        _check(key, value)
-    return said
+    return read_row(item)
 
 
-def _check(key: str, value: Any) -> None:
-    """Refuse what a line may not say.
+def _table(file: TextFile) -> Iterator[Row]:
+    header = file.text.lstrip("\r\n").split("\n", 1)[0]
+    delimiter = "\t" if file.path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    # Only these end a line; csv would take others in Python's texts for ends as well.
+    reader = csv.reader(io.StringIO(file.text, newline=""), delimiter=delimiter, strict=True)
+    names = [name.strip() for name in next(_cells(reader, file.path), [])]
+    if names and "prompt" not in map(our_name, names):
+        shown = ", ".join(map(quoted, names[:10]))
+        raise UserError(
+            f"{file.path}: its first line names {shown}, none of which is prompt; give a header such as"
+            " prompt,negative,seed"
+        )
+    first = reader.line_num + 1
+    for cells in _cells(reader, file.path):
+        if any(cell.strip() for cell in cells):
+            yield _row(f"line {first}", _read_cells, names, cells, file.encoding)
+        first = reader.line_num + 1
 
-    Raises:
-        UserError: another key, a value of another kind, a text that no file takes.
-    """
-    if key not in (*_TEXTS, "seed"):
-        raise UserError(f"says {printable(key, 60)!r}; allowed are {', '.join(_TEXTS)} and seed")
-    if type(value) is not (int if key == "seed" else str):
-        wanted = "a whole number" if key == "seed" else "a text"
-        raise UserError(f"says that {key} is {printable(repr(value), 60)}; give {wanted}")
-    if isinstance(value, str):
-        try:
-            refuse_half_characters(value)
-        except UserError as error:
-            raise UserError(f"is no text: {error}") from None
+
+def _cells(reader: Any, path: Path) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {first_line(error)}; mend the table") from None
+
+
+def _read_cells(names: list[str], cells: list[str], encoding: str) -> dict[str, Any]:
+    if any(cell.strip() for cell in cells[len(names) :]):
+        raise UserError(
+            f"has {len(cells)} cells and the first line {len(names)}; put texts with commas into quotes"
+        )
+    for cell in cells:
+        _refuse_other_bytes(cell, encoding)
+    return read_row(dict(zip(names, cells, strict=False)), texts=True)

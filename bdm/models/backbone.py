@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_write, cache_folder
 from ..formats.checkpoint import PREFIXES, Parts, build_part, read_parts, read_vae
 from ..formats.choice import FileChoice
 from ..formats.load_options import Dtype, FileKeywords, LoadOptions, read_options
@@ -167,11 +167,6 @@ def _tokenizer(path: Path, text_encoder: Any) -> CLIPTokenizer:
         return read_clip_tokenizer(folder)
     rows = text_encoder.get_input_embeddings().weight.shape[0]
     return read_clip_tokenizer(folder, rows, text_encoder.config.max_position_embeddings)
-
-
-def cache_folder() -> Path:
-    """Where things are kept that can be worked out again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdm"
 
 
 @torch.no_grad()

@@ -118,9 +118,18 @@ class ChosenPrompts:
             stages=() if self.native.one is not None else stages,
         )
 
-    def step_texts(self, features: StagedFeatures, images: int, steps: Any) -> StepTexts | None:
-        """What changes the UNet's texts from step to step; None where nothing does."""
-        if self.english.one is not None and not self.joined:
+    def step_texts(
+        self, features: StagedFeatures, images: int, steps: Any, constant: bool
+    ) -> StepTexts | None:
+        """What changes the UNet's texts from step to step; None where nothing does.
+
+        Args:
+            features: that the UNet reads.
+            images: pictures of each prompt.
+            steps: gives the pipeline's timesteps.
+            constant: the features are the same in all stages.
+        """
+        if constant and not self.joined:
             return None
         return StepTexts(
             self.script.ends, self.script.weights, features.positive, features.negative, images, steps

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class TextsMixin:
     """How a bilingual pipeline reads its prompts."""
 
     unet: Any
+    branch: Any
     text_encoder: Any
     tokenizer: Any
     native_text_encoder: NativeTextEncoder | None
@@ -71,7 +73,9 @@ class TextsMixin:
     def _english_length(self, script: PictureScript, rules: PromptRules) -> int:
         if self.tokenizer is None or self.text_encoder is None:
             return 0
-        return script.chunks(False, lambda text: english_chunks(text, self.tokenizer, rules))
+        length = script.chunks(False, lambda text: english_chunks(text, self.tokenizer, rules))
+        # Without a branch English that says nothing is left out, and the features are shorter.
+        return length if self.branch is not None or any(script.texts(native=False)) else -1
 
     def encode_prompt(
         self,
@@ -130,7 +134,16 @@ class TextsMixin:
     ) -> tuple[Tensor, Tensor | None]:
         if not guided and self.native_text_encoder is None and pairs.only_positive is not None:
             return pairs.only_positive, None
-        return encode_pairs(pairs, lambda texts: self._encode_native(texts, rules), "negative_prompt_embeds")
+        encode = partial(self._encode_native, rules=rules)
+        return encode_pairs(pairs, encode, "negative_prompt_embeds", self._encoded_together(pairs, rules))
+
+    def _encoded_together(self, pairs: TextPairs, rules: PromptRules) -> bool:
+        """Whether texts may differ in length; where they cannot, stock pipelines encode both sides apart."""
+        encoder = self.native_text_encoder
+        if encoder is None or encoder.settings.max_chunks > 1:
+            return True
+        texts = [text for side in (pairs.positive, pairs.negative) if isinstance(side, list) for text in side]
+        return any(encoder.chunks(text, rules) > 1 for text in texts)
 
     def _encode_native(self, texts: list[str], rules: PromptRules = A1111) -> Tensor:
         if self.native_text_encoder is None:

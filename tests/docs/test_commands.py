@@ -139,7 +139,9 @@ def options_of_all():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_in_sentences(page):
-    named = set(re.findall(r"(?<![\w=-])--[a-z][\w-]+", page.read_text(encoding="utf-8")))
+    # What a prompt file says in its lines is A1111's.
+    text = re.sub(r"^```text\n.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    named = set(re.findall(r"(?<![\w=-])--[a-z][\w-]+", text))
     assert named <= options_of_all()
 
 

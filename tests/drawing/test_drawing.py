@@ -1,6 +1,5 @@
-"""Prompt files: which pictures they ask for, and that no picture depends on what is drawn beside it."""
+"""Drawing prompt files: no picture depends on what is drawn beside it, or ends another."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,56 +9,8 @@ import pytest
 from PIL import Image
 
 from bdm.cli import main
-from bdm.drawing.requests import Request, missing, read_requests
-from bdm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_lines_become_requests(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text("\ufeff红灯笼，蓝色背景\n\n  月饼 \n", encoding="utf-8")
-    texts = {"negative": "模糊"}
-    assert read_requests(file, Path("out"), 7, texts=texts) == [
-        Request(Path("out/00000.png"), 7, "红灯笼，蓝色背景", "模糊"),
-        Request(Path("out/00001.png"), 8, "月饼", "模糊"),
-    ]
-    paths = [(str(r.path), r.seed) for r in read_requests(file, Path("out"), 7, count=2)]
-    assert paths == [
-        ("out/00000-0.png", 7),
-        ("out/00000-1.png", 8),
-        ("out/00001-0.png", 9),
-        ("out/00001-1.png", 10),
-    ]
-
-
-def test_objects_say_their_own_texts_and_seed(tmp_path):
-    file = tmp_path / "prompts.jsonl"
-    rows = [{"prompt": "龙", "negative": "", "seed": 5}, {"prompt": "龙", "prompt_en": "ink"}]
-    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
-    first, second = read_requests(
-        file, Path("out"), 0, texts={"negative": "模糊", "prompt_en": "", "negative_en": "ugly"}
-    )
-    assert first == Request(Path("out/00000.png"), 5, "龙", "", "", "ugly")
-    assert second == Request(Path("out/00001.png"), 1, "龙", "模糊", "ink", "ugly")
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 1 is not JSON"),
-        ("[]", "has no prompt"),
-        ('{"prompt": ""}', "has no prompt"),
-        ('{"prompt": "a", "promt_en": ""}', "says 'promt_en'; allowed are prompt, negative"),
-        ('{"prompt": "a", "seed": "1"}', "seed is '1'; give a whole number"),
-        ('{"prompt": 3}', "prompt is 3; give a text"),
-        ("", "holds no prompt"),
-    ],
-)
-def test_other_lines_are_refused(tmp_path, line, message):
-    (tmp_path / "prompts.jsonl").write_text(line)
-    with pytest.raises(UserError, match=message):
-        read_requests(tmp_path / "prompts.jsonl", tmp_path, 0)
 
 
 @pytest.fixture
@@ -98,8 +49,17 @@ def test_pictures_are_the_same_alone_in_batches_and_when_drawn_again(folder, cap
     assert all(path.stat().st_mtime_ns == time for path, time in times.items()), (
         "what is there is not drawn again"
     )
-    assert not missing(read_requests(folder / "prompts.txt", folder / "a", 0))
-    assert "5 pictures in a" in capsys.readouterr().out
+    assert "5 pictures in a: 1 drawn, 4 kept\n" in capsys.readouterr().out
+    # What changed in the file is drawn in place of what is there, and said.
+    (folder / "prompts.txt").write_text("龙\n月饼\n虎\n红包\n龙\n马\n", encoding="utf-8")
+    assert main(["infer", *COMMAND, "--batch", "2", "--out", "a"]) == 0
+    assert "6 pictures in a: 1 drawn, 1 redrawn, 4 kept\n" in capsys.readouterr().out
+    changed = {name for name, one in pixels("a").items() if abs(one - drawn.get(name, 0)).max() > 1}
+    assert changed == {"00002.png", "00005.png"}
+    assert main(["infer", *COMMAND, "--out", "a", "--steps", "3"]) == 0
+    assert "6 pictures in a: 6 redrawn\n" in capsys.readouterr().out
+    assert main(["infer", *COMMAND, "--out", "a", "--steps", "3", "--redraw"]) == 0
+    assert "6 pictures in a: 6 redrawn\n" in capsys.readouterr().out
 
 
 def test_processes_share_the_pictures(folder):
@@ -146,9 +106,9 @@ def test_odd_lines_end_none_of_the_others(folder, capsys, batch):
     (folder / "odd.JSONL").write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
     options = ["--prompts", "odd.JSONL", "--model", "model", "--steps", "2", "--out", "a", "--batch", batch]
     code, said = status(capsys, *options)
-    assert code == 2
+    assert code == 3
     assert sorted(path.name for path in (folder / "a").iterdir()) == ["00000.png", "00005.png"]
-    assert said[-2] == "2 pictures in a"
+    assert said[-2] == "2 pictures in a: 2 drawn, 5 failed"
     assert said[-1].startswith("error: 5 gave no picture and 2 did: line 2 is no text")
     for number in (2, 3, 4, 5, 7):
         assert f"line {number} " in said[-1]
@@ -159,16 +119,16 @@ def test_odd_lines_end_none_of_the_others(folder, capsys, batch):
     # Mended, the lines are drawn under their numbers, and only they.
     times = {path: path.stat().st_mtime_ns for path in (folder / "a").iterdir()}
     (folder / "odd.JSONL").write_text("\n".join(['{"prompt": "龙"}'] * 7), encoding="utf-8")
-    assert status(capsys, *options) == (0, ["7 pictures in a"])
-    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert status(capsys, *options) == (0, ["7 pictures in a: 5 drawn, 1 redrawn, 1 kept"])
+    assert (folder / "a/00000.png").stat().st_mtime_ns == times[folder / "a/00000.png"]
 
 
 def test_what_every_line_fails_of_is_said_once(folder, capsys):
     code, said = status(capsys, *COMMAND, "--out", "a", "--height", "30")
     assert code == 2
-    assert len(said) == 1
-    assert "height 30 is not a positive multiple of 8" in said[0]
-    assert "so does every other line" in said[0]
+    assert said[:-1] == ["0 pictures in a: 5 failed"]
+    assert "height 30 is not a positive multiple of 8" in said[-1]
+    assert "so does every other line" in said[-1]
     code, said = status(capsys, *COMMAND, "--out", "a", "--branch-scale", "1e30")
     assert code == 2
     assert "branch_scale 1e+30 is larger than what" in said[-1]
@@ -181,8 +141,8 @@ def test_processes_name_the_failures_of_all(folder):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "infer.py")]
     options = ["--prompts", "odd.txt", "--model", "model", "--steps", "2", "--batch", "1", "--device", "cpu"]
     run = subprocess.run([*launch, *options, "--out", "a"], capture_output=True, text=True)
-    assert run.returncode != 0
-    assert "3 pictures in a" in run.stdout
+    assert "exitcode  : 3" in run.stderr.replace("exitcode : 3", "exitcode  : 3"), run.stderr
+    assert "3 pictures in a: 3 drawn, 1 failed" in run.stdout
     assert "error: 1 gave no picture and 3 did: line 2 is no UTF-8" in run.stderr
 
 

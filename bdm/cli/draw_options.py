@@ -1,0 +1,190 @@
+"""The options of ``infer``. Those that say something of a request are None where they are not given."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def infer_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``infer`` to its parser."""
+    parser.add_argument("prompt", nargs="*", help='native prompts, such as "红灯笼，蓝色背景"')
+    _sources(parser)
+    _files(parser)
+    _texts(parser)
+    _numbers(parser)
+    _machine(parser)
+    _approximations(parser.add_argument_group("approximate modes (another picture in less time)"))
+    _plugins(parser.add_argument_group("plug-ins on the backbone (files from the English community)"))
+
+
+def _sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help=(
+            "a native prompt in each line, or A1111's options (--prompt ... --seed ...); .json, .jsonl, .csv"
+            " or .tsv with prompt, negative, prompt_en, seed and others; rows of BDM-870. Under accelerate"
+            " launch the processes share them"
+        ),
+    )
+    parser.add_argument(
+        "--from",
+        dest="pictures",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PICTURE",
+        help="draw pictures again by what is written in them; options that are given beside it change that",
+    )
+    parser.add_argument(
+        "--long-prompts", action="store_true", help="the long prompts of rows of BDM-870, not the short ones"
+    )
+    parser.add_argument(
+        "--translations",
+        action="store_true",
+        help="the English texts of rows of BDM-870 for the backbone, as the official script has it",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("accelerate", "ray"),
+        default="accelerate",
+        help="who shares out the rows of a --prompts file",
+    )
+    parser.add_argument("--count", type=int, default=1, help="pictures for each prompt")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="pictures that are drawn at once (default 1; more are faster, and their last bits may differ)",
+    )
+
+
+def _files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help=(
+            "picture file, numbered if there are several (default out.png); a folder with --prompts (default"
+            " pictures)"
+        ),
+    )
+    parser.add_argument(
+        "--names",
+        metavar="PATTERN",
+        help="names of the files in the folder --out, such as '[number]-[seed]-[prompt].png'",
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="draw pictures that are there already, by their own JSON, too"
+    )
+    parser.add_argument(
+        "--models",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help=(
+            "where files are looked for by name, alias or hash: a folder of them, A1111's, ComfyUI's or an"
+            " extra_model_paths.yaml; repeatable (BDM_MODELS names more)"
+        ),
+    )
+    parser.add_argument(
+        "--model", default=None, help="pipeline folder or hub name (default: the shipped emoji model)"
+    )
+
+
+def _texts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--negative", help="native negative prompt")
+    parser.add_argument("--prompt-en", help='English prompt of the backbone (default "")')
+    parser.add_argument("--negative-en", help="English negative prompt")
+
+
+def _numbers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, help="picture i uses seed + i (default 0)")
+    parser.add_argument("--steps", type=int, help="of each picture (default 30)")
+    parser.add_argument(
+        "--guidance", type=float, help="guidance scale (default 2 for the shipped model, else 7.5)"
+    )
+    parser.add_argument(
+        "--english-guidance",
+        type=float,
+        help="guidance scale of the English prompt apart, --guidance being the native one's (default: one for"
+        " both; costs a third more where an English prompt is given)",
+    )
+    parser.add_argument(
+        "--sampler", help="such as 'DPM++ 2M Karras' or euler_ancestral (default: the model's)"
+    )
+    parser.add_argument(
+        "--branch-scale", type=float, help="strength of the branch (default 1); 0 is the bare backbone"
+    )
+    parser.add_argument("--width", type=int, help="in pixels (default: the model's own)")
+    parser.add_argument("--height", type=int, help="in pixels (default: the model's own)")
+    parser.add_argument("--enlarge", type=int, help="enlarge the saved pictures by a whole factor")
+    parser.add_argument(
+        "--clip-skip", type=int, help="layer of the English text encoder, from the end (A1111; 1 is the last)"
+    )
+
+
+def _machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="such as cuda, cuda:1, mps or cpu (default: the best there is)")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 on a GPU, fp32 on a CPU"
+    )
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="say what the time went into, from the start of the process (not with --prompts)",
+    )
+
+
+def _approximations(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--guidance-interval",
+        metavar="START:END",
+        help="guidance only in this share of the steps, such as 0.1:0.8",
+    )
+    group.add_argument("--branch-every", type=int, metavar="N", help="the branch runs in every N-th step")
+    group.add_argument(
+        "--deep-every", type=int, metavar="N", help="all but the outermost blocks run in every N-th step"
+    )
+
+
+def _plugins(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--checkpoint", metavar="FILE", help="SD1.5 checkpoint: single file or diffusers folder"
+    )
+    group.add_argument(
+        "--vae",
+        metavar="FILE",
+        help="another VAE: its own file or folder, or a checkpoint, whose VAE is taken",
+    )
+    group.add_argument(
+        "--lora",
+        metavar="FILE[:weight[:text-encoder weight]]",
+        action="append",
+        default=[],
+        help="LoRA or relative; repeatable; with --models its name, alias or hash will do",
+    )
+    group.add_argument(
+        "--embedding",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="textual inversion; its stem is the trigger",
+    )
+    group.add_argument(
+        "--controlnet", metavar="FILE", action="append", default=[], help="file or folder; repeatable"
+    )
+    group.add_argument(
+        "--control-image",
+        metavar="IMAGE[:scale[:start:end]]",
+        action="append",
+        default=[],
+        help="one for each --controlnet, in order",
+    )
+    group.add_argument(
+        "--annotator",
+        metavar="NAME",
+        help="turn the control images into conditions first: canny, or a controlnet_aux detector",
+    )

@@ -1,0 +1,92 @@
+"""``info`` and ``models``: what is written in pictures, and what lies in folders of models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, printable
+from .quiet import quiet
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``info`` and ``models`` to a parser's commands."""
+    info = commands.add_parser("info", help="say how pictures were drawn, by what is written in them")
+    info.add_argument("files", nargs="+", type=Path, metavar="PICTURE", help=".png, .jpg or .webp")
+    info.add_argument("--json", action="store_true", help="the whole request as JSON, one on a line")
+    info.set_defaults(run=_info)
+
+    models = commands.add_parser(
+        "models", help="list the files in folders of models: kind, base, trigger words, hash, preview"
+    )
+    models.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="as --models of infer; those of BDM_MODELS besides"
+    )
+    models.add_argument("--kind", help="only this: checkpoint, vae, adapter, controlnet, embedding, upscaler")
+    models.add_argument("--json", action="store_true", help="as JSON, one on a line")
+    models.set_defaults(run=_models)
+
+
+def _info(options: argparse.Namespace) -> None:
+    import json
+
+    from ..drawing.picture_reading import picture_request, picture_texts
+
+    failed: list[str] = []
+    for i, path in enumerate(options.files):
+        try:
+            parameters, said = picture_texts(path)
+            if options.json:
+                print(json.dumps(picture_request(path).to_json(), ensure_ascii=False))
+                continue
+            if not parameters and not said:
+                raise UserError(f"{path} says nothing of how it was made")
+        except UserError as error:
+            failed.append(str(error))
+            continue
+        print(*([""] if i else []), printable(path), *_shown(path, parameters, bool(said)), sep="\n")
+    if failed:
+        raise UserError("; ".join(failed))
+
+
+def _shown(path: Path, parameters: str, has_json: bool) -> list[str]:
+    from ..drawing.picture_reading import picture_request
+
+    lines = [f"  {printable(line)}" for line in parameters.split("\n") if line]
+    if not has_json:
+        return [*lines, "  without the JSON of bdm: it cannot be drawn again by --from"]
+    request = picture_request(path)
+    for file in request.files():
+        lines.append(f"  needs {printable(file.name)} (hash {file.hash})")
+    versions = request.versions
+    drawn = f"torch {versions.torch}, diffusers {versions.diffusers}, transformers {versions.transformers}"
+    return [*lines, f"  drawn by bdm {versions.bdm} with {drawn} on {printable(versions.device)}"]
+
+
+def _models(options: argparse.Namespace) -> None:
+    import json
+
+    from ..drawing.library import Library
+    from ..drawing.model_list import COLUMNS, list_models
+
+    quiet()
+    library = Library(options.folders)
+    if not library.has_folders:
+        raise UserError("no folder of models is given; give one, or name some in BDM_MODELS")
+    found = [model for model in list_models(library) if options.kind in (None, model["kind"])]
+    if options.json:
+        for model in found:
+            print(json.dumps(model, ensure_ascii=False))
+        return
+    rows = [COLUMNS, *([printable(model[name], 60) for name in COLUMNS] for model in found)]
+    widths = [max(_width(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    for row in rows:
+        print("  ".join(text + " " * (width - _width(text)) for text, width in zip(row, widths)).rstrip())
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes; Chinese characters take two each."""
+    import unicodedata
+
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
