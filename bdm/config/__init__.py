@@ -12,6 +12,7 @@ from .data import PicturesConfig as PicturesConfig
 from .data import ShardsConfig as ShardsConfig
 from .measure import BENCHES as BENCHES
 from .measure import BenchConfig as BenchConfig
+from .measure import BenchDataConfig as BenchDataConfig
 from .measure import BenchDecodeConfig as BenchDecodeConfig
 from .measure import BenchDrawConfig as BenchDrawConfig
 from .measure import BenchInferConfig as BenchInferConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from .source import Example, Source, UnreadableExample
 
 #: So many examples are tried for a place, and so many of one shard.
 TRIES, OF_ONE = 1000, 200
-#: What speaks against all of a shard.
+#: What may speak against all of a shard.
 OF_SHARDS = ("read", "shard")
 
 
@@ -44,13 +44,16 @@ class Positions(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Drawn:
         position, first = key
         faults: list[UnreadableExample] = []
-        for group in self._groups(position, first):
+        later: list[Iterator[int]] = []
+        for group in chain(self._groups(position, first), later):
             for index in islice(group, OF_ONE):
                 try:
                     return Drawn(position, index, self.source[index], tuple(faults))
                 except UnreadableExample as error:
                     faults.append(error)
                     if error.kind in OF_SHARDS:
+                        # Other shards first; this one's are tried where those have none.
+                        later.append(group)
                         break
             if len(faults) >= TRIES:
                 break

@@ -14,6 +14,7 @@ from torch.distributed.run import get_args_parser
 from bdm import cli, config
 from bdm.config import (
     BENCHES,
+    IndexConfig,
     PrepareConfig,
     RunConfig,
     VocabularyConfig,
@@ -79,6 +80,7 @@ def check_bdm(arguments):
         "train": RunConfig,
         "plan": RunConfig,
         "prepare": PrepareConfig,
+        "index": IndexConfig,
         "vocabulary": VocabularyConfig,
     }
     schema = BENCHES[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
