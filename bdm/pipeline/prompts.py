@@ -162,15 +162,14 @@ def read_prompts(
     if rules.routing and rules.emphasis == "a1111" and routed:
         words = [word for plugin in plugins for word in plugin.words]
         native, english = _routed(native, english, words)
-    scripts = []
-    for i in range(len(native)):
-        four = [
-            _read(side, i, steps, by, pairs is native, side is pairs.positive)
-            for pairs, by in ((native, native_rules or rules), (english, rules))
-            for side in (pairs.positive, pairs.negative)
-        ]
-        scripts.append(PictureScript(*four))
-        _check_adapters(scripts[-1].strengths, plugins)
+    four = [
+        _read(side, steps, by, pairs is native, side is pairs.positive)
+        for pairs, by in ((native, native_rules or rules), (english, rules))
+        for side in (pairs.positive, pairs.negative)
+    ]
+    scripts = [PictureScript(*(side[i] for side in four)) for i in range(len(native))]
+    for script in scripts:
+        _check_adapters(script.strengths, plugins)
     return Prompts(native, english, scripts)
 
 
@@ -190,14 +189,16 @@ def step_count(inputs: Mapping[str, Any], known: Mapping[str, inspect.Parameter]
 
 
 def _read(
-    side: list[str] | Tensor, i: int, steps: int, rules: PromptRules, native: bool, positive: bool
-) -> Script | None:
+    side: list[str] | Tensor, steps: int, rules: PromptRules, native: bool, positive: bool
+) -> Sequence[Script | None]:
+    """The scripts of one side of a language, none where features are given; each text is read once."""
     if isinstance(side, Tensor):
-        return None
-    script = read_script(side[i], steps, rules, native, composed=positive)
-    for notice in script.notices:
-        say(side[i], notice)
-    return script
+        return [None] * len(side)
+    known = {text: read_script(text, steps, rules, native, composed=positive) for text in dict.fromkeys(side)}
+    for text, script in known.items():
+        for notice in script.notices:
+            say(text, notice)
+    return [known[text] for text in side]
 
 
 def say(prompt: str, notice: Notice) -> None:

@@ -158,7 +158,7 @@ def test_adapters_in_prompts_have_their_strengths_for_the_call(pipe, files):
         (dict(prompt="龙 AND 虎", english_guidance=2.0), "english_guidance is asked for"),
         (dict(prompt="龙 AND 虎", approximation=Approximation(0.2, 0.8)), "a guidance interval is asked for"),
         (dict(prompt="龙 AND 虎", prompt_en="a AND b AND c"), "joins 2 native prompts and 3 English"),
-        (dict(prompt="龙 <lora:a:1>", prompt_en="<lora:a:2>"), "names the adapter 'a' twice"),
+        (dict(prompt="龙 <lora:a:1>", prompt_en="<lora:a:2>"), "name the adapter 'a' twice"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(pipe, call, said):
