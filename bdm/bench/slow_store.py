@@ -31,7 +31,15 @@ class SlowStore(AbstractFileSystem):
         about = os.stat(self._strip_protocol(path))
         return {"name": path, "size": about.st_size, "type": "file", "mtime": about.st_mtime}
 
-    def open(self, path: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: Any = None,
+        cache_options: Any = None,
+        compression: Any = None,
+        **_: Any,
+    ) -> Any:
         """A file that is read at random."""
         return _SlowFile(Path(self._strip_protocol(path)))
 
