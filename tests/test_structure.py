@@ -30,12 +30,12 @@ INSIDE = {
     """),
     "pipeline": names("""
         exclusive inputs groups text_slot texts auto loading reuse parts beside prompts world pipelines
-        canvas tiling siblings enlarging modes ip_adapter
+        canvas tiling siblings enlarging modes ip_adapter attention
     """),
     "drawing": names("""
         typed_json request picture_names encodings row_words prompt_lines prompt_file picture_info
         picture_reading jobs samplers row_jobs known_hashes model_folders library modes complete trigger_words
-        model_list grid painter draw
+        model_list grid painter attention_strip draw
     """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),

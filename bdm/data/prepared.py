@@ -18,8 +18,8 @@ import numpy as np
 from safetensors.torch import load as load_tensors
 
 from ..errors import UserError
+from .reading import locate, read_range
 from .source import Example, UnreadableExample
-from .tar import locate, read_range
 
 MANIFEST, DUPLICATES = "prepared.json", "duplicates.json"
 FORMAT = 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..models.samplers import SAMPLERS, make_scheduler, other_sampler
+from ..models.sampler_names import SamplerName
+from ..models.samplers import other_sampler
 
 
 def named(sampler: str, schedule: str = "") -> tuple[str, str]:
@@ -15,20 +16,14 @@ def named(sampler: str, schedule: str = "") -> tuple[str, str]:
     """
     if not sampler:
         return "", ""
-    return scheduler_names(make_scheduler(f"{sampler} {schedule}".strip()))
+    name = SamplerName.read(sampler, schedule or None)
+    return name.sampler, name.schedule or ""
 
 
 def scheduler_names(scheduler: Any) -> tuple[str, str]:
     """A1111's names of a scheduler and its schedule; its class's where A1111 has none."""
-    kind, config = type(scheduler).__name__, scheduler.config
-    fitting = [
-        title
-        for title, (name, settings, _) in SAMPLERS.items()
-        if name == kind and all(config.get(key) == value for key, value in settings.items())
-    ]
-    schedules = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential"}
-    schedule = next((name for flag, name in schedules.items() if config.get(flag)), "")
-    return (max(fitting, key=len) if fitting else kind), schedule
+    name = SamplerName.of(scheduler)
+    return (name.sampler, name.schedule or "") if name else (type(scheduler).__name__, "")
 
 
 def put_sampler(pipe: Any, own: Any, sampler: str, schedule: str = "") -> None:
@@ -43,4 +38,4 @@ def put_sampler(pipe: Any, own: Any, sampler: str, schedule: str = "") -> None:
     Raises:
         UserError: unknown, or one that cannot draw with this model.
     """
-    pipe.scheduler = other_sampler(f"{sampler} {schedule}".strip(), own) if sampler else own
+    pipe.scheduler = other_sampler(sampler, own, schedule or None) if sampler else own

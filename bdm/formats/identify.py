@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import UserError, printable, refused_paths
 from .adapter import adapter_metadata, split_key
 from .bundled import bundled_embeddings
+from .connectors import connector_system
 from .control_signs import control_signs
 from .folders import read_json
 from .hashes import file_hashes, source_hash
@@ -136,6 +137,8 @@ def _file_facts(path: Path) -> dict[str, str]:
         raise UserError(f"{path} holds no tensors")
     facts["tensors"] = f"{len(file.tensors)} ({parameters:,} values)"
     facts["dtypes"] = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in file.tensors.values()}))
+    if system := connector_system(file.tensors):
+        facts["system"] = f"{system}'s connector for another text encoder"
     if found.kind == "adapter":
         facts |= _adapter_facts(file)
     if found.kind == "embedding":

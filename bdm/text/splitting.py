@@ -118,12 +118,11 @@ def count_chunks(
 
 def comma_ids(tokenizer: Any, commas: str) -> set[int]:
     """The tokens that are commas; CLIP's vocabulary has further ones that its texts do not come to."""
-    vocabulary = tokenizer.get_vocab()
-    found = set()
+    unknown = (None, tokenizer.unk_token_id)
+    found: set[int] = set()
     for comma in commas:
-        ends = vocabulary.get(f"{comma}</w>")
-        either = (vocabulary.get(comma), vocabulary.get(f"▁{comma}"))
-        found |= {ends} if ends is not None else {token for token in either if token is not None}
+        end, *either = tokenizer.convert_tokens_to_ids([f"{comma}</w>", comma, f"▁{comma}"])
+        found.update(token for token in (either if end in unknown else [end]) if token not in unknown)
     return found
 
 
