@@ -103,7 +103,10 @@ def test_all_routes_come_into_one_table_and_one_picture(place, tmp_path, monkeyp
         assert all(f"{name}_se" in row for name in ("top1", "native_top1", "held_out_pairs", "native_look"))
         assert row["unet_tensors_changed"] == 0
         assert row["english_kept"] == result["backbone"]["english_kept"]
-        assert all(f"{name}_effect" in row for name in NAMES), row["plugins_refused"]
+        shown = {name for name in NAMES if f"{name}_effect" in row}
+        assert shown >= {"lora", "controlnet", "embedding"}
+        # One that a route cannot take is said in a line.
+        assert shown | row["plugins_refused"].keys() == set(NAMES)
     assert rows["text"]["samples"] == 8
     assert rows["text"]["samples_to_50"] in (4, 8, None)
     assert rows["text"]["trained_parameters"] > 0
