@@ -12,7 +12,8 @@ from bdm.config import RouteConfig, RoutesConfig, RunConfig
 from bdm.emoji.judge import JudgeModel
 from bdm.emoji.world import World
 from bdm.errors import UserError
-from bdm.evaluate import plugin_effects, routes
+from bdm.evaluate import routes
+from bdm.evaluate.combinations import NAMES
 from bdm.evaluate.route import open_route, world_translation
 from bdm.evaluate.route_facts import as_it_was, kept_states, token_facts, unet_facts
 from bdm.evaluate.routes import english_trial, evaluate_routes, route_trials
@@ -102,7 +103,10 @@ def test_all_routes_come_into_one_table_and_one_picture(place, tmp_path, monkeyp
         assert all(f"{name}_se" in row for name in ("top1", "native_top1", "held_out_pairs", "native_look"))
         assert row["unet_tensors_changed"] == 0
         assert row["english_kept"] == result["backbone"]["english_kept"]
-        assert all(f"{name}_effect" in row for name in ("lora", "controlnet", "embedding"))
+        shown = {name for name in NAMES if f"{name}_effect" in row}
+        assert shown >= {"lora", "controlnet", "embedding"}
+        # One that a route cannot take is said in a line.
+        assert shown | row["plugins_refused"].keys() == set(NAMES)
     assert rows["text"]["samples"] == 8
     assert rows["text"]["samples_to_50"] in (4, 8, None)
     assert rows["text"]["trained_parameters"] > 0
@@ -213,4 +217,3 @@ def test_an_unknown_judge_or_model_is_refused_before_anything_is_written(place, 
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="which the backbone knows"):
         config(place, tmp_path / "out", language="en")
-    assert plugin_effects.NAMES

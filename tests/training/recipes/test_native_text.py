@@ -80,6 +80,7 @@ def test_what_is_trained_gets_gradients_and_the_rest_keeps_its_bits(folders, cho
     assert changed == wanted
 
 
+@pytest.mark.slow
 def test_all_of_attn2_is_trained_if_asked(folders):
     recipe = make_recipe("native_text", folders, train=("cross_attention",), attention="all")
     recipe.train_parts()
@@ -177,6 +178,7 @@ def test_a_stage_2_that_was_stopped_ends_as_the_one_that_was_not(stages, tmp_pat
     assert weights(train(run, built(run))) == weights(whole)
 
 
+@pytest.mark.slow
 def test_moments_change_the_first_step(stages, tmp_path):
     """They are used: without them the same weights take another way."""
     with_them = ran(tmp_path / "with", stages, steps=1)
