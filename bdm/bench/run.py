@@ -13,6 +13,7 @@ import torch
 from ..config import (
     BENCHES,
     BenchConfig,
+    BenchDataConfig,
     BenchDecodeConfig,
     BenchInferConfig,
     BenchLoadConfig,
@@ -61,7 +62,13 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
     """Hold the comparison, print its table and JSON line, and write ``bench.json`` and ``bench.png`` into
     ``config.out``.
     """
-    if isinstance(config, BenchScaleConfig):
+    if isinstance(config, BenchDataConfig):
+        from . import data
+
+        set_threads(config)
+        measured = data.measure(config)
+        text, figures, draw = data.table(measured), measured, partial(data.draw_growth, measured)
+    elif isinstance(config, BenchScaleConfig):
         from . import scale
 
         set_threads(config)

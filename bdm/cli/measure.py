@@ -22,7 +22,9 @@ def add_commands(commands: Any) -> None:
         "bench", help="measure us beside a peer: time, memory, operations, equal results"
     )
     bench.add_argument(
-        "kind", choices=("infer", "decode", "scale", "train", "load"), help="what is run beside a peer"
+        "kind",
+        choices=("infer", "decode", "scale", "train", "load", "data"),
+        help="what is run beside a peer",
     )
     bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")
     bench.add_argument("overrides", nargs="*", metavar="key=value", help="such as pairs=3")

@@ -5,9 +5,14 @@ from ..extras import require_packages
 require_packages("a configuration")
 
 from .data import DataConfig as DataConfig
+from .data import IndexConfig as IndexConfig
+from .data import MixConfig as MixConfig
+from .data import ParquetConfig as ParquetConfig
 from .data import PicturesConfig as PicturesConfig
+from .data import ShardsConfig as ShardsConfig
 from .measure import BENCHES as BENCHES
 from .measure import BenchConfig as BenchConfig
+from .measure import BenchDataConfig as BenchDataConfig
 from .measure import BenchDecodeConfig as BenchDecodeConfig
 from .measure import BenchDrawConfig as BenchDrawConfig
 from .measure import BenchInferConfig as BenchInferConfig

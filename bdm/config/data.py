@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .reading import Fraction, PositiveInt, Strict
 
@@ -71,6 +71,18 @@ class PicturesConfig(Strict):
     buckets: BucketsConfig | None = None
     flip: Fraction = 0.0
     english: str | None = None
+    background: str = "white"
+
+    @field_validator("background")
+    @classmethod
+    def _known_colour(cls, value: str) -> str:
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(value)
+        except ValueError:
+            raise ValueError("give a colour by its name or as #rrggbb, such as white or #808080") from None
+        return value
 
 
 class FolderConfig(PicturesConfig):
@@ -82,25 +94,35 @@ class FolderConfig(PicturesConfig):
     validation: Annotated[int, Field(ge=1)] = 64
 
 
-class ShardsConfig(PicturesConfig):
+class ShardedConfig(PicturesConfig):
+    """What the sources in shards share.
+
+    With ``index`` they are read through one (see ``bdm.data.indexed.IndexedSource``), and ``partitions``,
+    ``local`` and ``local_gb`` count.
+    """
+
+    urls: str | tuple[str, ...]
+    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    validation_shards: PositiveInt = 1
+    cache: Path | None = None
+    shard_limit: Fraction = 0.05
+    index: Path | None = None
+    partitions: PositiveInt = 64
+    local: Path | None = None
+    local_gb: Annotated[float, Field(gt=0)] = 50.0
+
+
+class ShardsConfig(ShardedConfig):
     """Tar shards of img2dataset or webdataset (see ``bdm.data.shards.ShardSource``)."""
 
     kind: Literal["shards"]
-    urls: str | tuple[str, ...]
-    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    validation_shards: PositiveInt = 1
-    cache: Path | None = None
 
 
-class ParquetConfig(PicturesConfig):
+class ParquetConfig(ShardedConfig):
     """Parquet files (see ``bdm.data.parquet.ParquetSource``)."""
 
     kind: Literal["parquet"]
-    urls: str | tuple[str, ...]
     picture: str = "image"
-    captions: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    validation_shards: PositiveInt = 1
-    cache: Path | None = None
 
 
 class PreparedConfig(Strict):
@@ -123,4 +145,51 @@ class ModuleDataConfig(Strict):
 
 
 RawConfig = EmojiConfig | FolderConfig | ShardsConfig | ParquetConfig
-DataConfig = Annotated[RawConfig | PreparedConfig | ModuleDataConfig, Field(discriminator="kind")]
+
+
+class MixPartConfig(Strict):
+    """One of the corpora of a mix, and how often its samples are drawn, relative to the others'."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    data: Annotated[FolderConfig | ShardsConfig | ParquetConfig, Field(discriminator="kind")]
+
+
+class MixConfig(Strict):
+    """Several corpora of raw pictures as one (see ``bdm.data.mixing.MixedSource``)."""
+
+    kind: Literal["mix"]
+    parts: Annotated[tuple[MixPartConfig, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _alike(self) -> MixConfig:
+        shapes = {(part.data.size, part.data.buckets) for part in self.parts}
+        if len(shapes) > 1:
+            raise ValueError("its parts have different size or buckets; give all the same")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures."""
+        return self.parts[0].data.size
+
+    @property
+    def buckets(self) -> BucketsConfig | None:
+        """Those of all parts."""
+        return self.parts[0].data.buckets
+
+    @property
+    def flip(self) -> float:
+        """The largest share of mirrored uses."""
+        return max(part.data.flip for part in self.parts)
+
+
+DataConfig = Annotated[RawConfig | PreparedConfig | ModuleDataConfig | MixConfig, Field(discriminator="kind")]
+
+
+class IndexConfig(BaseModel):
+    """The data of a run or of its preparation, for ``bdm index``; what else the file says is left alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    data: DataConfig
+    unreadable_limit: Fraction = 0.05

@@ -219,6 +219,25 @@ class BenchLoadConfig(BenchConfig):
     text: dict[str, Any] = Field({})
 
 
+class BenchDataConfig(BenchConfig):
+    """What a large corpus costs a process before and between its steps (see ``bdm.bench.data``).
+
+    ``samples`` are the sizes of indices without pictures; ``shards`` of ``rows`` pictures each are read from
+    a store of ``latency`` seconds a request.
+    """
+
+    kind: Literal["data"]
+    pairs: PositiveInt = 2
+    samples: tuple[PositiveInt, ...] = (10**6, 10**7, 10**8)
+    per_shard: PositiveInt = 10_000
+    batch: PositiveInt = 3200
+    processes: PositiveInt = 8
+    partitions: PositiveInt = 64
+    shards: Annotated[int, Field(ge=8)] = 32
+    rows: PositiveInt = 48
+    latency: Annotated[float, Field(ge=0)] = 0.02
+
+
 #: The configuration of each ``bdm bench`` command.
 BENCHES: dict[str, type[BenchConfig]] = {
     "infer": BenchInferConfig,
@@ -226,6 +245,7 @@ BENCHES: dict[str, type[BenchConfig]] = {
     "decode": BenchDecodeConfig,
     "train": BenchTrainConfig,
     "load": BenchLoadConfig,
+    "data": BenchDataConfig,
 }
 
 

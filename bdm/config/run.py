@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .data import DataConfig, PicturesConfig, RawConfig
+from .data import DataConfig, MixConfig, PicturesConfig, RawConfig
 from .reading import Fraction, PositiveInt, Strict
 from .recipe import LatentConfig, RecipeConfig, StartConfig
 
@@ -72,6 +72,7 @@ class RunConfig(Strict):
     keep_every: Annotated[int, Field(ge=0)] = 0
     skip_limit: Annotated[int, Field(ge=0)] = 20
     unreadable_limit: Fraction = 0.05
+    read_limit: Fraction = 0.05
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
@@ -87,7 +88,9 @@ class RunConfig(Strict):
         if isinstance(self.recipe, LatentConfig) and self.recipe.cache:
             if self.data.kind == "prepared":
                 raise ValueError("recipe.cache: prepared shards are a cache already; set cache: false")
-            if getattr(self.data, "flip", 0) or (isinstance(self.data, PicturesConfig) and self.data.buckets):
+            if getattr(self.data, "flip", 0) or (
+                isinstance(self.data, PicturesConfig | MixConfig) and self.data.buckets
+            ):
                 raise ValueError(
                     "recipe.cache keeps square pictures as they are; set cache: false, or leave out buckets"
                     " and flip"
@@ -103,9 +106,16 @@ class RunConfig(Strict):
                 "optimizer.accumulation: a contrastive loss compares a batch's pairs with each other; set it"
                 " to 1"
             )
-        if self.recipe.kind == "contrastive" and isinstance(self.data, PicturesConfig) and self.data.buckets:
+        if (
+            self.recipe.kind == "contrastive"
+            and isinstance(self.data, PicturesConfig | MixConfig)
+            and self.data.buckets
+        ):
             raise ValueError("data.buckets: the picture encoder reads one size; leave them out")
         return self
+
+    def _buckets(self) -> bool:
+        return isinstance(self.data, PicturesConfig | MixConfig) and self.data.buckets is not None
 
 
 class PrepareConfig(Strict):

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import multiprocessing.util
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from ..files import append_line
-from .buckets import BucketOrder
-from .order import draw_indices
-from .source import Example, Source, UnreadableExample
-
-logger = logging.getLogger("bdm")
+from .faults import Budget
+from .node import Ahead, Node
+from .positions import Drawn
+from .positions import Positions as _Positions
+from .shares import order_of
+from .source import Example, Source, UnreadableExample, alike
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,7 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
     in a rhythm. Of a source with buckets those of the fullest bucket are taken, because a batch has one
     shape.
     """
-    buckets = getattr(source, "bucket_of", None)
-    members = (
-        range(len(source)) if buckets is None else np.flatnonzero(buckets == np.bincount(buckets).argmax())
-    )
+    members = alike(source)
     count = min(count, len(members))
     if not count:
         raise UserError(
@@ -140,63 +137,6 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
     return make_batch(samples, seed)
 
 
-class _Positions(Dataset):
-    """Examples by (position, index); one that cannot be used gives way to the next of its bucket that can.
-
-    Who takes whose place depends on the source alone, so it is the same for every number of processes and
-    after a resume.
-    """
-
-    #: So many uses are looked at before the share of unreadable ones counts.
-    AT_LEAST = 200
-    #: Scores and sizes are meant to leave out many; damage and captions in another field are mistakes.
-    MISTAKES = ("unreadable", "caption")
-
-    def __init__(self, source: Source, log: Path | None, limit: float) -> None:
-        self.source, self.log, self.limit = source, log, limit
-        self.used = self.unreadable = 0
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int, Example] | UserError:
-        position, first = key
-        index = first
-        while True:
-            self.used += 1
-            try:
-                return position, index, self.source[index]
-            except UnreadableExample as error:
-                index = self._next(index)
-                # Returned, not raised: a data worker would wrap it into a traceback.
-                if (end := self._note(error)) is not None:
-                    return end
-                if index == first:
-                    return self._too_many(error)
-
-    def _note(self, error: UnreadableExample) -> UserError | None:
-        """Write an example down that cannot be used; gives what ends the run, if that does."""
-        self.unreadable += error.kind in self.MISTAKES
-        if self.log is not None:
-            try:
-                append_line(self.log, {"key": error.key, "reason": error.reason})
-            except UserError as full:
-                return full
-        allowed = self.limit * max(self.used, self.AT_LEAST)
-        return self._too_many(error) if self.unreadable > allowed else None
-
-    def _too_many(self, error: UnreadableExample) -> UserError:
-        return UserError(
-            f"{self.unreadable} of {self.used} examples cannot be used, the last {error.key}"
-            f" ({error.reason}); allowed is a share of {self.limit:g} (unreadable_limit), and not all that"
-            f" could take its place: see {self.log or 'the data'}, mend it or its filters"
-        )
-
-    def _next(self, index: int) -> int:
-        buckets, last = getattr(self.source, "bucket_of", None), index
-        index = (index + 1) % len(self.source)
-        while buckets is not None and buckets[index] != buckets[last]:
-            index = (index + 1) % len(self.source)
-        return index
-
-
 def stream(
     source: Source,
     first: int,
@@ -209,6 +149,9 @@ def stream(
     workers: int = 0,
     log: Path | None = None,
     unreadable_limit: float = 0.05,
+    read_limit: float = 0.05,
+    faults: Counter[str] | None = None,
+    node: Node | None = None,
 ) -> Iterator[Batch]:
     """Batches number ``first`` to ``last`` - 1 of the endless shuffled stream.
 
@@ -227,17 +170,31 @@ def stream(
         processes: how many there are.
         workers: reading processes beside this one.
         log: file that names the examples that could not be used, one JSON object a line.
-        unreadable_limit: share of such examples above which the stream ends.
+        unreadable_limit: share of damaged examples above which the stream ends.
+        read_limit: share of examples that the system or the store could not read above which it ends.
+        faults: is given the number of faults of each kind ("sample", "read", "shard") so far.
+        node: this process's machine, if it is not the one that the launcher tells of.
 
     Raises:
         UserError: too many examples cannot be used.
     """
+    source, ahead = _on_node(source, node or Node.of(process, processes), process, size, seed)
+    budget = Budget(
+        unreadable_limit,
+        read_limit,
+        getattr(source, "shard_limit", 0.05),
+        _shards_of(source),
+        log,
+        counts=Counter() if faults is None else faults,
+    )
     released = multiprocessing.Event()
     # Python ends its children before it leaves; they must let it.
     multiprocessing.util.Finalize(None, released.set, exitpriority=100)
-    batches = DataLoader(
-        _Positions(source, log, unreadable_limit),
-        batch_sampler=_shares(_order(source, size, seed), first, last, size, process, processes),  # pyright: ignore[reportArgumentType]
+    share = order_of(source, size, seed)
+    shares = (share(number, process, processes) for number in range(first, last))
+    batches: Any = DataLoader(
+        _Positions(source),
+        batch_sampler=shares,  # pyright: ignore[reportArgumentType]
         num_workers=workers,
         collate_fn=partial(_collate, seed),
         # Without one of its own it would draw from the global generator whenever a run starts, also when one
@@ -246,27 +203,56 @@ def stream(
         worker_init_fn=partial(_outlive_signals, released),
     )
     try:
-        for batch in batches:
-            if isinstance(batch, UserError):
-                raise batch
+        for batch, uses, found in _reaching(batches, ahead, first):
+            budget.spend(uses, found)
+            if batch is None:
+                raise UserError(
+                    f"{uses} of {uses} examples cannot be used, the last {found[-1]}: no other could take its"
+                    f" place, whatever unreadable_limit says; see {log or 'the data'}, mend it or its filters"
+                )
             yield batch
     finally:
         released.set()
 
 
-def _shares(
-    draw: Callable[[int], list[int]], first: int, last: int, size: int, process: int, processes: int
-) -> Iterator[list[tuple[int, int]]]:
-    """The (position, index) pairs of a process's share of each batch."""
-    share = size // processes
-    begin = process * share
-    for number in range(first, last):
-        positions = range(number * size + begin, number * size + begin + share)
-        yield list(zip(positions, draw(number)[begin : begin + share], strict=True))
+def _shards_of(source: Source) -> int:
+    sizes = getattr(source, "shard_sizes", None)
+    return 1 if sizes is None else len(sizes)
 
 
-def _collate(seed: int, samples: list[Any]) -> Batch | UserError:
-    return next((s for s in samples if isinstance(s, UserError)), None) or make_batch(samples, seed)
+def _on_node(source: Source, node: Node, process: int, size: int, seed: int) -> tuple[Source, Ahead | None]:
+    """A source as its machine reads it, and what fetches shards for the machine, in its first process."""
+    if not hasattr(source, "on_node"):
+        return source, None
+    own: Any = source.on_node(node, seed)  # pyright: ignore[reportAttributeAccessIssue]
+    return own, own.ahead(node, size, seed) if process == node.first else None
+
+
+def _reaching(batches: Any, ahead: Ahead | None, first: int) -> Iterator[Any]:
+    """The batches, while what is needed next is fetched."""
+    # Workers are forked here, and threads are started only behind that.
+    iterator = iter(batches)
+    try:
+        for number in count(first):
+            if ahead is not None:
+                ahead.reach(number)
+            try:
+                yield next(iterator)
+            except StopIteration:
+                return
+    finally:
+        if ahead is not None:
+            ahead.close()
+
+
+def _collate(seed: int, drawn: list[Drawn]) -> tuple[Batch | None, int, list[UnreadableExample]]:
+    """A batch, or None where a place has no example; how many were tried, and what was wrong with them."""
+    lost = next((one.faults for one in drawn if one.example is None), None)
+    if lost is not None:
+        return None, len(lost), list(lost)
+    samples = [(one.position, one.chosen, one.example) for one in drawn if one.example is not None]
+    faults = [fault for one in drawn for fault in one.faults]
+    return make_batch(samples, seed), len(samples) + len(faults), faults
 
 
 def _outlive_signals(released: Event, _: int) -> None:
@@ -282,19 +268,3 @@ def _outlive_signals(released: Event, _: int) -> None:
     for name in ("SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), leave)
-
-
-def _order(source: Source, size: int, seed: int) -> Callable[[int], list[int]]:
-    """Number of a batch -> indices of its examples over all processes."""
-    sizes = getattr(source, "shard_sizes", None) or [len(source)]
-    buckets = getattr(source, "bucket_of", None)
-    if buckets is None:
-        return lambda number: draw_indices(number * size, size, sizes, seed)
-    order = BucketOrder(buckets, sizes, size, seed)
-    if order.left_out > 0.01 * len(source):
-        logger.warning(
-            "%d of %d samples fill no batch of their bucket and are left out of a pass",
-            order.left_out,
-            len(source),
-        )
-    return order.indices

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,14 @@ import numpy as np
 
 from ..errors import UserError
 from .buckets import nearest_bucket
-from .pictures import PictureRules, picture_size
+from .captions import decode_text
+from .pictures import PictureRules, picture_size, score_of
 from .source import Example
+
+logger = logging.getLogger("bdm")
+
+#: Share of the rows that may be damaged or without a caption.
+BAD_ROWS = 0.05
 
 
 class FolderSource:
@@ -45,9 +53,21 @@ class FolderSource:
         self.rows = [row for i, row in enumerate(rows) if (i in kept) == held_out]
         #: (N,) number of each picture's bucket, or None without buckets.
         self.bucket_of: np.ndarray | None = None
-        if self.rules.buckets:
-            sizes = np.array([picture_size(self.path / row["file_name"]) for row in self.rows])
+        sizes = None
+        if self.rules.measured:
+            sizes = np.array([picture_size(self.path / row["file_name"]) for row in self.rows]).reshape(-1, 2)
+        if self.rules.buckets and sizes is not None:
             self.bucket_of = nearest_bucket(sizes, self.rules.buckets)
+        #: (N,) whether the filters let a picture pass, or None without filters.
+        self.kept: np.ndarray | None = None
+        if self.rules.filters:
+            scores = {
+                name: np.array([score_of(row.get(name)) for row in self.rows])
+                for name in self.rules.min_scores
+            }
+            self.kept = self.rules.passing(scores, sizes)
+            if not self.kept.any() and not held_out:
+                raise UserError(f"{path}: no picture passes min_scores, min_side and max_aspect; lower them")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,18 +103,29 @@ def _read_rows(metadata: Path, caption: str) -> list[dict[str, Any]]:
             " ...}"
         )
     # JSON may hold what Unicode calls ends of lines.
-    lines = metadata.read_text(encoding="utf-8-sig").split("\n")
+    lines = metadata.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    return [_read_row(f"{metadata} line {number}", line, caption) for number, line in numbered]
+    rows, bad = [], []
+    for number, line in numbered:
+        try:
+            rows.append(_read_row(f"{metadata} line {number}", line, caption))
+        except UserError as error:
+            bad.append(error)
+    if bad and (not rows or len(bad) > max(1, BAD_ROWS * len(numbered))):
+        raise bad[0]
+    if bad:
+        logger.warning("%d of %d rows are left out, the first: %s", len(bad), len(numbered), bad[0])
+    return rows
 
 
-def _read_row(place: str, line: str, caption: str) -> dict[str, Any]:
+def _read_row(place: str, line: bytes, caption: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
+        text = decode_text(line)
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        text, row = repr(line), None
     if not isinstance(row, dict):
-        raise UserError(f"{place} is not a JSON object: {line[:60]!r}")
+        raise UserError(f"{place} is not a JSON object: {text[:60]!r}")
     if absent := [field for field in ("file_name", caption) if field not in row]:
         raise UserError(f"{place} has no field {absent[0]!r}; it has {', '.join(row)}; set data.caption")
     return row

@@ -12,14 +12,16 @@ import json
 from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from safetensors.torch import load as load_tensors
 
 from ..errors import UserError
+from .order import WINDOW
+from .prepared_table import PreparedTable, check_sizes, facts_place, read_table
+from .reading import ReadError, locate, read_range
 from .source import Example, UnreadableExample
-from .tar import locate, read_range
 
 MANIFEST, DUPLICATES = "prepared.json", "duplicates.json"
 FORMAT = 1
@@ -31,6 +33,64 @@ class _Rows(NamedTuple):
     url: str
     places: np.ndarray
     buckets: np.ndarray
+
+
+class _Shards(Protocol):
+    """The samples of a split that are used, by shard."""
+
+    counts: list[int]
+
+    def __getitem__(self, shard: int) -> _Rows: ...
+
+    def buckets(self) -> np.ndarray:
+        """(N,) number of each sample's bucket."""
+        ...
+
+
+class _Listed:
+    """Out of the tables of single shards."""
+
+    def __init__(self, urls: list[str], min_score: float | None, left_out: dict[str, list[int]]) -> None:
+        self._shards = [_read_rows(url, min_score, left_out.get(url.rpartition("/")[2], [])) for url in urls]
+        self.counts = [len(shard.places) for shard in self._shards]
+
+    def __getitem__(self, shard: int) -> _Rows:
+        return self._shards[shard]
+
+    def buckets(self) -> np.ndarray:
+        return np.concatenate([shard.buckets for shard in self._shards])
+
+
+class _Mapped:
+    """Out of the table of the split; a shard's rows are made when first used."""
+
+    def __init__(self, folder: str, table: PreparedTable, min_score: float | None, duplicates: bool) -> None:
+        self._folder, self._table = folder, table
+        self._kept = table.kept(min_score, duplicates)
+        starts = [0, *table.ends.tolist()]
+        pairs = zip(starts, starts[1:], strict=False)
+        self.counts = [b - a if self._kept is None else int(self._kept[a:b].sum()) for a, b in pairs]
+        self._recent: dict[int, _Rows] = {}
+
+    def __getitem__(self, shard: int) -> _Rows:
+        if shard not in self._recent:
+            if len(self._recent) >= 4 * WINDOW:
+                self._recent.pop(next(iter(self._recent)))
+            self._recent[shard] = self._make(shard)
+        return self._recent[shard]
+
+    def _make(self, shard: int) -> _Rows:
+        rows = self._table.shard(shard)
+        if self._kept is not None:
+            end = int(self._table.ends[shard])
+            rows = rows[self._kept[end - len(rows) : end]]
+        place, size = rows["place"].astype(np.int64), rows["size"].astype(np.int64)
+        places = np.stack([place, size, facts_place(place, size), rows["facts"].astype(np.int64)], axis=1)
+        return _Rows(f"{self._folder}/{self._table.names[shard]}", places, np.array(rows["bucket"]))
+
+    def buckets(self) -> np.ndarray:
+        buckets = self._table.rows["bucket"]
+        return buckets if self._kept is None else buckets[self._kept]
 
 
 class PreparedSource:
@@ -51,7 +111,7 @@ class PreparedSource:
         self, path: str, min_score: float | None = None, duplicates: bool = False, split: str = "train"
     ) -> None:
         self.origin = str(path).rstrip("/")
-        self._arguments = (path, min_score, duplicates)
+        self._arguments, self._split = (path, min_score, duplicates), split
         self.manifest = _read_manifest(self.origin)
         #: By part, the source and the fingerprint of the models that prepared the data.
         self.fingerprints: dict[str, dict[str, str]] = self.manifest["models"]
@@ -59,11 +119,9 @@ class PreparedSource:
             raise UserError(
                 f"data.min_score {min_score}: {self.origin} was prepared without a scorer; leave it out"
             )
-        left_out = {} if duplicates else _read_json(f"{self.origin}/{DUPLICATES}")["rows"]
-        urls = _list_shards(self.origin, split)
-        self._shards = [_read_rows(url, min_score, left_out.get(url.rpartition("/")[2], [])) for url in urls]
+        self._shards = _open_shards(self.origin, split, min_score, duplicates)
         #: Samples of each shard: the order of a run keeps neighbours together (see ``draw_indices``).
-        self.shard_sizes = [len(shard.places) for shard in self._shards]
+        self.shard_sizes = self._shards.counts
         self._starts = [0, *accumulate(self.shard_sizes)]
         if not self._starts[-1]:
             raise UserError(
@@ -72,7 +130,11 @@ class PreparedSource:
         #: (N,) number of each sample's bucket, or None without buckets.
         self.bucket_of: np.ndarray | None = None
         if self.manifest["buckets"]:
-            self.bucket_of = np.concatenate([shard.buckets for shard in self._shards])
+            self.bucket_of = self._shards.buckets()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """A new process opens it for itself, instead of being sent what is mapped."""
+        return type(self), (*self._arguments, self._split)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -95,9 +157,9 @@ class PreparedSource:
         shard, row = self._place(index)
         facts = self._facts(index)
         try:
-            tensors = load_tensors(
-                read_range(shard.url, int(shard.places[row, 0]), int(shard.places[row, 1]))
-            )
+            tensors = load_tensors(self._bytes(shard, row, 0))
+        except UnreadableExample:
+            raise
         except Exception as error:  # safetensors has an exception of its own
             raise UnreadableExample(self.key(index), f"its tensors are damaged ({error})") from None
         if bad := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
@@ -129,9 +191,17 @@ class PreparedSource:
     def _facts(self, index: int) -> dict[str, Any]:
         shard, row = self._place(index)
         try:
-            return json.loads(read_range(shard.url, int(shard.places[row, 2]), int(shard.places[row, 3])))
+            return json.loads(self._bytes(shard, row, 2))
         except ValueError as error:
+            if isinstance(error, UnreadableExample):
+                raise
             raise UnreadableExample(self.key(index), f"its JSON is damaged ({error})") from None
+
+    def _bytes(self, shard: _Rows, row: int, column: int) -> bytes:
+        try:
+            return read_range(shard.url, *shard.places[row, column : column + 2].tolist())
+        except ReadError as error:
+            raise UnreadableExample(f"{shard.url}:{row}", str(error), "read") from None
 
 
 def _read_json(url: str) -> dict[str, Any]:
@@ -145,7 +215,7 @@ def _read_json(url: str) -> dict[str, Any]:
 def _read_manifest(folder: str) -> dict[str, Any]:
     try:
         manifest = _read_json(f"{folder}/{MANIFEST}")
-        _read_json(f"{folder}/{DUPLICATES}")
+        locate(f"{folder}/{DUPLICATES}")
     except UserError as error:
         raise UserError(
             f"{folder} is no finished folder of prepared shards ({error}); run bdm prepare to its end"
@@ -158,10 +228,17 @@ def _read_manifest(folder: str) -> dict[str, Any]:
     return manifest
 
 
-def _list_shards(folder: str, split: str) -> list[str]:
+def _open_shards(folder: str, split: str, min_score: float | None, duplicates: bool) -> _Shards:
+    """The samples of a split: out of its table, or where there is none out of each shard's."""
     filesystem, path, _ = locate(folder)
-    names = sorted(name.rpartition("/")[2] for name in filesystem.glob(f"{path}/{split}-*.tar"))
-    return [f"{folder}/{name}" for name in names]
+    listed = filesystem.glob(f"{path}/{split}-*.tar", detail=True)
+    found = {name.rpartition("/")[2]: about for name, about in sorted(listed.items())}
+    table = read_table(folder, split)
+    if table is not None and table.names == list(found):
+        check_sizes(folder, table, found)
+        return _Mapped(folder, table, min_score, duplicates)
+    left_out = {} if duplicates else _read_json(f"{folder}/{DUPLICATES}")["rows"]
+    return _Listed([f"{folder}/{name}" for name in found], min_score, left_out)
 
 
 def _read_rows(url: str, min_score: float | None, left_out: list[int]) -> _Rows:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -67,7 +69,9 @@ class Source(Protocol):
     ``draw_indices``), ``bucket_of`` ((N,) number of each example's bucket: every batch is of one, see
     ``bdm.data.buckets``), ``key(index)`` (what messages call an example), ``captions(index)`` (all of its
     captions, without its picture) and ``fingerprints`` (of the models
-    that prepared it, see ``bdm.models.fingerprint``).
+    that prepared it, see ``bdm.models.fingerprint``). Large ones have an order of their own (``order``), say
+    who may stand for whom (``neighbours``, ``alike``), what they are (``corpus``, ``changes_since``) and how
+    a machine reads them (``on_node``, ``ahead``): see ``bdm.data.indexed.IndexedSource``.
     """
 
     def __len__(self) -> int: ...
@@ -82,6 +86,20 @@ class Source(Protocol):
     def validation(self) -> Source:
         """Examples that training never sees, for the validation loss."""
         ...
+
+
+def alike(source: Source) -> Sequence[int] | np.ndarray:
+    """The examples that may stand in one batch: what the filters let pass, of the fullest bucket."""
+    if hasattr(source, "alike"):
+        return source.alike()  # pyright: ignore[reportAttributeAccessIssue]
+    kept, buckets = getattr(source, "kept", None), getattr(source, "bucket_of", None)
+    if kept is None and buckets is None:
+        return range(len(source))
+    members = np.arange(len(source)) if kept is None else np.flatnonzero(kept)
+    if buckets is None or not len(members):
+        return members
+    own = buckets[members]
+    return members[own == np.bincount(own).argmax()]
 
 
 def example_or_reason(source: Source, index: int) -> Example | UnreadableExample:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,13 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import atomic_write
-from .pictures import picture_size
+from .captions import read_facts
+from .members import group_members, score_rows
+from .reading import NotWhole, ReadError, locate, read_range, retried, stamp
 from .source import UnreadableExample
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+#: Of bytes that are read together so many may be of no use, beside as many as are.
+SLACK = 65536
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class ShardIndex:
         keys: names of its N samples.
         places: (N, 6) int64: offset and size of picture, JSON and text; size 0 where there is none.
         sizes: (N, 2) width and height of the pictures, or None if they were not measured.
+        scores: (N,) values of each field that was asked for, NaN where there is none.
     """
 
     url: str
     keys: list[str]
     places: np.ndarray
     sizes: np.ndarray | None = None
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -57,11 +61,15 @@ class TarShard:
         cache: folder of its index.
         measured: whether the sizes of the pictures are wanted; they are read from their headers once, because
             the sizes in img2dataset's JSON can be those before it cropped.
+        scores: fields whose values are wanted.
     """
 
-    def __init__(self, url: str, cache: Path | None = None, measured: bool = False) -> None:
-        self.index = index_shard(url, cache, measured)
-        self.sizes = self.index.sizes
+    def __init__(
+        self, url: str, cache: Path | None = None, measured: bool = False, scores: tuple[str, ...] = ()
+    ) -> None:
+        self.index = index_shard(url, cache, measured, scores)
+        self.sizes, self.scores = self.index.sizes, self.index.scores
+        self._last: tuple[int, int, bytes] = (-1, 0, b"")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -72,12 +80,10 @@ class TarShard:
 
     def facts(self, row: int) -> Mapping[str, Any]:
         """The JSON of a sample, and its text file as ``"txt"``."""
-        try:
-            facts = json.loads(self._bytes(row, 2) or b"{}")
-            text = self._bytes(row, 4).decode("utf-8")
-        except ValueError as error:
-            raise UnreadableExample(self.key(row), f"its JSON or text is damaged ({error})") from None
-        return (facts if isinstance(facts, dict) else {}) | ({"txt": text} if text else {})
+        facts, wrong = read_facts(self._bytes(row, 2), self._bytes(row, 4))
+        if wrong and not facts:
+            raise UnreadableExample(self.key(row), wrong)
+        return facts
 
     def picture(self, row: int) -> bytes:
         """The picture file of a sample."""
@@ -85,44 +91,45 @@ class TarShard:
 
     def _bytes(self, row: int, column: int) -> bytes:
         offset, size = (int(n) for n in self.index.places[row, column : column + 2])
-        return read_range(self.index.url, offset, size)
+        try:
+            start, content = self._together(row)
+            return content[offset - start :][:size] if content else read_range(self.index.url, offset, size)
+        except ReadError as error:
+            raise UnreadableExample(self.key(row), str(error), "read") from None
+
+    def _together(self, row: int) -> tuple[int, bytes]:
+        """Where a sample's members begin and all their bytes, read at once; none where they lie apart."""
+        if self._last[0] != row:
+            places = self.index.places[row].reshape(3, 2)
+            used = places[places[:, 1] > 0]
+            start, end = int(used[:, 0].min()), int(used.sum(1).max())
+            near = end - start <= 2 * int(used[:, 1].sum()) + SLACK
+            content = read_range(self.index.url, start, end - start) if near else b""
+            self._last = row, start, content
+        return self._last[1:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": (-1, 0, b"")}
 
 
-def index_shard(url: str, cache: Path | None = None, measured: bool = False) -> ShardIndex:
+def index_shard(
+    url: str, cache: Path | None = None, measured: bool = False, scores: tuple[str, ...] = ()
+) -> ShardIndex:
     """The index of a shard; read from ``cache`` if it was made for the same file, else made and kept there.
 
     Raises:
-        UserError: the shard cannot be read or is not a tar file.
+        UserError: the shard cannot be read; ``NotWhole`` where it is no whole tar file.
     """
     filesystem, path, about = locate(url)
-    content = keep_arrays(
-        cache, [*stamp(url, about), measured], lambda: _scan(filesystem, path, url, about, measured)
-    )
+    scan = partial(scan_tar, filesystem, path, url, about, measured, scores)
+    content = keep_arrays(cache, [*stamp(url, about), measured, *scores, "keys once"], scan)
     return ShardIndex(
-        url, [str(k) for k in content["keys"]], content["places"], content["sizes"] if measured else None
+        url,
+        [str(k) for k in content["keys"]],
+        content["places"],
+        content["sizes"] if measured else None,
+        dict(zip(scores, content["scores"].T, strict=True)) if scores else {},
     )
-
-
-def locate(url: str) -> tuple[Any, str, dict[str, Any]]:
-    """The fsspec file system of a file, its path there and what is known of it.
-
-    Raises:
-        UserError: it cannot be opened.
-    """
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.url_to_fs(url)
-        return filesystem, path, filesystem.info(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"shard {url} cannot be opened ({error}); check the path and the file system's package"
-        ) from None
-
-
-def stamp(url: str, about: Mapping[str, Any]) -> list[Any]:
-    """What changes when a file does."""
-    return [url, about.get("size"), str(about.get("mtime") or about.get("ETag") or about.get("LastModified"))]
 
 
 def keep_arrays(
@@ -132,9 +139,8 @@ def keep_arrays(
     if cache is None:
         return make()
     kept = cache / f"{hashlib.sha256(json.dumps(name).encode()).hexdigest()[:24]}.npz"
-    if kept.is_file():
-        with np.load(kept, allow_pickle=False) as content:
-            return dict(content)
+    if (content := _read_arrays(kept)) is not None:
+        return content
     arrays = make()
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept, shared=True) as partial, open(partial, "wb") as file:
@@ -142,51 +148,52 @@ def keep_arrays(
     return arrays
 
 
-def _scan(
-    filesystem: Any, path: str, url: str, about: Mapping[str, Any], measured: bool
+def _read_arrays(kept: Path) -> Mapping[str, np.ndarray] | None:
+    try:
+        with np.load(kept, allow_pickle=False) as content:
+            return dict(content)
+    except FileNotFoundError:
+        return None
+    except Exception:  # half a file, from a machine that went down; it is made again
+        return None
+
+
+def scan_tar(
+    filesystem: Any,
+    path: str,
+    url: str,
+    about: Mapping[str, Any],
+    measured: bool = False,
+    scores: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
-    """Keys, places and sizes of the samples in a tar file."""
-    samples: dict[str, list[int]] = {}
-    end = 0
+    """Keys, places, sizes and scores of the samples in a tar file.
+
+    Raises:
+        UserError: it cannot be read; ``NotWhole`` where it is no whole tar file.
+    """
+    try:
+        return retried(lambda: _scan(filesystem, path, url, about, measured, scores), url)
+    except ReadError as error:
+        raise UserError(f"shard {error}; start again when it can be") from None
+
+
+def _scan(
+    filesystem: Any, path: str, url: str, about: Mapping[str, Any], measured: bool, scores: tuple[str, ...]
+) -> dict[str, np.ndarray]:
     try:
         with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                end = member.offset_data + member.size
-                folder, _, name = member.name.rpartition("/")
-                stem, _, ending = name.partition(".")
-                column = 0 if ending.lower() in PICTURES else {"json": 2, "txt": 4}.get(ending.lower())
-                if member.isfile() and column is not None:
-                    row = samples.setdefault(f"{folder}/{stem}" if folder else stem, [0] * 8)
-                    row[column : column + 2] = [member.offset_data, member.size]
-                    if measured and column == 0:
-                        row[6:8] = picture_size(archive.extractfile(member))
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(
-            f"shard {url} is not a whole tar file ({error}); write or download it again"
-        ) from None
+            rows, end, again = group_members(archive, measured, bool(scores))
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise NotWhole(f"shard {url} is not a whole tar file ({error}); write or download it again") from None
     # A tar file ends with a block of zeros behind the last member, which fills its last block of 512 bytes.
     if about.get("size") is not None and about["size"] < -(-end // 512) * 512 + 512:
-        raise UserError(
+        raise NotWhole(
             f"shard {url} is not a whole tar file (its end is cut off); write or download it again"
         )
-    samples = {key: row for key, row in samples.items() if row[1]}
-    rows = np.array(list(samples.values()), dtype=np.int64).reshape(-1, 8)
-    return {"keys": np.array(list(samples), dtype=str), "places": rows[:, :6], "sizes": rows[:, 6:]}
-
-
-def read_range(url: str, offset: int, size: int) -> bytes:
-    """Bytes of a file that stays open."""
-    if not size:
-        return b""
-    file = _open(url, os.getpid())
-    file.seek(offset)
-    return file.read(size)
-
-
-@lru_cache(maxsize=64)
-def _open(url: str, process: int) -> Any:
-    """An open shard. Data workers are processes that share their parent's files, so each opens its own."""
-    import fsspec
-
-    filesystem, path = fsspec.url_to_fs(url)
-    return filesystem.open(path, "rb")
+    return {
+        "keys": np.array(list(rows), dtype=str),
+        "places": np.array([row.members for row in rows.values()], dtype=np.int64).reshape(-1, 6),
+        "sizes": np.array([row.size for row in rows.values()], dtype=np.int64).reshape(-1, 2),
+        "scores": score_rows(rows, scores),
+        "again": np.array(again),
+    }

@@ -258,6 +258,11 @@ class Painter:
         failures, self._failures = self._failures, []
         return failures
 
+    def pipeline(self, request: Request) -> Any:
+        """The pipeline that draws a complete request, with its plug-ins and sampler in place."""
+        self._prepare(request, needs_english(request))
+        return self._pipe
+
 
 def needs_english(request: Request) -> bool:
     """Whether the English text encoder has more to say than what "" means to it."""

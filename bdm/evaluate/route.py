@@ -38,7 +38,7 @@ class Route:
         name: of the route.
         title: as the table calls it.
         slot: where native text goes.
-        pipe: the model's parts; a pipeline with a branch draws with it itself.
+        pipe: the model's parts; a bilingual pipeline but for a translation.
         native: what reads native prompts; None for a translation.
         translate: None but for a translation.
         plugins: of the model.
@@ -66,16 +66,17 @@ class Route:
         control_images: Sequence[Image.Image] | None = None,
     ) -> Tensor:
         """Pictures (N, 3, H, W) in [-1, 1] of a trial; picture i uses seed + i."""
-        if self.slot == "branch":
+        if self.translate is None:
             return draw(self.pipe, trial, steps, guidance, batch, seed, control_images)
         pictures = []
         for start in tqdm(
             range(0, len(trial.native), batch), desc=f"{self.name}/{trial.name}", mininterval=2
         ):
             part = slice(start, start + batch)
-            features = self.features(trial.native[part], trial.english[part])
+            said = zip(self.translate(trial.native[part]), trial.english[part], strict=True)
+            texts = [", ".join(filter(None, pair)) for pair in said]
             shown = None if control_images is None else list(control_images[part])
-            pictures.append(self._draw(features, steps, guidance, seed + start, shown))
+            pictures.append(self._draw(texts, steps, guidance, seed + start, shown))
         return torch.cat(pictures)
 
     def draw_english(self, trial: Trial, steps: int, guidance: float, batch: int, seed: int) -> Tensor:
@@ -83,34 +84,17 @@ class Route:
         pictures = []
         for start in range(0, len(trial.english), batch):
             texts = trial.english[start : start + batch]
-            features = self._encode_english([*texts, *[""] * len(texts)])
-            pictures.append(self._draw(features, steps, guidance, seed + start, None))
+            pictures.append(self._draw(texts, steps, guidance, seed + start, None))
         return torch.cat(pictures)
 
     @torch.no_grad()
-    def features(self, native: Sequence[str], english: Sequence[str]) -> Tensor:
-        """(2B, L, D) features of B prompts, and of no text, for a UNet that is told both in one text.
-
-        Native text and English, where there is any, are joined along the tokens.
-        """
-        nothing = [""] * len(native)
-        if self.translate is not None:
-            joined = zip(self.translate(native), english, strict=True)
-            return self._encode_english([*(", ".join(filter(None, pair)) for pair in joined), *nothing])
-        assert self.native is not None
-        features = self.native.encode([*native, *nothing])
-        if not any(english):
-            return features
-        return torch.cat([features, self._encode_english([*english, *nothing]).to(features)], dim=1)
-
-    def _encode_english(self, texts: list[str]) -> Tensor:
-        return encode_english(texts, self.pipe.text_encoder, self.pipe.tokenizer)
-
-    def _draw(self, features: Tensor, steps: int, guidance: float, seed: int, control_images: Any) -> Tensor:
-        """Pictures of features (2B, L, D) by the stock pipeline, with the plug-ins that are attached."""
+    def _draw(
+        self, texts: Sequence[str], steps: int, guidance: float, seed: int, control_images: Any
+    ) -> Tensor:
+        """Pictures of English texts by the stock pipeline, with the plug-ins that are attached."""
+        count, stock = len(texts), stock_pipeline(self.pipe)
+        features = encode_english([*texts, *[""] * count], self.pipe.text_encoder, self.pipe.tokenizer)
         told, nothing = features.chunk(2)
-        count = len(told)
-        stock = stock_pipeline(self.pipe)
         with self.plugins.during_call(
             control_images, steps=lambda: stock.scheduler.timesteps, samples=count, parts=lambda: GUIDED
         ):

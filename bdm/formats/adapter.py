@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, printable
-from .bundled import without_bundled
+from .bundled import BUNDLED, without_bundled
 from .header import WeightFile
 from .names import UNetBuild, flat
 from .peft_settings import PeftSettings
@@ -91,6 +91,11 @@ _TEXT_STARTS = (
     "text_encoders_clip_l_", "cond_stage_model_", "base_model_model_text_encoder_", "base_model_model_", "",
 )  # fmt: skip
 _TEXT_INNER = ("transformer_text_model_", "text_model_", "transformer_", "")
+#: CLIP's modules by their names inside of it, flattened.
+_TEXT_MODULE = re.compile(
+    r"encoder_layers_\d+_(?:self_attn_(?:[qkv]|out)_proj|mlp_fc[12]|layer_norm[12])"
+    r"|embeddings_(?:token|position)_embedding|final_layer_norm"
+)
 #: What stands before module names, by part; flattened.
 _PREFIXES = {
     "unet": (
@@ -211,6 +216,22 @@ def split_key(key: str) -> tuple[str, str]:
         return f"{processor['block']}.{processor['projection']}_proj", processor["factor"]
     ending = _ENDINGS.fullmatch(key)
     return (ending["module"], _FACTORS[ending["factor"]]) if ending else ("", "")
+
+
+def text_keys(keys: Iterable[str]) -> list[str]:
+    """The keys of an adapter that change CLIP's text encoder, or bundle embeddings for it.
+
+    They are told by their names alone, so that a pipeline without such an encoder can leave them out.
+    """
+    return [key for key in keys if key.startswith(BUNDLED) or _is_text(split_key(key)[0] or key)]
+
+
+def _is_text(module: str) -> bool:
+    name = flat(module)
+    return any(
+        name.startswith(prefix) and _TEXT_MODULE.fullmatch(name[len(prefix) :])
+        for prefix in _PREFIXES["text_encoder"]
+    )
 
 
 def _lookup(names: Iterable[str], part: str) -> dict[str, str]:

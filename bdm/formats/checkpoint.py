@@ -32,6 +32,7 @@ from .names import (
 from .noise import SD15_NOISE, Noise, folder_noise
 from .remains import refuse_unknown
 from .signs import MARKERS, file_noise
+from .systems import refuse_as_english, refuse_other_systems
 from .weights import (
     ANY_FILES,
     WeightFile,
@@ -93,6 +94,9 @@ def read_parts(
     Raises:
         UserError: not an SD1.5 checkpoint, damaged, NaN, or with something in it whose meaning is not known.
     """
+    if source.is_dir():
+        # One without its text encoder is a latent diffusion model like any other.
+        (refuse_as_english if "text_encoder" in names else refuse_other_systems)(source)
     require(identify_source(source), ("checkpoint",), source)
     if source.is_dir():
         noise = folder_noise(source)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import UserError, printable, refused_paths
 from .adapter import adapter_metadata, split_key
 from .bundled import bundled_embeddings
+from .connectors import connector_system
 from .control_signs import control_signs
 from .folders import read_json
 from .hashes import file_hashes, source_hash
@@ -15,6 +16,7 @@ from .header import WeightFile, read_header
 from .kinds import FileKind, Kind, base_of_width, identify
 from .noise import folder_noise
 from .signs import file_noise, metadata_claims
+from .systems import other_system, released_system
 from .yaml_settings import yaml_configs
 
 #: Bases of diffusers pipelines, by the start of their class's name; "" for SD1.5's, whose folder then lacks
@@ -109,8 +111,17 @@ def describe_file(path: Path) -> dict[str, str]:
 
 def _folder_facts(path: Path) -> dict[str, str]:
     found = identify_source(path)
-    noted = {"noise": str(folder_noise(path))} if found.kind == "checkpoint" else {}
+    noted = _system_facts(path) if found.kind == "checkpoint" else {}
     return {"kind": str(found), **noted, "hash": source_hash(path)}
+
+
+def _system_facts(path: Path) -> dict[str, str]:
+    """What is told of a pipeline's folder: a native-language system by its name, and its noise."""
+    if other := other_system(path):
+        return {"system": f"{other}; this library draws with SD1.5"}
+    noise = {"noise": str(folder_noise(path))}
+    system = released_system(path)
+    return noise if system is None else {"system": system.name, "trained": system.trained} | noise
 
 
 def _file_facts(path: Path) -> dict[str, str]:
@@ -126,6 +137,8 @@ def _file_facts(path: Path) -> dict[str, str]:
         raise UserError(f"{path} holds no tensors")
     facts["tensors"] = f"{len(file.tensors)} ({parameters:,} values)"
     facts["dtypes"] = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in file.tensors.values()}))
+    if system := connector_system(file.tensors):
+        facts["system"] = f"{system}'s connector for another text encoder"
     if found.kind == "adapter":
         facts |= _adapter_facts(file)
     if found.kind == "embedding":

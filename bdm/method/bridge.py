@@ -85,7 +85,7 @@ class Bridge:
         with _ATTACHING:
             if self.unet is not None:
                 raise UserError("this bridge is attached already; detach it first, or make another one")
-            if any(_is_bridge(hook) for hook in hooks_of(unet)):
+            if bridges_of(unet):
                 raise UserError(
                     "this UNet has a bridge already (of a pipeline that is drawing with it, perhaps);"
                     " detach it first"
@@ -154,6 +154,11 @@ class Bridge:
                     helper.hang(stack, self.unet, self.branch)
             yield
 
+    @property
+    def told(self) -> NativeCondition | None:
+        """The condition in force of the first branch; None without one."""
+        return None if self._session is None else self._session.conditions[0]
+
     def _before(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the branch's residuals to the arguments of the UNet's forward pass."""
         session = self._session
@@ -213,5 +218,7 @@ def _check_features(branch: BranchModel, condition: NativeCondition) -> None:
             )
 
 
-def _is_bridge(hook: Any) -> bool:
-    return isinstance(hook, Hook) and isinstance(getattr(hook.function, "__self__", None), Bridge)
+def bridges_of(unet: Any) -> list[Bridge]:
+    """The bridges on a UNet: none, or one."""
+    owners = (getattr(hook.function, "__self__", None) for hook in hooks_of(unet) if isinstance(hook, Hook))
+    return list(dict.fromkeys(owner for owner in owners if isinstance(owner, Bridge)))

@@ -73,7 +73,7 @@ def check_fingerprints(
 
 
 def _tokens(encoder: NativeTextEncoder) -> dict[str, Any]:
-    settings = {name: value for name, value in dataclasses.asdict(encoder.settings).items() if name != "mask"}
+    settings = {name: value for name, value in encoder.settings.said().items() if name != "mask"}
     return settings | {
         "layout": dataclasses.asdict(encoder.layout),
         "vocabulary": sorted(encoder.tokenizer.get_vocab().items()),

@@ -101,7 +101,7 @@ def extend(
     picture = rgb(picture)
     width, height = picture.width + left + right, picture.height + top + bottom
     more = (-width % factor, -height % factor)  # computed, and cut off again
-    around = ((top, bottom + more[1]), (left, right + more[0]))
+    around: Any = ((top, bottom + more[1]), (left, right + more[0]))
     wide = np.pad(np.asarray(picture), (*around, (0, 0)), mode="edge")
     mask = 255 * _distances(picture.size, around, (left, top, right, bottom), overlap)
     return Canvas(Image.fromarray(wide), Image.fromarray(mask.round().astype(np.uint8)), (width, height))

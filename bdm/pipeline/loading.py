@@ -20,6 +20,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from ..errors import UserError
 from ..formats.checkpoint import load_controlnet
 from ..formats.load_options import LoadKeywords, LoadOptions, read_options
+from ..formats.systems import ReleasedSystem, refuse_other_systems, released_system
 from ..formats.weights import read_json, read_tensors, resolve_folder
 from ..method.branch import BranchModel
 from ..models.backbone import Backbone, build_backbone, empty_prompt_features, find_backbone
@@ -69,10 +70,12 @@ class LoadedParts:
     Attributes:
         arguments: of its constructor, by name.
         empty_english: (1, 77, D) features of the English prompt "" where the text encoder is left out.
+        moved_unet: why the UNet is not SD1.5's any more; "" where nothing says so.
     """
 
     arguments: dict[str, Any]
     empty_english: Tensor | None
+    moved_unet: str = ""
 
 
 def load_parts(
@@ -107,12 +110,14 @@ def load_parts(
                 f"{reader}: {name} is {str(value)!r}; give one that is loaded, or backbone= for another model"
             )
     model = SavedModel.find(source, backbone, loading)
+    given = model.without_its_own(given)
     parts = PartLoader(reader, model, given)
     stock = build_backbone(model.backbone, _stock_given(model, given), model.loading)
     arguments = {name: read(parts) for name, read in _READERS.items() if name in names}
     arguments |= {name: getattr(stock, name) for name in _STOCK}
     empty = None if stock.text_encoder is not None else _empty_english(model)
-    return LoadedParts(arguments, empty)
+    own_unet = model.backbone == model.folder and "unet" not in given
+    return LoadedParts(arguments, empty, model.moved_unet() if own_unet else "")
 
 
 @dataclass(frozen=True)
@@ -124,12 +129,14 @@ class SavedModel:
         index: what its ``model_index.json`` says.
         backbone: file or folder of the backbone; the same folder where no other was asked for.
         loading: how parts are loaded; a part without the variant is loaded without it.
+        system: the released system that lies there, if it is one.
     """
 
     folder: Path | None
     index: Mapping[str, Any]
     backbone: Path
     loading: LoadOptions
+    system: ReleasedSystem | None = None
 
     @staticmethod
     def find(source: str | Path | None, backbone: str | Path | None, loading: LoadOptions) -> SavedModel:
@@ -149,7 +156,26 @@ class SavedModel:
         if own.is_file():
             loading.files.check_file(own)
         known = read_json(index) if index and index.is_file() else {}
-        return SavedModel(folder, known, own, loading)
+        for place in places:
+            refuse_other_systems(place)
+        return SavedModel(folder, known, own, loading, released_system(folder) if folder else None)
+
+    def without_its_own(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a caller gives, and None for what a released system has not: a branch, and English CLIP."""
+        if self.system is None:
+            return dict(given)
+        english = () if self.backbone != self.folder else ("text_encoder", "tokenizer")
+        return dict.fromkeys(("branch", *english)) | dict(given)
+
+    def moved_unet(self) -> str:
+        """Why the folder's UNet is not SD1.5's any more; "" where nothing says so."""
+        if self.system is not None:
+            return f"{self.system.name}: {self.system.trained}"
+        card = self.folder / "card.json" if self.folder else None
+        changed = read_json(card).get("unet_tensors_changed") if card and card.is_file() else None
+        if isinstance(changed, int | float) and changed > 0:
+            return f"its card: {changed:.0%} of the tensors were changed"
+        return str(self.index.get("_moved_unet") or "")
 
     def lacks(self, name: str) -> bool:
         """Whether the pipeline was saved without a part.
@@ -198,6 +224,16 @@ class PartLoader:
         if optional and name not in self.model.index:
             return None
         raise UserError(f"{self.reader}: {folder or 'a backbone'} holds no {name}; give {name}=")
+
+    def native_text_encoder(self) -> Any:
+        """The native text encoder; in a released system's folder it lies where CLIP lies in others."""
+        loading, system = self.model.loading, self.model.system
+        if system is None or "native_text_encoder" in self.given:
+            return self.model_of("native_text_encoder", NativeTextEncoder)
+        return NativeTextEncoder.from_pretrained(
+            self.model.folder or "", dtype=loading.dtype_of("native_text_encoder") or "auto",
+            device_map=loading.device, use_safetensors=loading.files.use_safetensors,
+        )  # fmt: skip
 
     def read(self, name: str, load: Callable[..., Any], optional: bool = False) -> Any:
         """A part, loaded by ``load(place, **keywords)``."""
@@ -265,7 +301,7 @@ class PartLoader:
 #: Constructor arguments beside the backbone's, and how they are read.
 _READERS: dict[str, Callable[[PartLoader], Any]] = {
     "branch": lambda parts: parts.model_of("branch", BranchModel),
-    "native_text_encoder": lambda parts: parts.model_of("native_text_encoder", NativeTextEncoder),
+    "native_text_encoder": PartLoader.native_text_encoder,
     "controlnet": PartLoader.controlnet,
     "safety_checker": lambda parts: parts.transformer_of("safety_checker", StableDiffusionSafetyChecker),
     "image_encoder": lambda parts: parts.transformer_of("image_encoder", CLIPVisionModelWithProjection),
@@ -279,6 +315,8 @@ def _empty_english(model: SavedModel) -> Tensor | None:
     path, loading = model.backbone, model.loading
     dtype = loading.dtype_of("text_encoder")
     kept = path / EMPTY_FILE
+    if path == model.folder and model.system is not None:
+        return None
     if path == model.folder and model.lacks("text_encoder"):
         return read_tensors(kept)["features"].to(dtype) if kept.is_file() else None
     return empty_prompt_features(path, dtype, loading.files)

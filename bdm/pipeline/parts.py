@@ -30,6 +30,7 @@ from ..method.bridge import Bridge
 from ..text.native import NativeTextEncoder
 from .loading import PipelineKeywords, keep_empty_english, load_parts
 from .reuse import reuse_parts
+from .text_slot import check_text_slot
 
 #: Where diffusers tells its users what it loads.
 _LOGGER = logging.get_logger("diffusers.pipelines.pipeline_utils")
@@ -56,7 +57,7 @@ class PartsMixin:
     model_cpu_offload_seq = "native_text_encoder->text_encoder->image_encoder->unet->vae"
 
     _optional_components: ClassVar[list[str]] = [
-        "safety_checker", "feature_extractor", "image_encoder", "native_text_encoder"
+        "safety_checker", "feature_extractor", "image_encoder", "native_text_encoder", "branch"
     ]  # fmt: skip
 
     def __init__(
@@ -66,7 +67,7 @@ class PartsMixin:
         tokenizer: CLIPTokenizer | None,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        branch: BranchModel,
+        branch: BranchModel | None,
         native_text_encoder: NativeTextEncoder | None = None,
         safety_checker: StableDiffusionSafetyChecker | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
@@ -76,7 +77,8 @@ class PartsMixin:
         """Put a pipeline together.
 
         As in diffusers, a part may be None where its work is not asked for: a pipeline of text encoders alone
-        encodes, one without a VAE draws latents.
+        encodes, one without a VAE draws latents. One without a branch tells the UNet what the native text
+        encoder says, in the place of English CLIP's features or in front of them.
 
         Raises:
             UserError: parts that do not fit each other.
@@ -101,7 +103,10 @@ class PartsMixin:
         """Load a bilingual pipeline.
 
         Args:
-            source: folder or hub name written by ``save_pretrained``.
+            source: folder or hub name written by ``save_pretrained``, or a released system of SD1.5's shape:
+                Japanese Stable Diffusion, Taiyi, AltDiffusion m2 or m9, SkyPaint, PAI-Diffusion. Its text
+                encoder becomes the ``native_text_encoder``; there is no branch, and no English text encoder
+                unless ``text_encoder`` and ``tokenizer`` are given.
             backbone: another SD1.5 model (single file, folder or hub name) instead of the folder's own.
             english: load the English text encoder. Without it "" is the only English prompt; what it says of
                 that is kept in the user's cache from the first time on, and memory and time are spared.
@@ -154,6 +159,8 @@ class PartsMixin:
         pipe: Any = cls(**parts.arguments)
         pipe.empty_english = parts.empty_english
         pipe.register_to_config(_name_or_path=str(source or backbone))
+        if parts.moved_unet:
+            pipe.register_to_config(_moved_unet=parts.moved_unet)
         return pipe
 
     @classmethod
@@ -178,6 +185,14 @@ class PartsMixin:
             made.add_branch(name, voice.branch, voice.native_text_encoder)
         return made if reused.dtype is None else made.to(dtype=reused.dtype)
 
+    @property
+    def moved_unet(self) -> str:
+        """Why the UNet is not SD1.5's any more; "" where nothing says that it was trained for native text.
+
+        On such a UNet checkpoints are attached as differences to SD1.5 (``base=``).
+        """
+        return str(self.config.get("_moved_unet") or "")
+
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write a standard diffusers folder with the parts ``branch`` and ``native_text_encoder`` in it.
 
@@ -197,6 +212,7 @@ def check_parts(unet: Any, branch: Any, native_text_encoder: NativeTextEncoder |
         UserError: says what does not fit.
     """
     if branch is None:
+        check_text_slot(unet, native_text_encoder)
         return
     width = branch.config["cross_attention_dim"]
     if native_text_encoder is not None and native_text_encoder.text_dim != width:

@@ -45,7 +45,7 @@ from ..speed.sharing import Vouched
 from ..text.native import NativeTextEncoder
 from ..text.pairs import groups_of_one_length
 from ..text.rules import A1111, PromptRules
-from ..text.script import encode_stages
+from ..text.script import StagedFeatures, encode_stages
 from .auto import register
 from .beside import BesideMixin, Said, branches_of
 from .exclusive import exclusively
@@ -53,6 +53,7 @@ from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
 from .parts import PartsMixin, Vae, check_parts
 from .prompts import ChosenPrompts, read_prompts, step_count
+from .text_slot import joined_stages, refuse_branch_settings, says_something
 from .texts import Texts, TextsMixin, adapters_scaled
 from .world import settings_of
 
@@ -105,7 +106,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         """Draw pictures for native-language prompts.
 
         Args:
-            prompt: P native prompts (a text is a list of one); read by the branch.
+            prompt: P native prompts (a text is a list of one); read by the branch, or without one by the UNet
+                in the place of English.
             negative_prompt: one native negative prompt, or P.
             prompt_en: English prompt of the backbone, or P of them. "" is what the branch was trained with;
                 LoRA trigger words, embeddings and quality tags go here.
@@ -158,7 +160,14 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
                 adapter that a prompt names and that is not attached.
         """
         check_inputs(stock, super().__call__, type(self))
-        self._check_complete(stock)
+        self._check_complete(stock, prompt_embeds is not None)
+        if self.branch is None:
+            refuse_branch_settings(
+                branch_scale=(branch_scale, 1.0), branch_start=(branch_start, 0.0),
+                branch_end=(branch_end, 1.0), english_guidance=(english_guidance, None),
+                branch_schedule=(branch_schedule, None), world=(world, None),
+                beside=(beside or None, None), approximation=(approximation, EXACT),
+            )  # fmt: skip
         each = as_count(num_images_per_prompt)
         as_count(stock.get("num_inference_steps"), "num_inference_steps")
         if world is not None:
@@ -188,8 +197,9 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
 
         steps = step_count(inputs, stock_inputs(super().__call__))
         prompts = read_prompts(
-            native, english, steps, prompt_rules, self.plugins, self.text_encoder is not None
-        )
+            native, english, steps, prompt_rules, self.plugins, self.text_encoder is not None,
+            self._native_rules(prompt_rules),
+        )  # fmt: skip
 
         def draw(chosen: list[int], inputs: dict[str, Any], pictures: Any) -> Any:
             ours = prompts.take(chosen)
@@ -229,18 +239,22 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         control = getattr(self, "controlnet", None)
         prompts.check(guided, english_ratio, approximation, control)
         native = encode_stages(prompts.native, lambda pairs: self._native_features(pairs, guided, rules))
+        images = inputs["num_images_per_prompt"]
+        if self.branch is None and not says_something(prompts.english.pairs):
+            return self._draw_by_text(prompts, native, inputs, share)
         # Adapters may change the English text encoder, so its texts are encoded with their strengths set.
         with adapters_scaled(self.text_encoder, inputs):
             english = encode_stages(
                 prompts.english, lambda pairs: self._english_features(pairs, clip_skip, guided, rules)
             )
+        if self.branch is None:
+            return self._draw_by_text(prompts, joined_stages(native, english), inputs, share)
         ours, theirs = english.positive[0][0], english.negative[0]
-        images = inputs["num_images_per_prompt"]
         call: dict[str, Any] = dict(
             steps=self._timesteps, parts=prompts.parts(self._parts), images_per_prompt=images
         )
         condition = prompts.condition(native, **settings, **call)
-        texts = prompts.step_texts(english, images, self._timesteps)
+        texts = prompts.step_texts(english, images, self._timesteps, prompts.english.one is not None)
         others = [said.condition(chosen, self, **call) for said in further]
         vouched, composed = self._vouch(inputs), None
         if english_ratio is not None and theirs is not None:
@@ -261,9 +275,27 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
                 fold_layers(stack, self.vae)
             return super().__call__(prompt_embeds=ours, negative_prompt_embeds=theirs, **inputs)
 
-    def _check_complete(self, inputs: Mapping[str, Any]) -> None:
+    def _draw_by_text(
+        self, prompts: ChosenPrompts, told: StagedFeatures, inputs: dict[str, Any], share: bool
+    ) -> Any:
+        """Pictures by features that the UNet itself reads, as the stock pipeline draws them."""
+        control = getattr(self, "controlnet", None)
+        one = prompts.native.one is not None and prompts.english.one is not None
+        texts = prompts.step_texts(told, inputs["num_images_per_prompt"], self._timesteps, one)
+        with ExitStack() as stack:
+            stack.enter_context(exclusively(self.scheduler))
+            if texts is not None:
+                texts.hang_before(stack, self.unet, control)
+                texts.hang_after(stack, self.unet)
+            if share and self.vae is not None:
+                fold_layers(stack, self.vae)
+            positive, negative = told.positive[0][0], told.negative[0]
+            return super().__call__(prompt_embeds=positive, negative_prompt_embeds=negative, **inputs)
+
+    def _check_complete(self, inputs: Mapping[str, Any], encoded: bool = False) -> None:
         """Refuse to draw without a part that is needed; a pipeline may be put together without it."""
-        needed = ["unet", "branch", "scheduler"]
+        by_text = self.native_text_encoder is not None or encoded
+        needed = ["unet", *([] if by_text else ["branch"]), "scheduler"]
         if inputs.get("output_type", "pil") != "latent":
             needed.append("vae")
         for name in needed:
@@ -362,7 +394,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
         Raises:
             UserError: a size that is not a multiple of 8, no pictures, or no networks to prepare.
         """
-        for part in ("unet", "branch", "vae"):
+        by_text = self.native_text_encoder is not None
+        for part in ("unet", *([] if by_text else ["branch"]), "vae"):
             if getattr(self, part) is None:
                 raise UserError(f"the pipeline has no {part}, which optimize() prepares; give it one")
         count = as_count(count, "count")
@@ -410,7 +443,7 @@ class BridgeControlNetPipeline(BridgeMixin, StableDiffusionControlNetPipeline):
         unet: UNet2DConditionModel,
         controlnet: ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel,
         scheduler: SchedulerMixin,
-        branch: BranchModel,
+        branch: BranchModel | None,
         native_text_encoder: NativeTextEncoder | None = None,
         safety_checker: StableDiffusionSafetyChecker | None = None,
         feature_extractor: CLIPImageProcessor | None = None,

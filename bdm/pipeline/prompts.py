@@ -118,9 +118,18 @@ class ChosenPrompts:
             stages=() if self.native.one is not None else stages,
         )
 
-    def step_texts(self, features: StagedFeatures, images: int, steps: Any) -> StepTexts | None:
-        """What changes the UNet's texts from step to step; None where nothing does."""
-        if self.english.one is not None and not self.joined:
+    def step_texts(
+        self, features: StagedFeatures, images: int, steps: Any, constant: bool
+    ) -> StepTexts | None:
+        """What changes the UNet's texts from step to step; None where nothing does.
+
+        Args:
+            features: that the UNet reads.
+            images: pictures of each prompt.
+            steps: gives the pipeline's timesteps.
+            constant: the features are the same in all stages.
+        """
+        if constant and not self.joined:
             return None
         return StepTexts(
             self.script.ends, self.script.weights, features.positive, features.negative, images, steps
@@ -128,7 +137,13 @@ class ChosenPrompts:
 
 
 def read_prompts(
-    native: TextPairs, english: TextPairs, steps: int, rules: PromptRules, plugins: Plugins, routed: bool
+    native: TextPairs,
+    english: TextPairs,
+    steps: int,
+    rules: PromptRules,
+    plugins: Plugins,
+    routed: bool,
+    native_rules: PromptRules | None = None,
 ) -> Prompts:
     """Read the texts of a call.
 
@@ -139,6 +154,7 @@ def read_prompts(
         rules: how they are read.
         plugins: whose names and words prompts may hold.
         routed: whether the pipeline has an English text encoder that words could be told.
+        native_rules: how native ones are read where that differs.
 
     Raises:
         UserError: the languages join other numbers of prompts, or an adapter is named that is not attached.
@@ -149,8 +165,8 @@ def read_prompts(
     scripts = []
     for i in range(len(native)):
         four = [
-            _read(side, i, steps, rules, pairs is native, side is pairs.positive)
-            for pairs in (native, english)
+            _read(side, i, steps, by, pairs is native, side is pairs.positive)
+            for pairs, by in ((native, native_rules or rules), (english, rules))
             for side in (pairs.positive, pairs.negative)
         ]
         scripts.append(PictureScript(*four))

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ class TextsMixin:
     """How a bilingual pipeline reads its prompts."""
 
     unet: Any
+    branch: Any
     text_encoder: Any
     tokenizer: Any
     native_text_encoder: NativeTextEncoder | None
@@ -65,13 +68,25 @@ class TextsMixin:
 
     def _native_length(self, script: PictureScript, rules: PromptRules) -> int:
         """Chunks of a picture's longest native text."""
+        encoder, own = self.native_text_encoder, self._native_rules(rules)
+        return 0 if encoder is None else script.chunks(True, lambda text: encoder.chunks(text, own))
+
+    def _native_rules(self, rules: PromptRules) -> PromptRules:
+        """How native prompts are read: a text encoder whose brackets are text reads all of it as text.
+
+        It comes from a system that knew no grammar and one chunk, and is read as there.
+        """
         encoder = self.native_text_encoder
-        return 0 if encoder is None else script.chunks(True, lambda text: encoder.chunks(text, rules))
+        if encoder is None or encoder.settings.brackets:
+            return rules
+        return dataclasses.replace(rules, emphasis="official", chunks="official")
 
     def _english_length(self, script: PictureScript, rules: PromptRules) -> int:
         if self.tokenizer is None or self.text_encoder is None:
             return 0
-        return script.chunks(False, lambda text: english_chunks(text, self.tokenizer, rules))
+        length = script.chunks(False, lambda text: english_chunks(text, self.tokenizer, rules))
+        # Without a branch English that says nothing is left out, and the features are shorter.
+        return length if self.branch is not None or any(script.texts(native=False)) else -1
 
     def encode_prompt(
         self,
@@ -130,7 +145,17 @@ class TextsMixin:
     ) -> tuple[Tensor, Tensor | None]:
         if not guided and self.native_text_encoder is None and pairs.only_positive is not None:
             return pairs.only_positive, None
-        return encode_pairs(pairs, lambda texts: self._encode_native(texts, rules), "negative_prompt_embeds")
+        rules = self._native_rules(rules)
+        encode = partial(self._encode_native, rules=rules)
+        return encode_pairs(pairs, encode, "negative_prompt_embeds", self._encoded_together(pairs, rules))
+
+    def _encoded_together(self, pairs: TextPairs, rules: PromptRules) -> bool:
+        """Whether texts may differ in length; where they cannot, stock pipelines encode both sides apart."""
+        encoder = self.native_text_encoder
+        if encoder is None or encoder.settings.max_chunks > 1:
+            return True
+        texts = [text for side in (pairs.positive, pairs.negative) if isinstance(side, list) for text in side]
+        return any(encoder.chunks(text, rules) > 1 for text in texts)
 
     def _encode_native(self, texts: list[str], rules: PromptRules = A1111) -> Tensor:
         if self.native_text_encoder is None:
@@ -157,9 +182,11 @@ class TextsMixin:
         elif self.empty_english is not None and distinct == [""] and clip_skip == 1:
             features = self.empty_english.to(self.unet.dtype)
         else:
+            by_text = self.branch is None and self.native_text_encoder is not None
+            remedy = "load it with text_encoder= and tokenizer=" if by_text else "load it with english=True"
             raise UserError(
                 "the pipeline has no English text encoder; give prompt_en_embeds and"
-                " negative_prompt_en_embeds, or load it with english=True"
+                f" negative_prompt_en_embeds, or {remedy}"
             )
         return features[[distinct.index(text) for text in texts]]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
-from ..formats.adapter import split_adapter
+from ..formats.adapter import split_adapter, split_key, text_keys
 from ..formats.bundled import BUNDLED, bundled_embeddings
 from ..formats.change import Change
 from ..formats.embedding import as_rows
@@ -49,6 +49,8 @@ class AdapterKind(PluginKind):
             refuse_other_noise(file, self.to.noise)
         own = {part: self.to.weights.base(part) for part in _PARTS if self.to.has(part)}
         live = {part: _modules([*weights, *self.to.weights.foreign(part)]) for part, weights in own.items()}
+        if self.to.without_english:
+            file = self._without_text(file)
         self._refuse_missing_text(file.tensors, path)
         delta = self._bundled(file, path)
         delta.strength = self.strengths(name, strength, text_strength)
@@ -59,6 +61,19 @@ class AdapterKind(PluginKind):
                     delta.changes[place] = change.weight if kind == "weight" else change.bias
         self.to.words.put(name, delta)
         return delta.strength
+
+    def _without_text(self, file: WeightFile) -> WeightFile:
+        """What is left of an adapter where there is no English text encoder, said with its number."""
+        text = set(text_keys(file.tensors))
+        if not text:
+            return file
+        words = len(bundled_embeddings(file))
+        changed = {split_key(key)[0] for key in text if not key.startswith(BUNDLED)}
+        told = [f"changes of {len(changed)} text modules"] * bool(changed)
+        told += [f"{words} embedding{'s' if words > 1 else ''}"] * bool(words)
+        self.to.leave_out(" and ".join(told) + (" are" if len(changed) + words > 1 else " is"), file.path)
+        kept = {key: tensor for key, tensor in file.tensors.items() if key not in text}
+        return replace(file, tensors=kept)
 
     def _bundled(self, file: WeightFile, path: Path) -> WeightDelta:
         """The delta of the embeddings in an adapter's file; an empty one where there are none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ from .controlnet_hook import ControlNetHook
 from .parameters import plain
 from .stack import Place, WeightStack
 from .words import TriggerWords
+
+logger = logging.getLogger("bdm")
 
 #: Who has asked for a module. Two that put deltas on it would each take the other's for the base.
 _SHARED: WeakKeyDictionary[nn.Module, WeakSet[Attachments]] = WeakKeyDictionary()
@@ -52,6 +55,35 @@ class Attachments:
     def has(self, part: str) -> bool:
         """Whether the pipeline has a part."""
         return getattr(self.pipe, part, None) is not None
+
+    @property
+    def without_english(self) -> bool:
+        """Whether nothing reads English: native text is in its place, and no English encoder beside it.
+
+        Text parts of plug-ins, which are made for that encoder, have nothing to act on then. A pipeline with
+        a branch reads English whatever it was loaded with.
+        """
+        by_text = self.has("native_text_encoder") and getattr(self.pipe, "branch", self) is None
+        return by_text and not self.has("text_encoder")
+
+    @property
+    def moved_unet(self) -> str:
+        """Why the UNet is not SD1.5's any more; "" where it is, as far as anybody has said."""
+        return str(getattr(self.pipe, "moved_unet", None) or "")
+
+    def leave_out(self, what: str, path: Path) -> None:
+        """Say what of a file is left out, because it acts on English CLIP's text encoder alone.
+
+        Args:
+            what: with its number, such as "72 text weights".
+            path: of the file.
+        """
+        logger.warning(
+            "%s: %s left out, because the pipeline has no English text encoder to act on; give one"
+            " (text_encoder=, tokenizer=) to have them",
+            path,
+            what,
+        )
 
     @property
     def noise(self) -> Noise:

@@ -108,9 +108,11 @@ class Plugins:
                 word.
             kind: what it must be ("checkpoint", "vae", "adapter", "controlnet", "embedding"). As "vae" a
                 checkpoint gives its VAE alone.
-            settings: adapters: ``strength`` (1.0) and ``text_strength`` (the same) for UNet and text encoder;
-                ControlNets: ``strength``, ``start``, ``end`` (share of the steps), ``pooled`` (True or False,
-                for shuffle ControlNets).
+            settings: checkpoints: ``base``, the model that it was trained from, to add its difference to that
+                instead of putting its weights in place, with a ``strength`` (see
+                ``bdm.plugins.checkpoint.CheckpointKind``); adapters: ``strength`` (1.0) and ``text_strength``
+                (the same) for UNet and text encoder; ControlNets: ``strength``, ``start``, ``end`` (share of
+                the steps), ``pooled`` (True or False, for shuffle ControlNets).
 
         Returns:
             What is now attached. The weights of a checkpoint or VAE stay on disk until they are used: its

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..data.prepared import DUPLICATES
 from ..extras import require_packages
 from ..files import write_json
-from .hashing import find_duplicates
 from .shard import Encoders, ShardSettings
+from .tables import Totals, join_tables, write_duplicates
 
 
 def disk_cost(encoders: Encoders, settings: ShardSettings, size: int, count: int, out: Path) -> str:
@@ -49,67 +48,40 @@ def disk_cost(encoders: Encoders, settings: ShardSettings, size: int, count: int
 
 def finish_folder(
     out: Path,
-    tables: dict[Path, dict[str, Any]],
+    paths: list[Path],
     samples: int,
     new: int,
     seconds: float,
     min_score: float | None,
 ) -> dict[str, Any]:
-    """Mark the near-duplicates, draw the scores and write the report.
+    """Join the tables, mark the near-duplicates, draw the scores and write the report.
 
     Args:
         out: folder of the shards.
-        tables: of all shards, by their tar files.
+        paths: of all shards.
         samples: of the raw data.
         new: how many of them this run dealt with.
         seconds: how long it took.
         min_score: the threshold that was used.
     """
-    left_out: Counter[str] = Counter()
-    for table in tables.values():
-        left_out.update(table["left_out"])
-    with open(out / "unusable.jsonl", "w", encoding="utf-8") as file:
-        for key, reason in (pair for table in tables.values() for pair in table["unusable"]):
-            file.write(json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n")
-    if scores := [score for table in tables.values() for score in table["seen_scores"]]:
-        draw_scores(scores, min_score, out / "scores.png")
-    rows = _duplicate_rows(tables)
+    totals = Totals()
+    rows = join_tables(out, paths, totals)
+    if totals.scores:
+        draw_scores(totals.scores, min_score, out / "scores.png")
     report = {
         "samples": samples,
-        "kept": sum(len(table["places"]) for table in tables.values()),
-        "left_out": dict(sorted(left_out.items())),
+        "kept": totals.kept,
+        "left_out": dict(sorted(totals.left_out.items())),
         "near_duplicates": sum(map(len, rows.values())),
-        "shards": len(tables),
-        "gigabytes": round(sum(table["size"] for table in tables.values()) / 1e9, 6),
+        "shards": totals.shards,
+        "gigabytes": round(totals.size / 1e9, 6),
         "prepared_now": new,
         "seconds": round(seconds, 1),
         "samples_per_second": round(new / seconds, 1),
     }
     write_json(out / "report.json", report)
-    compared = (
-        "64-bit DCT hashes of the cut pictures; equal ones are near-duplicates, the first is not listed"
-    )
-    # Last, because sources take a folder without it for unfinished.
-    write_json(out / DUPLICATES, {"compared": compared, "rows": rows}, indent=None)
+    write_duplicates(out / DUPLICATES, rows)
     return report
-
-
-def _duplicate_rows(tables: dict[Path, dict[str, Any]]) -> dict[str, list[int]]:
-    """By shard, the rows whose hash occurred before.
-
-    Training and validation shards are not compared with each other.
-    """
-    rows: dict[str, list[int]] = {}
-    for split in sorted({path.name.rpartition("-")[0] for path in tables}):
-        own = {
-            path.name: table["hashes"]
-            for path, table in tables.items()
-            if path.name.rpartition("-")[0] == split
-        }
-        rows |= {
-            name: later for name, later in zip(own, find_duplicates(list(own.values())), strict=True) if later
-        }
-    return rows
 
 
 def describe_report(report: dict[str, Any], out: Path) -> str:
@@ -123,20 +95,28 @@ def describe_report(report: dict[str, Any], out: Path) -> str:
     )
 
 
-def draw_scores(scores: list[float], threshold: float | None, path: Path) -> None:
-    """A histogram of the scores with the share that every threshold would keep."""
+def draw_scores(scores: Mapping[float, int], threshold: float | None, path: Path) -> None:
+    """A histogram of the scores with the share that every threshold would keep.
+
+    Args:
+        scores: how often each was seen.
+        threshold: that was used.
+        path: of the picture.
+    """
     import numpy as np
 
     require_packages("a chart")
     from matplotlib.figure import Figure
 
+    ordered = sorted(scores)
+    counts = np.array([scores[score] for score in ordered])
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.hist(scores, bins=60, color="tab:blue", alpha=0.7)
+    axes.hist(ordered, bins=60, weights=counts, color="tab:blue", alpha=0.7)
     axes.set(xlabel="Chinese CLIP score of picture and caption", ylabel="samples")
     share = axes.twinx()
-    ordered = np.sort(scores)
-    share.plot(ordered, 100 * (1 - np.arange(len(ordered)) / len(ordered)), color="black", linewidth=1)
+    before = np.cumsum(counts) - counts
+    share.plot(ordered, 100 * (1 - before / counts.sum()), color="black", linewidth=1)
     share.set(ylabel="% kept by min_score", ylim=(0, 100))
     if threshold is not None:
         axes.axvline(threshold, color="tab:red")

@@ -202,14 +202,13 @@ def prepare(config: PrepareConfig, engine: Engine = "accelerate") -> dict[str, A
         )
     if not first:
         return {}
-    tables = {task.path: table for task in tasks if (table := read_table(task.path))}
-    if len(tables) < len(tasks):
+    if absent := [task for task in missing if read_table(task.path) is None]:
         raise UserError(
-            f"{len(tasks) - len(tables)} of {len(tasks)} shards are missing in {config.out}; run the same"
-            " command again"
+            f"{len(absent)} of {len(tasks)} shards are missing in {config.out}; run the same command again"
         )
+    paths = [task.path for task in tasks]
     samples, new = (sum(len(task.indices) for task in part) for part in (tasks, missing))
-    return finish_folder(config.out, tables, samples, new, time.perf_counter() - begin, config.min_score)
+    return finish_folder(config.out, paths, samples, new, time.perf_counter() - begin, config.min_score)
 
 
 def begin_folder(job: Job) -> None:

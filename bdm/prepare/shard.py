@@ -161,7 +161,7 @@ class _Table:
     def check(self, count: int, limit: float) -> None:
         """Raise a ``UserError`` if too many of ``count`` samples were of no use."""
         # Scores and sizes are meant to leave out many; damage and captions in another field are mistakes.
-        bad = self.left_out["unreadable"] + self.left_out["not finite"] + self.left_out["caption"]
+        bad = sum(self.left_out[kind] for kind in ("unreadable", "read", "not finite", "caption"))
         if bad > limit * max(count, AT_LEAST):
             key, reason = self.unusable[-1]
             raise UserError(

@@ -77,7 +77,7 @@ class Optimized:
         self.seconds = time.perf_counter() - start
 
     def _prepare_cpu(self, pipe: Any) -> None:
-        for network in (pipe.unet, pipe.branch, pipe.vae):
+        for network in _networks(pipe):
             self._packed += pack_layers(self._stack, network)
             fold_layers(self._stack, network, pack=True)
 
@@ -93,17 +93,22 @@ class Optimized:
             self.lines.append("nothing to do: this torch has not the kernels for packed weights")
 
     def _prepare_cuda(self, pipe: Any) -> None:
-        for network in (pipe.unet, pipe.branch, pipe.vae):
+        for network in _networks(pipe):
             network.to(memory_format=torch.channels_last)
             self._stack.callback(network.to, memory_format=torch.contiguous_format)
         self.lines.append("moved channels last")
-        blocks = [block for network in (pipe.unet, pipe.branch) for block in compilable(network)]
+        blocks = [block for network in _networks(pipe)[:-1] for block in compilable(network)]
         for block in blocks:
             block.compile(dynamic=False)
             self._stack.callback(setattr, block, "_compiled_call_impl", None)
         self.lines.append(
             f"compiled {len(blocks)} blocks, equal ones once (torch keeps the result between runs)"
         )
+
+
+def _networks(pipe: Any) -> list[Any]:
+    """The UNet, the branch where there is one, and the VAE."""
+    return [pipe.unet, *([] if pipe.branch is None else [pipe.branch]), pipe.vae]
 
 
 def compilable(network: nn.Module) -> list[nn.Module]:
@@ -124,7 +129,11 @@ def compilable(network: nn.Module) -> list[nn.Module]:
 def _run_through(pipe: Any, size: tuple[int, int], count: int) -> None:
     """A guided step of both networks and the decoding of its result."""
     unet, branch = pipe.unet, pipe.branch
-    like = dict(device=pipe._execution_device, dtype=unet.dtype)
+    like: dict[str, Any] = dict(device=pipe._execution_device, dtype=unet.dtype)
+    if branch is None:
+        text = torch.zeros(2 * count, 77, unet.config["cross_attention_dim"], **like)
+        decode_latents(pipe.vae, unet(torch.zeros(2 * count, 4, *size, **like), 1, text).sample[:count])
+        return
     native = torch.zeros(count, _LENGTH, branch.config["cross_attention_dim"], **like)
     english = torch.zeros(2 * count, 77, unet.config["cross_attention_dim"], **like)
     latents = torch.zeros(2 * count, 4, *size, **like)

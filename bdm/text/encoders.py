@@ -27,6 +27,8 @@ logger = logging.getLogger("bdm")
 _CHOOSES_CODE = re.compile(
     r"auto_map|attn_implementation|experts_implementation|custom_pipelines|kernel_config|use_kernels"
 )
+#: Weights that make features of a text encoder's last states, as AltDiffusion's and M-CLIP's are called.
+_PROJECTS = re.compile(r"(?:LinearTransformation|transformation(?:_pre)?|pre_LN)\.")
 #: Settings that say how many layers are built.
 _COUNTS_LAYERS = re.compile(r"layers?$|^n_layer|blocks?$")
 
@@ -78,8 +80,31 @@ def load_encoder(folder: Path, files: FileChoice) -> nn.Module:
     Raises:
         UserError: weights or a configuration that are damaged, missing or do not belong together.
     """
-    config = read_encoder_config(folder)
-    return _build_and_load(config, read_weights_folder(folder, files), folder)
+    config, tensors = read_encoder_config(folder), read_weights_folder(folder, files)
+    _refuse_other_projections(config, tensors, folder)
+    return _build_and_load(config, tensors, folder)
+
+
+def _refuse_other_projections(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse weights that bring the states to another space, where nothing that is built would do so.
+
+    Left out without a word, they would leave features that no network was trained for.
+    """
+    found = next((name for name in tensors if _PROJECTS.match(name)), None)
+    if found is not None and not _is_transformed(config, tensors):
+        raise UserError(
+            f"{folder} holds {printable(found, 120)!r}, which makes other features of the text encoder's"
+            f" states, and its config.json ({config.model_type}) describes no such model; give a text"
+            " encoder without"
+        )
+
+
+def _is_transformed(config: Any, tensors: Collection[str]) -> bool:
+    if not hasattr(config, "project_dim"):  # before anything of transformers is imported
+        return False
+    from .transformed import is_transformed
+
+    return is_transformed(config, tensors)
 
 
 def _build_and_load(config: Any, tensors: dict[str, Tensor], source: Path) -> nn.Module:
@@ -87,12 +112,12 @@ def _build_and_load(config: Any, tensors: dict[str, Tensor], source: Path) -> nn
     _refuse_more_layers(config.to_dict(), len(tensors), source)
     try:
         with torch.device("meta"):
-            outline = build_text_model(config)
+            outline = build_text_model(config, tensors)
     except Exception as error:  # each model has checks and mistakes of its own
         raise UserError(f"{source} describes no text encoder ({first_line(error)}); give another") from None
     state = _own_weights(outline, tensors, str(source))
     refuse_not_finite(state, source)
-    model = build_text_model(config)
+    model = build_text_model(config, tensors)
     # The configuration may name another dtype than the file's, and copying would round to it.
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     model.to(reduce(torch.promote_types, dtypes)).load_state_dict(state, strict=False)
@@ -113,9 +138,19 @@ def _refuse_more_layers(settings: Mapping[str, Any], tensors: int, source: Path)
             )
 
 
-def build_text_model(config: Any) -> nn.Module:
-    """The text encoder that a transformers configuration describes, with fresh weights."""
+def build_text_model(config: Any, tensors: Collection[str] = ()) -> nn.Module:
+    """The text encoder that a transformers configuration describes, with fresh weights.
+
+    Args:
+        config: of the model.
+        tensors: names of the weights that it is built for, which tell what a configuration may leave out.
+    """
     from transformers import AutoModel, AutoModelForTextEncoding, ChineseCLIPTextModel
+
+    if _is_transformed(config, tensors):
+        from .transformed import RobertaSeriesModelWithTransformation
+
+        return RobertaSeriesModelWithTransformation(config)
 
     if config.model_type in ("chinese_clip", "chinese_clip_text_model"):
         text: Any = getattr(config, "text_config", config)
@@ -177,6 +212,7 @@ def _refuse_unread(given: Iterable[str], known: Collection[str], parts: Collecti
         for name in given
         if name not in known
         and name.partition(".")[0] in parts
+        and ".pooler." not in f".{name}"
         and not name.endswith(("position_ids", "token_type_ids"))
     ]
     if left:

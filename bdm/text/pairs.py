@@ -143,22 +143,25 @@ def make_pairs(
 
 
 def encode_pairs(
-    pairs: TextPairs, encode: Callable[[list[str]], Tensor], negative_name: str
+    pairs: TextPairs, encode: Callable[[list[str]], Tensor], negative_name: str, together: bool = True
 ) -> tuple[Tensor, Tensor]:
     """(P, L, D) features of both sides.
 
-    Texts of both are encoded together, so that they are padded alike.
+    Args:
+        pairs: the texts.
+        encode: gives the features of texts.
+        negative_name: for messages.
+        together: encode the texts of both sides at once, so that they are padded alike. Where all are of one
+            length anyway, stock pipelines encode them apart, and the last bits depend on it.
 
     Raises:
         UserError: features that were given are not as long as those of the texts beside them.
     """
     positive, negative = pairs.positive, pairs.negative
-    if not isinstance(positive, Tensor) and not isinstance(negative, Tensor):
+    if together and not isinstance(positive, Tensor) and not isinstance(negative, Tensor):
         positive, negative = encode([*positive, *negative]).chunk(2)
-    elif not isinstance(positive, Tensor):
+    if not isinstance(positive, Tensor):
         positive = encode(positive)
-    elif not isinstance(negative, Tensor):
+    if not isinstance(negative, Tensor):
         negative = encode(negative)
-    assert isinstance(positive, Tensor)
-    assert isinstance(negative, Tensor)
     return positive, same_shape(negative, positive, negative_name)

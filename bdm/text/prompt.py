@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 #: No weight is larger, so that products of many are still numbers; at 1,000 a picture is lost already.
-LARGEST = 1e6
+LARGEST = 1e300
 
 ROUND, SQUARE = 1.1, 1 / 1.1
 _BREAK = re.compile(r"\bBREAK\b")
 _NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*"
 _ASCII = re.compile(rf"\\[()\[\]\\]?|[()\[\]]|:{_NUMBER}\)|[^\\()\[\]:]+|:")
 _FULL = re.compile(rf"\\[()\[\]\\（）]?|[()\[\]（）]|[:：]{_NUMBER}[)）]|[^\\()\[\]:（）：]+|[:：]")
-_NO_NUMBER = re.compile(r":\s*[+-]?[.\d]*\.[.\d]*\s*\)")
+_LIKE_NUMBER = re.compile(r":\s*[+-]?([.\d]+)\s*\)")
 
 
 @dataclass
@@ -51,9 +51,23 @@ class _Brackets:
             fragment.weight = limited(fragment.weight * factor)
 
     def close_all(self) -> None:
+        """Whatever is open reaches to the end."""
         for kind, factor in (("(", ROUND), ("[", SQUARE)):
-            while self.opened[kind]:
-                self.close(kind, factor)
+            places, count = self.opened[kind], 0
+            products: dict[float, list[float]] = {}
+            for i, fragment in enumerate(self.fragments if places else ()):
+                while count < len(places) and places[count] <= i:
+                    count += 1
+                fragment.weight = _multiplied(fragment.weight, factor, count, products)
+            places.clear()
+
+
+def _multiplied(weight: float, factor: float, times: int, known: dict[float, list[float]]) -> float:
+    """A weight times a factor, so many times one after the other, which a power would round otherwise."""
+    chain = known.setdefault(weight, [weight])
+    while len(chain) <= times:
+        chain.append(limited(chain[-1] * factor))
+    return chain[times]
 
 
 def limited(weight: float) -> float:
@@ -96,8 +110,9 @@ def weights_by_place(prompt: str, full_width: bool = False) -> list[tuple[int, s
 
 def emphasis_notices(prompt: str, full_width: bool = False) -> Iterator[tuple[int, str]]:
     """(place, what is made of it) of brackets, numbers and BREAKs that may have been meant otherwise."""
-    for found in _NO_NUMBER.finditer(prompt):
-        yield found.start(), f"{found[0]!r} is no number, so it is text"
+    for found in _LIKE_NUMBER.finditer(prompt):
+        if found[1].count(".") > 1 or found[1] == ".":
+            yield found.start(), f"{found[0]!r} is no number, so it is text"
     for fragment in _fragments(prompt, full_width, True).fragments:
         if fragment.breaks and fragment.weight != -1:
             yield fragment.start, "BREAK inside of brackets is a word, as in A1111; put it outside"
@@ -115,7 +130,7 @@ def _fragments(prompt: str, full_width: bool, breaks: bool) -> _Brackets:
         elif text in "(（[":
             opened["[" if text == "[" else "("].append(len(fragments))
         elif number is not None and opened["("]:
-            brackets.close("(", float(number))
+            brackets.close("(", limited(float(number)))
         elif text in (")", "）") and opened["("]:
             brackets.close("(", ROUND)
         elif text == "]" and opened["["]:

@@ -1,7 +1,7 @@
 """Words in the native prompt that only the English side understands, told to that side.
 
 Quality tags and trigger words are what English models learned them as. Words of content stay where they are:
-a concept's English name takes its native look away (see the world slider in docs/prompts.md).
+a concept's English name takes its native look away.
 """
 
 from __future__ import annotations

@@ -25,11 +25,14 @@ class Reading:
         rules: of both languages.
         native: full-width brackets and Chinese commas count, and weights only where the rules say so.
         joined: ids of tokens that must not begin a chunk: an embedding's vectors behind its first.
+        brackets: a native text encoder's brackets are taken away where they weigh nothing; False: they are
+            text then.
     """
 
     rules: PromptRules = A1111
     native: bool = False
     joined: Collection[int] = ()
+    brackets: bool = True
 
     @property
     def commas(self) -> str:
@@ -39,6 +42,8 @@ class Reading:
     def runs(self, prompt: str) -> list[tuple[str, float]]:
         """The words of a prompt with their weights (see ``parse_emphasis``)."""
         full_width = self.native and self.rules.weighs_native
+        if self.native and not full_width and not self.brackets:
+            return [(prompt, 1.0)]
         runs = parse_emphasis(prompt, full_width, breaks=self.rules.chunks == "a1111")
         if not self.native or self.rules.weighs_native:
             return runs
@@ -86,12 +91,16 @@ def split_prompt(
 
 
 def content_ids(
-    prompt: str, tokenizer: Any, layout: ChunkLayout, normalize: Callable[[str], str] = str
+    prompt: str,
+    tokenizer: Any,
+    layout: ChunkLayout,
+    normalize: Callable[[str], str] = str,
+    reading: Reading = Reading(OFFICIAL, native=True),
 ) -> list[int]:
     """A prompt's ids by the official rules, without markers, padding and weights, cut to what fits."""
     refuse_half_characters(prompt)
     ids: list[int] = []
-    for text, _ in parse_emphasis(prompt, breaks=False):
+    for text, _ in reading.runs(prompt):
         ids += _ids_of(text, tokenizer, normalize)
     return _cut(ids, tokenizer, layout)
 
@@ -109,12 +118,11 @@ def count_chunks(
 
 def comma_ids(tokenizer: Any, commas: str) -> set[int]:
     """The tokens that are commas; CLIP's vocabulary has further ones that its texts do not come to."""
-    vocabulary = tokenizer.get_vocab()
-    found = set()
+    unknown = (None, tokenizer.unk_token_id)
+    found: set[int] = set()
     for comma in commas:
-        ends = vocabulary.get(f"{comma}</w>")
-        either = (vocabulary.get(comma), vocabulary.get(f"▁{comma}"))
-        found |= {ends} if ends is not None else {token for token in either if token is not None}
+        end, *either = tokenizer.convert_tokens_to_ids([f"{comma}</w>", comma, f"▁{comma}"])
+        found.update(token for token in (either if end in unknown else [end]) if token not in unknown)
     return found
 
 

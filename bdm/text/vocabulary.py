@@ -70,7 +70,13 @@ def read_clip_tokenizer(folder: Path, rows: int | None = None, positions: int = 
     """
     whole, tokens, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not whole.exists() and not tokens.exists():
-        return clip_tokenizer(positions)
+        tokenizer = clip_tokenizer(positions)
+        if rows not in (None, len(tokenizer)):
+            raise UserError(
+                f"{folder} holds no vocabulary of CLIP's (vocab.json), and the text encoder knows {rows}"
+                f" tokens where CLIP's own vocabulary has {len(tokenizer)}; get both of one model"
+            )
+        return tokenizer
     if whole.exists():
         _check_whole(whole)
     if tokens.exists():

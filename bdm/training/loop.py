@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def _open_folder(run: RunConfig, state: TrainState) -> None:
 
 def _loop(run: RunConfig, state: TrainState, before: Progress, stop: StopSignal) -> None:
     config, accelerator = run.optimizer, state.accelerator
-    batches = _batches(run, state, before.step)
+    faults: Counter[str] = Counter()
+    batches = _batches(run, state, before.step, faults)
     skipped = SkippedSteps(run.out, run.skip_limit, before.skipped, lambda i: _key(state.recipe.source, i))
     if before.step and not before.evaluated:
         evaluate(run, state, before.step)
@@ -86,7 +88,7 @@ def _loop(run: RunConfig, state: TrainState, before: Progress, stop: StopSignal)
             skipped.add(step, gather_object(indices), accelerator.is_main_process)
         # Figures.
         done = step + 1
-        log.step(done, rate)
+        log.step(done, rate, faults)
         # Evaluations, states and the end. All processes take part: weights may be split over them.
         halt = _signal_anywhere(accelerator, stop.number)
         if not halt:
@@ -101,7 +103,7 @@ def _loop(run: RunConfig, state: TrainState, before: Progress, stop: StopSignal)
     log.close()
 
 
-def _batches(run: RunConfig, state: TrainState, first_step: int) -> Iterator[Batch]:
+def _batches(run: RunConfig, state: TrainState, first_step: int, faults: Counter[str]) -> Iterator[Batch]:
     """What is left of the run's examples, micro-batch by micro-batch."""
     config, accelerator = run.optimizer, state.accelerator
     return stream(
@@ -113,9 +115,16 @@ def _batches(run: RunConfig, state: TrainState, first_step: int) -> Iterator[Bat
         process=accelerator.process_index,
         processes=accelerator.num_processes,
         workers=run.workers,
-        log=run.out / "unreadable.jsonl",
+        log=_fault_log(run.out, accelerator.process_index),
         unreadable_limit=run.unreadable_limit,
+        read_limit=run.read_limit,
+        faults=faults,
     )
+
+
+def _fault_log(out: Path, process: int) -> Path:
+    """Where a process names the examples that it could not use."""
+    return out / ("unreadable.jsonl" if not process else f"unreadable-{process}.jsonl")
 
 
 def _key(source: Any, index: int) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import RunConfig
+from ..data.faults import KINDS as FAULT_KINDS
 from ..drawing.grid import save_picture
 from ..extras import require_packages
 from ..files import append_line
@@ -97,8 +98,14 @@ class StepLog:
         """Count in what a step said of itself."""
         self._means.add(terms)
 
-    def step(self, done: int, rate: float) -> None:
-        """Note that a step is done, with its learning rate; write a row where one is due."""
+    def step(self, done: int, rate: float, faults: Mapping[str, int] = {}) -> None:
+        """Note that a step is done, with its learning rate; write a row where one is due.
+
+        Args:
+            done: steps done.
+            rate: the learning rate.
+            faults: of this process's examples so far, by kind; the row has the sums over the processes.
+        """
         self._bar.update()
         if done % self._run.log_every:
             return
@@ -106,7 +113,8 @@ class StepLog:
         # Fewer steps than log_every where the run was resumed in between.
         samples = (done - self._logged) * self._run.optimizer.batch_size
         speed = {"seconds": seconds, "samples_per_second": samples / seconds}
-        log_row(self._accelerator, self._run.out, {"step": done, **means, "lr": rate, **speed})
+        lost = _summed(self._accelerator, faults)
+        log_row(self._accelerator, self._run.out, {"step": done, **means, "lr": rate, **speed, **lost})
         self._logged, self._clock = done, self._clock + seconds
         if "loss" in means:
             self._bar.set_postfix({"loss": f"{means['loss']:.4f}"}, refresh=False)
@@ -114,6 +122,13 @@ class StepLog:
     def close(self) -> None:
         """There are no more steps."""
         self._bar.close()
+
+
+def _summed(accelerator: Accelerator, faults: Mapping[str, int]) -> dict[str, int]:
+    """Faults of all processes, by kind; kinds that did not occur are left out."""
+    own = torch.tensor([faults.get(kind, 0) for kind in FAULT_KINDS], device=accelerator.device)
+    total: Any = accelerator.reduce(own, "sum")
+    return {f"faults/{k}": n for k, n in zip(FAULT_KINDS, total.tolist(), strict=True) if n}
 
 
 def log_row(accelerator: Accelerator, out: Path, row: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def resume(run: RunConfig, state: TrainState) -> Progress:
         _begin(state)
         return Progress()
     _refuse_changes(run, saved, state.accelerator.is_main_process)
-    _refuse_other_data(run, saved.get("corpus"), state.corpus)
+    _refuse_other_data(run, saved.get("corpus"), state.corpus, state.recipe.source)
     _refuse_other_batches(run, saved.get("bucket_batch"), _bucket_batch(run, state.recipe.source))
     _take_up(state, saved)
     # States of before called it another name, or did not say.
@@ -116,11 +116,14 @@ def _may_change(old: Any, new: Any) -> set[str]:
     return allowed
 
 
-def _refuse_other_data(run: RunConfig, saved: str | None, own: str) -> None:
+def _refuse_other_data(run: RunConfig, saved: str | None, own: str, source: Any) -> None:
     if saved not in (None, own):
+        compare = getattr(source, "changes_since", None)
+        changes = "; ".join(compare(saved)) if compare and saved else ""
         raise UserError(
-            f"{run.out} was run on other data ({saved}; now {own}), so their order is another, and going on"
-            " would repeat some and leave out others; give it the same data, or choose another out="
+            f"{run.out} was run on other data ({saved}; now {own}{'; ' * bool(changes)}{changes}), so their"
+            " order is another, and going on would repeat some and leave out others; give it the same data,"
+            " or choose another out="
         )
 
 
@@ -170,13 +173,17 @@ def _meaning(run: RunConfig) -> str:
             "keep_every",
             "skip_limit",
             "unreadable_limit",
+            "read_limit",
             "trackers",
         ),
         True,
     )
     # How a step is divided changes its rounding only; fewer processes need more accumulation.
     ignored["optimizer"] = {"accumulation", "checkpointing"}
-    ignored["recipe"], ignored["data"] = {"grid_prompts", "grid_guidance"}, {"cache"}
+    ignored["recipe"] = {"grid_prompts", "grid_guidance"}
+    # Where data are kept, and which faults are borne, says nothing of what they are.
+    kept = {"cache", "shard_limit", "index", "local", "local_gb"}
+    ignored["data"] = dict.fromkeys(kept, True) | {"parts": {"__all__": {"data": kept}}}
     return run.model_dump_json(exclude=ignored)
 
 

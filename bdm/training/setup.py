@@ -99,11 +99,18 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
 
 
 def _corpus(source: Any) -> str:
-    """Sizes and buckets of the data: where they are the same, so is the order of the examples."""
+    """Sizes, buckets and filters of the data: where they are the same, so is the order of the examples."""
+    if hasattr(source, "corpus"):
+        return source.corpus
+    if hasattr(source, "corpus_of"):
+        return source.corpus_of(_corpus)
+    kept = getattr(source, "kept", None)
     sizes, buckets = getattr(source, "shard_sizes", None), getattr(source, "bucket_of", None)
     digest = hashlib.sha256(json.dumps([len(source), sizes]).encode())
     if buckets is not None:
         digest.update(buckets.tobytes())
+    if kept is not None:
+        digest.update(kept.tobytes())
     shards = f" in {len(sizes)} shards" if sizes else ""
     return f"{len(source)} examples{shards}, {digest.hexdigest()[:16]}"
 

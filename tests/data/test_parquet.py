@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from bdm.data import parquet
 from bdm.data.batch import stream
 from bdm.data.buckets import bucket_sizes
+from bdm.data.local import LocalFolder
 from bdm.data.parquet import ParquetSource
 from bdm.data.source import UnreadableExample
 from bdm.errors import UserError
@@ -77,7 +79,38 @@ def test_bad_files(folder):
         ParquetSource(str(folder / "train-0.parquet"), validation_shards=3)
     (folder / "train-9.parquet").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is not a whole parquet file"):
-        ParquetSource(str(folder / "*.parquet"), cache=folder / "fresh")
+        ParquetSource(str(folder / "train-9.parquet"), validation_shards=0)
+    assert len(ParquetSource(str(folder / "*.parquet"), cache=folder / "fresh")) == 20
+
+
+def test_row_groups_are_read_once_by_all_processes_of_a_machine(folder, monkeypatch):
+    source = ParquetSource(str(folder / "*.parquet"), size=8)
+    reads = 0
+    for _ in range(4):  # as of processes of their own
+        parquet._read_group.cache_clear()
+        parquet._map_table.cache_clear()
+        assert [source.caption(i) for i in range(20)] == [f"图{i}" for i in range(20)]
+        reads += parquet._read_group.cache_info().misses
+    assert reads == 5
+    monkeypatch.setattr(LocalFolder, "get", lambda *_: None)  # a disk that takes nothing
+    assert source.caption(3) == "图3"
+
+
+def test_a_damaged_row_group_costs_its_samples_alone(folder):
+    path = folder / "train-0.parquet"
+    source = ParquetSource(str(folder / "*.parquet"), size=8, validation_shards=1)
+    content = bytearray(path.read_bytes())
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    for number in range(group.num_columns):
+        start = group.column(number).dictionary_page_offset or group.column(number).data_page_offset
+        content[start : start + 40] = b"\xff" * 40
+    path.write_bytes(bytes(content))
+    parquet._open.cache_clear()
+    parquet._read_group.cache_clear()
+    source = ParquetSource(str(folder / "*.parquet"), size=8, validation_shards=1)
+    with pytest.raises(UnreadableExample, match="row group 1"):
+        source[4]
+    assert source.caption(0) == "图0"
 
 
 def test_any_file_system_of_fsspec_and_plain_bytes(folder):

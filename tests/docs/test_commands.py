@@ -12,7 +12,15 @@ from pydantic import BaseModel
 from torch.distributed.run import get_args_parser
 
 from bdm import cli, config
-from bdm.config import BENCHES, PrepareConfig, RunConfig, read_config, read_evaluation
+from bdm.config import (
+    BENCHES,
+    IndexConfig,
+    PrepareConfig,
+    RunConfig,
+    VocabularyConfig,
+    read_config,
+    read_evaluation,
+)
 from bdm.errors import UserError
 
 #: Words that stand for what a reader puts in: FILE, CONFIG.yaml, HOST_OF_RANK_0.
@@ -65,10 +73,16 @@ def check_bdm(arguments):
     named = getattr(options, "config", None)
     if named is None or PLACEHOLDER.match(named):
         return
-    if arguments[0] == "evaluate":
+    if arguments[0] == "evaluate":  # of several kinds
         read_evaluation(ROOT / named, options.overrides)
         return
-    schemas = {"train": RunConfig, "plan": RunConfig, "prepare": PrepareConfig}
+    schemas = {
+        "train": RunConfig,
+        "plan": RunConfig,
+        "prepare": PrepareConfig,
+        "index": IndexConfig,
+        "vocabulary": VocabularyConfig,
+    }
     schema = BENCHES[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
     read_config(ROOT / named, options.overrides, schema)
 

@@ -170,7 +170,7 @@ def test_a_wrong_line_is_found(line):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["drawing.md", "speed.md"])
+@pytest.mark.parametrize("name", ["drawing.md", "modes.md", "speed.md"])
 def test_a_page_runs_from_its_first_block_to_its_last(name, tmp_path):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     program = "\n".join(block.text for block in blocks(ROOT / "docs" / name, "python"))

@@ -5,13 +5,25 @@ from __future__ import annotations
 import inspect
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...config import DataConfig, FreshEncoderConfig, PicturesConfig, RecipeConfig, RunConfig
+from ...config import (
+    DataConfig,
+    FreshEncoderConfig,
+    MixConfig,
+    ParquetConfig,
+    PicturesConfig,
+    RecipeConfig,
+    RunConfig,
+    ShardsConfig,
+)
 from ...data.buckets import bucket_sizes
 from ...data.source import Source
 from ...errors import UserError
 from .base import Recipe
+
+if TYPE_CHECKING:
+    from ...data.indexing import Corpus
 
 #: What each kind of data is built with, by module and name: imported when asked for, for each has libraries
 #: of its own.
@@ -21,6 +33,7 @@ SOURCES = {
     "parquet": ("data.parquet", "ParquetSource"),
     "folder": ("data.folder", "FolderSource"),
     "prepared": ("data.prepared", "PreparedSource"),
+    "mix": ("data.mixing", "MixedSource"),
     "module": ("training.recipes.module", "module_source"),
 }
 
@@ -57,6 +70,11 @@ def recipe_maker(kind: str) -> Any:
 def build_source(config: DataConfig) -> Source:
     """The data source that a configuration names."""
     arguments = config.model_dump(exclude={"kind"})
+    if isinstance(config, ShardsConfig | ParquetConfig):
+        return _sharded_source(config)
+    if isinstance(config, MixConfig):
+        sources = [build_source(part.data) for part in config.parts]
+        return source_maker(config.kind)(sources, [part.weight for part in config.parts])
     if isinstance(config, PicturesConfig):
         arguments["buckets"] = build_buckets(config)
     if config.kind == "emoji":
@@ -64,6 +82,33 @@ def build_source(config: DataConfig) -> Source:
 
         arguments["world"] = World(**arguments["world"])
     return source_maker(config.kind)(**arguments)
+
+
+def _sharded_source(config: ShardsConfig | ParquetConfig) -> Source:
+    """Shards through their index, or each with its own."""
+    indexed = ("index", "partitions", "local", "local_gb")
+    arguments: dict[str, Any] = config.model_dump(exclude={"kind"})
+    arguments["buckets"] = build_buckets(config)
+    if config.index is None:
+        return source_maker(config.kind)(**{k: v for k, v in arguments.items() if k not in indexed})
+    from ...data.indexed import IndexedSource
+
+    arguments.pop("cache")
+    return IndexedSource(kind=config.kind, **arguments)
+
+
+def build_corpus(config: ShardsConfig | ParquetConfig) -> Corpus:
+    """What ``bdm index`` makes an index of."""
+    from ...data.indexing import Corpus
+    from ...data.pictures import PictureRules
+
+    names = PicturesConfig.model_fields.keys() | {"captions"}
+    rules: dict[str, Any] = config.model_dump(include=set(names))
+    rules["buckets"] = build_buckets(config)
+    default = {} if config.kind == "shards" else {"captions": {"text": 1.0}}
+    patterns = (config.urls,) if isinstance(config.urls, str) else config.urls
+    picture = {"picture": config.picture} if isinstance(config, ParquetConfig) else {}
+    return Corpus(kind=config.kind, urls=patterns, rules=PictureRules.of(default, rules), **picture)
 
 
 def build_buckets(config: DataConfig) -> tuple[tuple[int, int], ...]:
