@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError, printable
 from ..shipped import shipped
 from .draw_options import infer_options
-from .draw_requests import again_jobs, base_request, check_numbers, file_jobs, prompt_jobs
+from .draw_requests import again_jobs, base_request, check_ending, check_numbers, file_jobs, prompt_jobs
 from .heavy import importing
 from .quiet import quiet
 from .stages import Stages
@@ -48,6 +48,8 @@ def add_commands(commands: Any) -> None:
 def _infer(options: argparse.Namespace) -> None:
     check_numbers(options)
     _check_sources(options)
+    if options.grid is not None:
+        check_ending(options.grid)
     stages = Stages()
     with importing():
         import_module("bdm.drawing.painter")
@@ -142,9 +144,26 @@ def _draw_prompts(options: argparse.Namespace, jobs: list[Job], stages: Stages) 
     counts = todo.counts(failed)
     if len(jobs) > 1 or not counts.drawn:
         print(counts)
+    _draw_grid(options, jobs)
     if options.stages:
         stages.show()
     refuse_failures(failed, counts.pictures)
+
+
+def _draw_grid(options: argparse.Namespace, jobs: list[Job]) -> None:
+    """Write the contact sheet that is asked for, of the pictures that are there."""
+    from ..drawing.grid import save_picture
+    from ..drawing.jobs import state
+    from ..drawing.sheets import contact_sheet
+    from ..plugins.control_images import open_picture
+
+    if options.grid is None:
+        return
+    there = [job for job in jobs if state(job) == "there"]
+    if there:
+        pictures = [open_picture(job.path) for job in there]
+        save_picture(contact_sheet([job.request for job in there], pictures), options.grid)
+        print(printable(options.grid))
 
 
 def _mention_versions(jobs: Any, painter: Any) -> None:
@@ -170,6 +189,7 @@ def _draw_file(options: argparse.Namespace, jobs: list[Job], failed: list[Failur
         return
     counts = todo.counts([*failed, *undrawn])
     print(f"{counts.pictures} pictures in {printable(options.out)}: {counts}")
+    _draw_grid(options, jobs)
     refuse_failures([*failed, *undrawn], counts.pictures)
 
 

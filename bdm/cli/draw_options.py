@@ -81,6 +81,9 @@ def _files(parser: argparse.ArgumentParser) -> None:
         help="names of the files in the folder --out, such as '[number]-[seed]-[prompt].png'",
     )
     parser.add_argument(
+        "--grid", type=Path, metavar="FILE", help="all pictures on one sheet too, with prompts and seeds"
+    )
+    parser.add_argument(
         "--redraw", action="store_true", help="draw pictures that are there already, by their own JSON, too"
     )
     parser.add_argument(
