@@ -53,7 +53,7 @@ from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
 from .parts import PartsMixin, Vae, check_parts
 from .prompts import ChosenPrompts, read_prompts, step_count
-from .text_slot import joined_stages, refuse_branch_settings, says_something
+from .text_slot import check_text_slot, joined_stages, refuse_branch_settings, says_something
 from .texts import Texts, TextsMixin, adapters_scaled
 from .world import settings_of
 
@@ -302,6 +302,8 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             if getattr(self, name) is None:
                 instead = ", or ask for output_type='latent'" if name == "vae" else ""
                 raise UserError(f"the pipeline has no {name}, so it cannot draw; give it one{instead}")
+        if self.branch is None:
+            check_text_slot(self.unet, self.native_text_encoder)
 
     def _is_guided(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the stock pipeline is about to use guidance, and with it negative prompts."""

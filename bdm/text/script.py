@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -88,8 +89,8 @@ class PictureScript:
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The steps behind which any of the texts changes."""
-        return tuple(sorted({end for script in self.scripts for end in script.ends}))
+        """The steps behind which any of the texts changes; features never do."""
+        return tuple(sorted({end for script in self.scripts for end in script.ends})) or (sys.maxsize,)
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -209,8 +209,17 @@ def test_what_is_no_input_is_said_in_one_line(pipe, inputs, message):
     assert torch.equal(draw(pipe), before)
 
 
-@pytest.mark.parametrize("part", ["unet", "branch", "scheduler", "vae"])
+@pytest.mark.parametrize("part", ["unet", "scheduler", "vae"])
 def test_a_pipeline_without_a_part_says_so(pipe, part):
     setattr(pipe, part, None)
     with pytest.raises(UserError, match=f"the pipeline has no {part}, so it cannot draw; give it one"):
+        pipe("龙", num_inference_steps=1)
+
+
+def test_without_a_branch_the_unet_must_read_the_native_features(pipe):
+    pipe.branch = None
+    with pytest.raises(UserError, match="without a branch they must be equal: give .* or a branch"):
+        pipe("龙", num_inference_steps=1)
+    pipe.native_text_encoder = None
+    with pytest.raises(UserError, match="the pipeline has no branch, so it cannot draw; give it one"):
         pipe("龙", num_inference_steps=1)
