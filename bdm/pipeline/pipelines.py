@@ -53,7 +53,7 @@ from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
 from .parts import PartsMixin, Vae, check_parts
 from .prompts import ChosenPrompts, read_prompts, step_count
-from .text_slot import check_text_slot, joined_stages, refuse_branch_settings, says_something
+from .text_slot import check_text_slot, check_width, joined_stages, refuse_branch_settings, says_something
 from .texts import Texts, TextsMixin, adapters_scaled
 from .world import settings_of
 
@@ -290,6 +290,7 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
             if share and self.vae is not None:
                 fold_layers(stack, self.vae)
             positive, negative = told.positive[0][0], told.negative[0]
+            check_width(self.unet, positive.shape[-1], "the native features")
             return super().__call__(prompt_embeds=positive, negative_prompt_embeds=negative, **inputs)
 
     def _check_complete(self, inputs: Mapping[str, Any], encoded: bool = False) -> None:

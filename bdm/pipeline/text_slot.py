@@ -24,14 +24,26 @@ def check_text_slot(unet: Any, native_text_encoder: NativeTextEncoder | None) ->
     Raises:
         UserError: names both widths.
     """
-    if unet is None or native_text_encoder is None:
-        return
+    if unet is not None and native_text_encoder is not None:
+        check_width(unet, native_text_encoder.text_dim, "the native text encoder's features")
+
+
+def check_width(unet: Any, width: int, what: str) -> None:
+    """Refuse native features that a UNet does not read.
+
+    Args:
+        unet: the UNet.
+        width: of the features.
+        what: they are.
+
+    Raises:
+        UserError: names both widths.
+    """
     wanted = unet.config["cross_attention_dim"]
-    if native_text_encoder.text_dim != wanted:
+    if width != wanted:
         raise UserError(
-            f"the native text encoder's features are {native_text_encoder.text_dim} wide and the UNet reads"
-            f" {wanted}; without a branch they must be equal: give the text encoder that the UNet was trained"
-            " with, or a branch"
+            f"{what} are {width} wide and the UNet reads {wanted}; without a branch they must be equal: give"
+            " the text encoder that the UNet was trained with, or a branch"
         )
 
 

@@ -220,6 +220,9 @@ def test_without_a_branch_the_unet_must_read_the_native_features(pipe):
     pipe.branch = None
     with pytest.raises(UserError, match="without a branch they must be equal: give .* or a branch"):
         pipe("龙", num_inference_steps=1)
+    features = pipe.native_text_encoder.encode(["龙", ""])
     pipe.native_text_encoder = None
+    with pytest.raises(UserError, match="the native features are .* wide and the UNet reads"):
+        pipe(prompt_embeds=features[:1], negative_prompt_embeds=features[1:], num_inference_steps=1)
     with pytest.raises(UserError, match="the pipeline has no branch, so it cannot draw; give it one"):
         pipe("龙", num_inference_steps=1)
