@@ -158,6 +158,27 @@ def test_an_english_prompt_acts_beside_the_native_one(tmp_path):
     outputs_agree(mixed, torch.cat([both, alone]))
 
 
+def test_english_changes_from_step_to_step_and_is_joined_beside_native_text(tmp_path):
+    encoder = japanese(tmp_path)
+    pipe = with_english(tmp_path)
+    told = []
+    pipe.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: told.append(kwargs["encoder_hidden_states"]), with_kwargs=True
+    )
+    draw = dict(num_inference_steps=2, seed=0, output_type="latent")
+    native = torch.cat([formula("Japanese Stable Diffusion", tmp_path, encoder, t) for t in ("", "赤い提灯")])
+
+    def features(english, rows):
+        said = encode_english(english, pipe.text_encoder, pipe.tokenizer)
+        return torch.cat([native[rows], said], dim=1)
+
+    pipe("赤い提灯", prompt_en="[ink style:flat colours:1]", **draw)
+    outputs_agree(told[0], features(["", "ink style"], [0, 1]))
+    outputs_agree(told[-1], features(["", "flat colours"], [0, 1]))
+    pipe("赤い提灯", prompt_en="ink style AND flat colours", **draw)
+    outputs_agree(told[-1], features(["", "ink style", "flat colours"], [0, 1, 1]))
+
+
 def test_unguided_drawing_needs_no_negative(tmp_path):
     japanese(tmp_path)
     pipe = with_english(tmp_path)
