@@ -36,8 +36,8 @@ def read_text(path: Path) -> TextFile:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); give a UTF-8 text file with a prompt in each"
-            " line"
+            f"{path} cannot be read ({error.strerror or error}); give a text file with a prompt in each line,"
+            " or one of .json, .jsonl, .csv or .tsv"
         ) from None
     for mark, encoding in _MARKS:
         if content.startswith(mark):

@@ -33,7 +33,7 @@ needs_weights = pytest.mark.skipif(
         (["infer", "龙", "--steps", "0"], "must be at least 1"),
         (["infer"], "give prompts or --prompts FILE"),
         (["infer", "龙", "--prompts", "x.txt"], "not both"),
-        (["infer", "--prompts", "/no/x.txt"], "give a UTF-8 text file"),
+        (["infer", "--prompts", "/no/x.txt"], "give a text file with a prompt in each line, or one of .json"),
         (
             ["infer", "--prompts", f"{ROOT}/pyproject.toml", "--out", f"{ROOT}/README.md"],
             "README.md is a file",
