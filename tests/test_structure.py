@@ -21,8 +21,8 @@ INSIDE = {
         hooks clock schedule condition parts branch residuals step composed step_texts loss bridge
     """),
     "speed": names("""
-        stand_in rows watched kernels recognise approximate packing folding sharing lean_backward bridge
-        optimize
+        stand_in rows watched kernels recognise approximate packing folding sharing joined lean_backward
+        bridge optimize
     """),
     "plugins": names("""
         parameters stack words control_images controlnet_hook attachments kind vae checkpoint adapter
@@ -37,7 +37,7 @@ INSIDE = {
         picture_reading jobs samplers chosen row_jobs known_hashes model_folders library modes complete
         trigger_words model_list axes grid sheets painter attention_strip draw
     """),
-    "serving": names("job engine"),
+    "serving": names("job waiting joining course deputies drawing batch engine"),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
     "training": names("""
