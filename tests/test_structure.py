@@ -37,7 +37,9 @@ INSIDE = {
         picture_reading jobs samplers chosen row_jobs known_hashes model_folders library modes complete
         trigger_words model_list axes grid sheets painter attention_strip draw
     """),
-    "serving": names("job waiting joining course deputies drawing batch engine"),
+    "serving": names("""
+        job waiting joining preview bound course deputies drawing batch engine
+    """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
     "training": names("""

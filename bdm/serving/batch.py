@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,14 +22,16 @@ class Batch:
 
     Args:
         pipe: whose networks they are; nobody else may draw with it until ``close``.
+        bound: gives how many drawings a call may join, by height and width of their latents.
 
     Attributes:
         courses: that are on their way.
         last: steps of drawings in the last round; 0 where it was no call of the backbone.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, bound: Callable[[int, int], int]) -> None:
         self.pipe = pipe
+        self._bound, self._bounds = bound, dict[tuple[int, int], int]()
         self.courses: list[Course] = []
         self.last = 0
         self._rounds = 0
@@ -91,7 +93,18 @@ class Batch:
         there = [course for course in self.courses if self._place(course) == first]
         oldest = min(there, key=lambda course: course.since)
         key = self._key(oldest)
-        return [oldest] if key is None else [course for course in there if self._key(course) == key]
+        if key is None:
+            return [oldest]
+        group = sorted((course for course in there if self._key(course) == key), key=lambda one: one.since)
+        chosen = group[: self._most(oldest)] if len(group) > 1 else group
+        return [course for course in self.courses if course in chosen]  # in one order, so that texts stay
+
+    def _most(self, course: Course) -> int:
+        """How many drawings of a course's size a call may join."""
+        size = tuple(course.values["sample"].shape[-2:])
+        if size not in self._bounds:
+            self._bounds[size] = self._bound(*size)
+        return self._bounds[size]
 
     def _place(self, course: Course) -> int:
         return next(i for i, network in enumerate(self._order) if network is course.network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ from ..drawing.painter import (
 from ..drawing.request import FileRef, Request
 from ..drawing.samplers import scheduler_names
 from ..errors import UserError, first_line
+from ..pipeline.onlooker import Look
 from .batch import Batch
+from .bound import batch_bound
 from .course import Course
 from .drawing import own_pipeline
 from .job import Cancelled, Job, QueueFull
 from .joining import house_of, why_alone
+from .preview import Colours, Expected
 from .waiting import Queue
 
 #: Pictures at once where nothing else bounds them.
@@ -44,7 +47,8 @@ class Engine:
     Args:
         models: folders that files are looked for in.
         device: by name; None for the best there is.
-        max_batch: pictures that are drawn at once; None for as many as fit.
+        max_batch: pictures that are drawn at once; None for as many as fit into memory, up to
+            ``USUAL_BATCH``.
         joining: whether requests share calls of the networks; False draws one after the other.
         pipeline: that draws, where it is loaded already; requests then name no model.
         queue_limit: requests that may wait.
@@ -70,10 +74,13 @@ class Engine:
         self._library, self._completing = Library(models), threading.Lock()
         self._given = None if pipeline is None else FileRef(Path(_name_of(pipeline)).name)
         self._guidance = None if pipeline is None else default_guidance(_name_of(pipeline))
-        self._precision = usual_precision(choose_device(device))
+        self._device = choose_device(device)
+        self._precision = usual_precision(self._device)
         given = None if self._given is None else (self._given, self._precision, pipeline)
         self._painter = Painter(device, given=given, english=pipeline is None)
         self._joining, self._most = joining, max_batch or USUAL_BATCH
+        self._bounded = max_batch is None and pipeline is None
+        self._colours: dict[Any, Colours] = {}
         self._queue = Queue(patience=2 * self._most)
         self._batch: Batch | None = None
         self._house: tuple[Any, ...] = ()
@@ -215,7 +222,8 @@ class Engine:
         except Exception as error:  # a request may make any library fail, and ends none of the others
             job.end("failed", error=as_user_error(error))
             return
-        course = Course(lambda course: self._draw(job, batch, scheduler, course))
+        look = self._watch(job, self._colours_of(job.request, batch.pipe), Expected(scheduler))
+        course = Course(lambda course: self._draw(job, batch, scheduler, look, course))
         with self._changed:
             self._drawing[course] = job
         batch.enter(course)
@@ -226,24 +234,42 @@ class Engine:
         """A batch with the model and plug-ins of a request."""
         if self._batch is None or self._house != house_of(request):
             self._close_batch()
-            self._batch, self._house = Batch(self._painter.pipeline(request)), house_of(request)
+            pipe = self._painter.pipeline(request)
+            self._batch, self._house = Batch(pipe, self._bound_of(request)), house_of(request)
         return self._batch
+
+    def _bound_of(self, request: Request) -> Callable[[int, int], int]:
+        """Gives how many drawings a call may join, by height and width of their latents."""
+        if not self._bounded:
+            return lambda height, width: self._most
+        return lambda height, width: batch_bound(request, (height, width), self._device, self._most)
+
+    def _colours_of(self, request: Request, pipe: Any) -> Colours:
+        """How the latents of a request are shown."""
+        changed = tuple(plugin for plugin in request.plugins if plugin.kind in ("checkpoint", "vae"))
+        key = (request.model, request.precision, changed)
+        if key not in self._colours:
+            self._colours[key] = Colours.of(pipe.vae)
+        return self._colours[key]
 
     def _close_batch(self) -> None:
         if self._batch is not None:
             self._batch.close()
         self._batch, self._house = None, ()
 
-    def _draw(self, job: Job, batch: Batch, scheduler: Any, course: Course) -> Drawn | None:
+    def _draw(self, job: Job, batch: Batch, scheduler: Any, look: Look, course: Course) -> Drawn | None:
         """Draw a request as a course."""
         pipe = own_pipeline(batch.pipe, scheduler, course.ask)
-        images = draw_images(pipe, [job.request], {}, self._watch(job), share=False)
+        images = draw_images(pipe, [job.request], {}, look, share=False)
         versions = self._painter.versions(course.together)
         return finished(pipe, images[0], replace(job.request, versions=versions), scheduler_names(scheduler))
 
-    def _watch(self, job: Job) -> Any:
+    def _watch(self, job: Job, colours: Colours, expected: Expected | None = None) -> Look:
+        """What looks at each step of a job."""
+
         def look(step: int, steps: int, latents: Tensor) -> None:
-            job.advance(step, steps)
+            newest = (lambda: latents) if expected is None else expected.newest(latents)
+            job.advance(step, steps, lambda: colours.show(newest()))
             if job.is_cancelled:
                 raise Cancelled("the picture was cancelled")
 
@@ -279,7 +305,8 @@ class Engine:
             self._counts["alone"] += 1
         drawn, error = None, None
         try:
-            (drawn,) = self._painter.draw([job.request], self._watch(job))
+            colours = self._colours_of(job.request, self._painter.pipeline(job.request))
+            (drawn,) = self._painter.draw([job.request], self._watch(job, colours))
         except Exception as found:  # likewise
             error = found
         with self._changed:
