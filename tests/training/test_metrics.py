@@ -5,7 +5,8 @@ import json
 import pytest
 from linear_run import LinearRecipe, Stop, StoppingRecipe, run
 
-from bdm.training.metrics import plot_metrics, read_metrics
+from bdm.training.metrics import read_metrics
+from bdm.training.plots import plot_metrics
 
 
 def test_a_resume_between_two_log_rows_logs_a_mean(tmp_path):

@@ -12,19 +12,17 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ...data.batch import Batch, fixed_batch
+from ...data.batch import Batch
 from ...data.source import Source, to_pixels
 from ...drawing.grid import labelled_grid
 from ...errors import UserError
 from ...method.loss import DenoisingLoss, LossWeight, TimestepDensity
 from ...models.noise_schedule import NoiseSchedule, Prediction
-from .base import Recipe
+from .base import VALIDATED, Recipe
 from .captions import Captions, TextFeatures
 from .latents import draw_latents, encode_source
 from .preview import Preview, spread_captions
-
-#: Timestep buckets of the validation loss.
-BUCKETS = 4
+from .terms import BUCKETS, bucket_names, by_timestep, counted
 
 
 class Denoiser(nn.Module):
@@ -169,7 +167,8 @@ class DenoisingRecipe(Recipe):
         t = self.loss.draw_timesteps(batch)
         told = self._tell(batch, self._drop(batch))
         x_0 = draw_latents(self.vae, batch)
-        return {"loss": self.loss(told, x_0, t, batch).mean()}
+        errors = self.loss(told, x_0, t, batch)
+        return {"loss": errors.mean(), **by_timestep(errors, t, len(self.loss.schedule))}
 
     def _drop(self, batch: Batch) -> list[Any]:
         """The texts of a batch, some of them dropped."""
@@ -183,16 +182,16 @@ class DenoisingRecipe(Recipe):
         return Told(self.denoiser, self.features, texts, self.denoiser.given(batch))
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> Mapping[str, float | Tensor]:
         """Unweighted error per timestep bucket on held-out examples, noise and captions fixed."""
         width = len(self.loss.schedule) // BUCKETS
         figures = {}
-        for bucket in range(BUCKETS):
-            batch = fixed_batch(self.source.validation, 64, self.seed + bucket)
+        for bucket, name in enumerate(bucket_names(len(self.loss.schedule))):
+            batch, count = self.fixed_share(VALIDATED, self.seed + bucket)
             t = (bucket * width + batch.randint(width)).to(self.vae.device)
             told = self._tell(batch, self.denoiser.captions.of(batch))
             errors = self.loss.error(told, draw_latents(self.vae, batch), t, batch)
-            figures[f"t{bucket * width}-{(bucket + 1) * width}"] = errors.mean().item()
+            figures[name] = counted(errors, count and len(errors))
         return figures
 
     @torch.no_grad()
@@ -201,7 +200,11 @@ class DenoisingRecipe(Recipe):
         prompts = [*self.grid_prompts[: self.grid_size]] or spread_captions(held_out, self.grid_size)
         if not prompts:
             return None
-        pictures = self.denoiser.preview.draw(prompts, self.grid_guidance, self.seed, held_out)
+        own = self.share.part(len(prompts))
+        drawn = self.denoiser.preview.draw(
+            [prompts[i] for i in own], self.grid_guidance, self.seed + own.start, held_out
+        )
+        pictures = self.share.join(drawn, len(prompts))
         return labelled_grid(to_pixels(pictures.cpu()), prompts, columns=8, scale=3)
 
     def moments(self) -> Mapping[str, Mapping[str, Any]]:
