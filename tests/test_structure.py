@@ -41,7 +41,7 @@ INSIDE = {
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
     "training": names("""
         averaging observing profiling metrics plots optimizers states stopping recipes setup changes resuming
-        beginning evaluating publishing loop
+        beginning own_data evaluating publishing loop
     """),
 }
 

@@ -53,6 +53,32 @@ class OptimizerConfig(Strict):
         return self
 
 
+class EvaluationConfig(Strict):
+    """How a run looks at itself on one's own texts and pictures (see ``bdm.training.own_data``).
+
+    ``prompts`` are texts, or a prompt file; captions of validation examples without. ``best`` is the figure
+    by which the best state is kept.
+    """
+
+    every: PositiveInt = 5000
+    prompts: tuple[str, ...] | str = ()
+    count: PositiveInt = 64
+    guidance: float = 4.0
+    scorer: str | None = None
+    features: str | None = None
+    best: Literal["clip_score", "fid", "kid"] | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> EvaluationConfig:
+        if not self.scorer and not self.features:
+            raise ValueError("give scorer, a whole Chinese CLIP, or features, for FID and KID")
+        needed = {"clip_score": self.scorer, "fid": self.features, "kid": self.features}
+        if self.best and not needed[self.best]:
+            name = "scorer" if self.best == "clip_score" else "features"
+            raise ValueError(f"best is {self.best}, which nothing measures; give {name}")
+        return self
+
+
 class InitConfig(Strict):
     """Where a run begins that is the next stage of another: with the weights of its last state (see
     ``bdm.training.beginning``).
@@ -99,6 +125,7 @@ class RunConfig(Strict):
     #: What a device can do, in 10^12 operations a second, by which model FLOP utilisation is told.
     peak_tflops: Annotated[float, Field(gt=0)] | Literal["measured"] | None = None
     profile: ProfileConfig | None = None
+    evaluation: EvaluationConfig | None = None
     trackers: tuple[Literal["tensorboard", "swanlab", "wandb"], ...] = ("tensorboard",)
     log_every: PositiveInt = 20
     validate_every: PositiveInt = 500

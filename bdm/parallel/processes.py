@@ -80,13 +80,16 @@ class Share:
         each, start = self._each(count)
         return max(0, min(each, count - start))
 
+    def places(self, count: int) -> list[int]:
+        """The same, as many in each process: the last item is repeated where there are too few."""
+        each, start = self._each(count)
+        return [min(start + i, count - 1) for i in range(each)]
+
     def join(self, rows: Tensor, count: int) -> Tensor:
-        """All processes' rows (``part``, ...) as (``count``, ...); joint work."""
+        """All processes' rows (``places``, ...) as (``count``, ...); joint work."""
         if self.accelerator is None or self.accelerator.num_processes == 1:
             return rows
-        each, _ = self._each(count)
-        filled = torch.cat([rows, rows[-1:].expand(each - len(rows), *rows.shape[1:])])
-        return self.accelerator.gather(filled.contiguous())[:count]
+        return self.accelerator.gather(rows.contiguous())[:count]
 
     def summed(self, figures: Tensor) -> Tensor:
         """The sum of all processes' figures; joint work."""

@@ -34,6 +34,7 @@ _OUTSIDE = (
     "peak_tflops",
     "profile",
     "background_states",
+    "evaluation",
 )
 
 #: Where data are kept, and which faults are borne, says nothing of what they are.

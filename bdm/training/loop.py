@@ -21,6 +21,7 @@ from .evaluating import evaluate
 from .metrics import StepLog, start_trackers
 from .observing import DeviceMemory, GradientNorms, Observer, Observers, PhaseClock
 from .optimizers import learning_rate, set_learning_rate
+from .own_data import OwnData
 from .profiling import ProfileWindow
 from .publishing import publish
 from .recipes.base import Recipe
@@ -57,11 +58,14 @@ def train(
         state = set_up(run, recipe)
         # A run that is refused leaves its folder as it was.
         progress = resume(run, state, allow) or begin(run, state)
+        own = (
+            OwnData(run.evaluation, recipe, state.accelerator, run.out, run.seed) if run.evaluation else None
+        )
         _open_folder(run, state, progress.step)
         seen = Observers([*_observers(run, state), *observers])
         writer = StateWriter(run.background_states)
         try:
-            progress = _loop(run, state, progress, stop, seen, writer)
+            progress = _loop(run, state, progress, stop, seen, writer, own)
             writer.wait()
             publish(run, state, command, progress)
         finally:
@@ -101,6 +105,7 @@ def _loop(
     stop: StopSignal,
     seen: Observer,
     writer: StateWriter,
+    own: OwnData | None,
 ) -> Progress:
     config, accelerator = run.optimizer, state.accelerator
     faults: Counter[str] = Counter()
@@ -108,7 +113,7 @@ def _loop(
     batches = _batches(run, state, number, config.steps - before.step, faults)
     skipped = SkippedSteps(run.out, run.skip_limit, before.skipped, lambda i: _key(state.recipe.source, i))
     if before.step and not before.evaluated:
-        evaluate(run, state, before.step)
+        progress = _evaluated(run, state, progress, own)
     log = StepLog(run, accelerator, before.step, seen)
     for step in range(before.step, config.steps):
         # Gradients.
@@ -140,8 +145,9 @@ def _loop(
         )
         if not halt:
             with seen.phase("evaluation"):
-                evaluate(run, state, done)
-        if done % run.checkpoint_every == 0 or done == config.steps or halt:
+                progress = _evaluated(run, state, progress, own)
+        best = progress.best_step == done
+        if done % run.checkpoint_every == 0 or done == config.steps or halt or best:
             with seen.phase("state"):
                 save(run, state, progress, writer)
         if halt:
@@ -152,6 +158,14 @@ def _loop(
             raise Stopped(halt, done)
     log.close()
     return progress
+
+
+def _evaluated(run: RunConfig, state: TrainState, progress: Progress, own: OwnData | None) -> Progress:
+    """The progress after the evaluations that are due, with the best step so far."""
+    figures = evaluate(run, state, progress.step, own)
+    return (
+        progress if own is None else replace(progress, best=own.better(figures, progress.best, progress.step))
+    )
 
 
 def _batches(

@@ -179,14 +179,14 @@ def log_row(accelerator: Accelerator, out: Path, row: dict[str, Any]) -> None:
     accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
 
-def log_picture(accelerator: Accelerator, out: Path, picture: Image.Image, step: int) -> None:
-    """Save a sample grid and show it in the trackers; the main process does."""
+def log_picture(accelerator: Accelerator, out: Path, picture: Image.Image, step: int, name: str = "") -> None:
+    """Save a sample grid, or one of another name, and show it in the trackers; the main process does."""
     if not accelerator.is_main_process:
         return
-    save_picture(picture, out / "grids" / f"{step:07d}.png")
+    save_picture(picture, out / "grids" / f"{name}{'-' * bool(name)}{step:07d}.png")
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({"grid": np.asarray(picture.convert("RGB"))[None]}, step=step, **layout)
+        tracker.log_images({name or "grid": np.asarray(picture.convert("RGB"))[None]}, step=step, **layout)
 
 
 def read_metrics(out: Path) -> list[dict[str, float]]:

@@ -35,6 +35,7 @@ class Progress:
         offset: where in the order of the samples the run began.
         history: what was changed on the way, and where the run began if it was another's end; a dictionary
             each.
+        best: the step whose figure of one's own data is the best so far, with its value; None without.
     """
 
     step: int = 0
@@ -43,6 +44,12 @@ class Progress:
     samples: int = 0
     offset: int = 0
     history: tuple[Mapping[str, Any], ...] = ()
+    best: Mapping[str, Any] | None = None
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose state is kept."""
+        return self.best["step"] if self.best else None
 
     def at_batch(self, size: int) -> tuple[int, Progress]:
         """The number of the next batch of ``size`` samples, and the progress as it is then.
@@ -76,7 +83,8 @@ def save(
             "ema": gathered(state.ema.state_dict(), main),
         }
         if main:
-            writer.write(run.out / "states", progress.step, content, run.keep_last, run.keep_every)
+            kept = run.keep_last, run.keep_every, progress.best_step
+            writer.write(run.out / "states", progress.step, content, *kept)
 
 
 def resume(run: RunConfig, state: TrainState, allow: Sequence[str] = ()) -> Progress | None:
@@ -128,6 +136,7 @@ def _progress(saved: Mapping[str, Any]) -> Progress:
         samples=saved.get("samples", saved["step"] * batch),
         offset=saved.get("offset", 0),
         history=tuple(saved.get("history", ())),
+        best=saved.get("best"),
     )
 
 

@@ -21,7 +21,12 @@ logger = logging.getLogger("bdm")
 
 
 def save_state(
-    folder: Path, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep_last: int = 2,
+    keep_every: int = 0,
+    best: int | None = None,
 ) -> Path:
     """Write a training state whole or not at all, and only then delete old ones.
 
@@ -31,6 +36,7 @@ def save_state(
         state: tensors and plain containers.
         keep_last: so many of the newest stay.
         keep_every: states whose step is a multiple stay for good; 0 for none.
+        best: the state of this step stays too.
 
     Returns:
         The new file.
@@ -49,7 +55,7 @@ def save_state(
             "the one before it is intact: make room and start again with the same command"
         ) from None
     for old in state_files(folder)[keep_last:]:
-        if not keep_every or _step_of(old) % keep_every:
+        if (not keep_every or _step_of(old) % keep_every) and _step_of(old) != best:
             old.unlink(missing_ok=True)
     return path
 
@@ -69,25 +75,22 @@ class StateWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def write(
-        self, folder: Path, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0
-    ) -> None:
-        """Write a state that nobody changes any more; see ``save_state``.
+    def write(self, *state: Any) -> None:
+        """Write a state that nobody changes any more; takes what ``save_state`` does.
 
         Raises:
             UserError: this one, or the one before, cannot be written.
         """
         self.wait()
         if not self._background:
-            save_state(folder, step, state, keep_last, keep_every)
+            save_state(*state)
             return
-        work = (folder, step, state, keep_last, keep_every)
-        self._thread = threading.Thread(target=self._work, args=work, name="state")
+        self._thread = threading.Thread(target=self._work, args=state, name="state")
         self._thread.start()
 
-    def _work(self, *work: Any) -> None:
+    def _work(self, *state: Any) -> None:
         try:
-            save_state(*work)
+            save_state(*state)
         except BaseException as error:
             self._error = error
 

@@ -131,6 +131,13 @@ class Recipe(nn.Module):
         """A picture that shows what the parts can do now."""
         return None
 
+    def draw(self, prompts: Sequence[str], guidance: float, seed: int) -> Tensor | None:
+        """Pictures (N, 3, H, W) in [-1, 1] of N texts, or None where nothing is drawn from texts.
+
+        Picture i uses ``seed`` + i. The processes share them, and each gets all.
+        """
+        return None
+
     def finish(self) -> None:
         """Work behind the last step that runs the trained parts.
 

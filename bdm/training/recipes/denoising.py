@@ -200,12 +200,20 @@ class DenoisingRecipe(Recipe):
         prompts = [*self.grid_prompts[: self.grid_size]] or spread_captions(held_out, self.grid_size)
         if not prompts:
             return None
-        own = self.share.part(len(prompts))
-        drawn = self.denoiser.preview.draw(
-            [prompts[i] for i in own], self.grid_guidance, self.seed + own.start, held_out
-        )
-        pictures = self.share.join(drawn, len(prompts))
+        pictures = self.draw(prompts, self.grid_guidance, self.seed)
         return labelled_grid(to_pixels(pictures.cpu()), prompts, columns=8, scale=3)
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], guidance: float, seed: int) -> Tensor:
+        """See ``Recipe.draw``."""
+        places, size = self.share.places(len(prompts)), self.grid_size
+        drawn = [
+            self.denoiser.preview.draw(
+                [prompts[i] for i in chosen], guidance, seed + chosen[0], self.source.validation
+            )
+            for chosen in (places[i : i + size] for i in range(0, len(places), size))
+        ]
+        return self.share.join(torch.cat(drawn), len(prompts))
 
     def moments(self) -> Mapping[str, Mapping[str, Any]]:
         return self.denoiser.moments()

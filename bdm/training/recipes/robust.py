@@ -224,6 +224,11 @@ class RobustBranchRecipe(DenoisingRecipe):
         with self._as_it_is():
             return super().grid()
 
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], guidance: float, seed: int) -> Tensor:
+        with self._as_it_is():
+            return super().draw(prompts, guidance, seed)
+
     def finish(self) -> None:
         """Give the backbone its own weights back, for whoever goes on with it."""
         if self._pool is not None:
