@@ -55,11 +55,17 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    require_packages("bdm evaluate")
-    from ..config import RoutesConfig, read_evaluation
+    require_packages("a configuration")
+    from ..config import PromptsConfig, RoutesConfig, read_evaluation
 
     config = read_evaluation(options.config, options.overrides)
     quiet()
+    if isinstance(config, PromptsConfig):
+        from ..evaluate.prompts import evaluate_prompts
+
+        evaluate_prompts(config)
+        return
+    require_packages("bdm evaluate")
     if isinstance(config, RoutesConfig):
         from ..evaluate.routes import evaluate_routes
 

@@ -24,6 +24,7 @@ from .measure import EvaluateConfig as EvaluateConfig
 from .measure import LanguagesConfig as LanguagesConfig
 from .measure import ModeConfig as ModeConfig
 from .measure import PluginFilesConfig as PluginFilesConfig
+from .measure import PromptsConfig as PromptsConfig
 from .measure import RouteConfig as RouteConfig
 from .measure import RoutesConfig as RoutesConfig
 from .measure import read_evaluation as read_evaluation

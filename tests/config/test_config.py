@@ -9,6 +9,7 @@ from bdm.config import (
     BENCHES,
     EvaluateConfig,
     PrepareConfig,
+    PromptsConfig,
     RoutesConfig,
     RunConfig,
     VocabularyConfig,
@@ -33,6 +34,8 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
         schema, command = BENCHES[kind], f"bdm bench {kind}"
     elif path.stem.startswith("compare"):
         schema, command = RoutesConfig, "bdm evaluate"
+    elif path.parent.name == "evaluate":
+        schema, command = PromptsConfig, "bdm evaluate"
     elif path.stem in ("evaluate", "plugins", "modes"):
         schema, command = EvaluateConfig, "bdm evaluate"
     elif path.stem.startswith("prepare"):
