@@ -145,7 +145,7 @@ class PromptsConfig(Strict):
     """The evaluation of any model on one's own texts (see ``bdm.evaluate.prompts``).
 
     ``prompts`` are texts or a prompt file, rows of BDM-870 among them (``long``: their long prompts).
-    ``real`` is a folder of pictures for FID and KID. With ``english`` the texts are told to the bare backbone.
+    ``real`` is a folder of pictures for FID and KID. With ``english`` the bare backbone is told the texts.
     """
 
     kind: Literal["prompts"]
