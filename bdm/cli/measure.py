@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
     )
     bench.add_argument(
         "kind",
-        choices=("infer", "decode", "scale", "train", "load", "data"),
+        choices=("infer", "decode", "scale", "train", "load", "data", "gpu"),
         help="what is run beside a peer",
     )
     bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")
@@ -90,8 +90,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     require_packages("bdm bench")
-    from ..config import BENCHES, read_config
+    from ..config import BENCHES, BenchGpuConfig, read_config
 
+    if options.kind == "gpu":
+        from ..bench.gpu import run_gpu
+
+        run_gpu(read_config(options.config, options.overrides, BenchGpuConfig))
+        return
     config = read_config(options.config, options.overrides, BENCHES[options.kind])
     quiet()
     from ..bench.run import run_bench

@@ -15,6 +15,7 @@ from .measure import BenchConfig as BenchConfig
 from .measure import BenchDataConfig as BenchDataConfig
 from .measure import BenchDecodeConfig as BenchDecodeConfig
 from .measure import BenchDrawConfig as BenchDrawConfig
+from .measure import BenchGpuConfig as BenchGpuConfig
 from .measure import BenchInferConfig as BenchInferConfig
 from .measure import BenchLoadConfig as BenchLoadConfig
 from .measure import BenchModelConfig as BenchModelConfig

@@ -276,7 +276,31 @@ class BenchDataConfig(BenchConfig):
     latency: Annotated[float, Field(ge=0)] = 0.02
 
 
-#: The configuration of each ``bdm bench`` command.
+class BenchGpuConfig(Strict):
+    """The tests marked ``gpu`` and some benches, within ``seconds`` (see ``bdm.bench.gpu``).
+
+    ``benches`` are configurations of benches without ``out`` and ``device``. On device cpu it is a rehearsal,
+    with the same tests on the CPU.
+    """
+
+    kind: Literal["gpu"]
+    out: Path
+    device: Literal["cpu", "cuda"] = "cuda"
+    seconds: Annotated[float, Field(gt=0)] = 450.0
+    tests: tuple[str, ...] | None = ("tests",)
+    benches: dict[str, dict[str, Any]] = Field({})
+
+    @model_validator(mode="after")
+    def _known(self) -> BenchGpuConfig:
+        for name, settings in self.benches.items():
+            kind = settings.get("kind")
+            if kind not in BENCHES or name in ("device", "torch", "tests", "total_seconds"):
+                raise ValueError(f"benches.{name}: kind is {kind!r}; allowed are {', '.join(BENCHES)}")
+            BENCHES[kind].model_validate({**settings, "out": self.out, "device": self.device})
+        return self
+
+
+#: The configuration of each ``bdm bench`` command but ``gpu``.
 BENCHES: dict[str, type[BenchConfig]] = {
     "infer": BenchInferConfig,
     "scale": BenchScaleConfig,
