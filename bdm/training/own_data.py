@@ -45,6 +45,10 @@ class OwnData:
     def __init__(
         self, config: EvaluationConfig, recipe: Recipe, accelerator: Any, out: Path, seed: int
     ) -> None:
+        if type(recipe).draw is Recipe.draw:
+            raise UserError(
+                "evaluation: this recipe draws nothing from texts that could be scored; leave it out"
+            )
         self._config, self._recipe, self._accelerator = config, recipe, accelerator
         self._out, self._seed = out, seed
         self._prompts = _prompts(config, recipe)
@@ -61,10 +65,7 @@ class OwnData:
     def look(self, done: int) -> dict[str, float]:
         """The figures by the names of their rows, in every process; joint work."""
         pictures = self._recipe.draw(self._prompts, self._config.guidance, self._seed)
-        if pictures is None:
-            raise UserError(
-                "evaluation: this recipe draws nothing from texts that could be scored; leave it out"
-            )
+        assert pictures is not None
         box: list[Any] = [None]
         if self._scores is not None:
             drawn = to_pixels(pictures.cpu())

@@ -95,4 +95,6 @@ def test_what_cannot_be_looked_at_is_refused_before_the_first_step(tmp_path, sco
         EvaluationConfig(scorer="clip", best="fid")
     with pytest.raises(UserError):
         run(tmp_path, Drawing(), evaluation=EVALUATION | {"prompts": str(tmp_path / "none.txt")}, **RARE)
+    with pytest.raises(UserError, match="draws nothing from texts"):
+        run(tmp_path, LinearRecipe(), evaluation=EVALUATION, **RARE)
     assert not (tmp_path / "states").exists()
