@@ -91,11 +91,13 @@ class Share:
             return rows
         return self.accelerator.gather(rows.contiguous())[:count]
 
-    def summed(self, figures: Tensor) -> Tensor:
-        """The sum of all processes' figures; joint work."""
+    def mean(self, total: Tensor, count: float) -> float:
+        """The sum of all processes' totals over that of their counts; joint work."""
         if self.accelerator is None or self.accelerator.num_processes == 1:
-            return figures
-        return self.accelerator.reduce(figures.to(self.accelerator.device), "sum")
+            return (total / count).item()
+        own = torch.stack([total, total.new_tensor(count)]).to(self.accelerator.device)
+        everything, number = self.accelerator.reduce(own, "sum").tolist()
+        return everything / number
 
     def _each(self, count: int) -> tuple[int, int]:
         """How many items a process has at most, and where this one's begin."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from ..config import RunConfig
-from ..parallel.processes import Share
 from .metrics import log_picture, log_row, timed
 from .own_data import OwnData
 from .plots import plot_metrics
@@ -50,7 +48,7 @@ def _evaluating(recipe: Recipe) -> Iterator[None]:
 
 def _validate(run: RunConfig, state: TrainState, done: int) -> None:
     with timed("validation"):
-        figures = _joined(state.recipe.validate(), state.recipe.share)
+        figures = {f"validation/{name}": value for name, value in state.recipe.validate().items()}
     log_row(state.accelerator, run.out, {"step": done, **figures})
     if state.accelerator.is_main_process:
         plot_metrics(run.out)
@@ -63,16 +61,6 @@ def _look(run: RunConfig, state: TrainState, done: int, own: OwnData) -> dict[st
     if state.accelerator.is_main_process:
         plot_metrics(run.out)
     return figures
-
-
-def _joined(figures: Mapping[str, float | Tensor], share: Share) -> dict[str, float]:
-    """Figures by the names of their rows; those that the processes shared are put together."""
-    names = [name for name, value in figures.items() if isinstance(value, Tensor)]
-    parts = [value for value in figures.values() if isinstance(value, Tensor)]
-    wholes = share.summed(torch.stack(parts)).tolist() if parts else []
-    means = {name: total / count for name, (total, count) in zip(names, wholes, strict=True) if count}
-    every = {name: value for name, value in figures.items() if not isinstance(value, Tensor)} | means
-    return {f"validation/{name}": every[name] for name in figures if name in every}
 
 
 def _draw(run: RunConfig, state: TrainState, done: int) -> None:

@@ -9,10 +9,9 @@ from linear_run import LinearRecipe, run
 from torch import nn
 
 from bdm.parallel.processes import Share
-from bdm.training.evaluating import _joined
 from bdm.training.metrics import RunningMeans, read_metrics
 from bdm.training.observing import GradientNorms, Observer, PhaseClock, Utilisation, measured_rate
-from bdm.training.recipes.terms import by_timestep, counted
+from bdm.training.recipes.terms import by_timestep
 
 
 class One:
@@ -102,14 +101,20 @@ def test_shares_cover_everything_once_and_none_is_idle(count, processes):
     ]
 
 
-def test_a_shared_validation_is_that_of_one_process():
+def test_a_shared_mean_is_that_of_one_process():
+    """A process that only repeats the last sample counts nothing."""
     values = torch.rand(10)
-    whole = _joined({"x": counted(values), "plain": 2.0}, Share())
-    parts = [Fake(i, 4) for i in range(4)]
-    sums = [counted(values[list(part.part(10))], None if part.own(10) else 0.0) for part in parts]
-    total, count = torch.stack(sums).sum(0).tolist()
+    shares, told = [Fake(i, 4) for i in range(4)], []
+    for share in shares:
+        own = values[list(share.part(10))]
+        told.append((own.sum() if share.own(10) else torch.tensor(0.0), float(share.own(10))))
+    total, count = (sum(column) for column in zip(*told, strict=True))
+    for share, one in zip(shares, told, strict=True):
+        share.accelerator.device = torch.device("cpu")
+        share.accelerator.reduce = lambda own, how: torch.tensor([float(total), count])
+        assert share.mean(*one) == pytest.approx(values.mean().item())
     assert count == 10
-    assert whole == {"validation/x": pytest.approx(total / count), "validation/plain": 2.0}
+    assert Share().mean(values.sum(), 10) == pytest.approx(values.mean().item())
 
 
 def test_utilisation_is_what_was_done_of_what_could_be():

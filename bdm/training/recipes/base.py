@@ -33,7 +33,7 @@ class Recipe(nn.Module):
 
     Attributes:
         divisible: whether what ``forward`` says of a batch is the mean of what it says of its samples one by
-            one, so that processes can share a validation.
+            one, all of them scalars, so that processes can share a validation.
     """
 
     divisible = False
@@ -101,20 +101,16 @@ class Recipe(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def validate(self) -> Mapping[str, float | Tensor]:
+    def validate(self) -> dict[str, float]:
         """Losses on examples that training never sees, with fixed noise, so that every call is comparable.
 
-        A figure is a number, which each process works out for itself, or a process's share of one, as a sum
-        and a count (see ``bdm.training.recipes.terms``).
+        The processes share the examples where they can (see ``divisible``), and each has all figures.
         """
         if not self.divisible:
             batch = fixed_batch(self.source.validation, VALIDATED, self.seed)
             return {name: mean_of(term) for name, term in self(batch).items()}
         batch, count = self.fixed_share(VALIDATED, self.seed)
-        return {
-            name: term.new_tensor([mean_of(term) * count if count else 0.0, count], dtype=torch.float64)
-            for name, term in self(batch).items()
-        }
+        return {name: self.share.mean(term.float() * count, count) for name, term in self(batch).items()}
 
     def fixed_share(self, count: int, seed: int) -> tuple[Batch, int]:
         """This process's share of ``count`` validation examples, and how many of them count."""

@@ -22,7 +22,7 @@ from .base import VALIDATED, Recipe
 from .captions import Captions, TextFeatures
 from .latents import draw_latents, encode_source
 from .preview import Preview, spread_captions
-from .terms import BUCKETS, bucket_names, by_timestep, counted
+from .terms import BUCKETS, bucket_names, by_timestep
 
 
 class Denoiser(nn.Module):
@@ -182,7 +182,7 @@ class DenoisingRecipe(Recipe):
         return Told(self.denoiser, self.features, texts, self.denoiser.given(batch))
 
     @torch.no_grad()
-    def validate(self) -> Mapping[str, float | Tensor]:
+    def validate(self) -> dict[str, float]:
         """Unweighted error per timestep bucket on held-out examples, noise and captions fixed."""
         width = len(self.loss.schedule) // BUCKETS
         figures = {}
@@ -191,7 +191,8 @@ class DenoisingRecipe(Recipe):
             t = (bucket * width + batch.randint(width)).to(self.vae.device)
             told = self._tell(batch, self.denoiser.captions.of(batch))
             errors = self.loss.error(told, draw_latents(self.vae, batch), t, batch)
-            figures[name] = counted(errors, count and len(errors))
+            total = errors.sum() if count else errors.new_zeros(())
+            figures[name] = self.share.mean(total, len(errors) if count else 0)
         return figures
 
     @torch.no_grad()

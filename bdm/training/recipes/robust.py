@@ -13,7 +13,7 @@ it to undo them:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -214,7 +214,7 @@ class RobustBranchRecipe(DenoisingRecipe):
         return features[[distinct.index(text) for text in texts]]
 
     @torch.no_grad()
-    def validate(self) -> Mapping[str, float | Tensor]:
+    def validate(self) -> dict[str, float]:
         """The plain recipe's figures, on the backbone itself."""
         with self._as_it_is():
             return super().validate()

@@ -1,4 +1,4 @@
-"""What a recipe says of a batch: scalars, and means over some of its samples."""
+"""What a recipe says of a batch: scalars, and means over some of its samples, as a (2,) sum and count."""
 
 from __future__ import annotations
 
@@ -7,18 +7,6 @@ from torch import Tensor
 
 #: Buckets of the timesteps whose errors are told apart.
 BUCKETS = 4
-
-
-def counted(values: Tensor, count: float | None = None) -> Tensor:
-    """(2,) the sum of (N,) values and their number: a mean that is joined over batches and processes exactly.
-
-    Args:
-        values: of N samples.
-        count: 0 for those that take part only because all processes must; their number if None.
-    """
-    number = len(values) if count is None else count
-    total = values.detach().double().sum() if number else values.new_zeros((), dtype=torch.float64)
-    return torch.stack([total, total.new_tensor(float(number))])
 
 
 def bucket_names(timesteps: int) -> list[str]:
