@@ -3,6 +3,7 @@
 # make test-slow       the tests that take minutes
 # make test-peer       diffusers' own tests of pipelines, out of a checkout (BDM_DIFFUSERS=FOLDER)
 # make test-versions   the tests with the oldest and with the newest packages that pyproject.toml allows
+# make gpu             the tests and benches that need a GPU, in under eight minutes; the last line is JSON
 # make docs            build the documentation into docs/_build
 # make lint            check style and types
 # make dist            a wheel and a source archive in dist/
@@ -12,7 +13,7 @@ UPGRADE ?=
 BIN := .venv/bin
 UV := .venv-tools/bin/uv
 
-.PHONY: help demo test test-slow test-peer test-versions test-oldest test-newest docs lint dist lock
+.PHONY: help demo test test-slow gpu test-peer test-versions test-oldest test-newest docs lint dist lock
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -40,6 +41,9 @@ test: .venv/.ready lint
 
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
+
+gpu: .venv/.ready
+	$(BIN)/bdm bench gpu configs/bench/gpu.yaml
 
 test-peer: .venv/.ready
 	@test -d "$(BDM_DIFFUSERS)/tests/pipelines" || { echo "give a checkout: make test-peer BDM_DIFFUSERS=FOLDER"; exit 2; }

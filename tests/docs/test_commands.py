@@ -14,6 +14,7 @@ from torch.distributed.run import get_args_parser
 from bdm import cli, config
 from bdm.config import (
     BENCHES,
+    BenchGpuConfig,
     IndexConfig,
     PrepareConfig,
     RunConfig,
@@ -83,7 +84,9 @@ def check_bdm(arguments):
         "index": IndexConfig,
         "vocabulary": VocabularyConfig,
     }
-    schema = BENCHES[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
+    schema = (
+        {**BENCHES, "gpu": BenchGpuConfig}[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
+    )
     read_config(ROOT / named, options.overrides, schema)
 
 
