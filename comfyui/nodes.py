@@ -76,6 +76,7 @@ class BilingualPrompts:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """What ComfyUI asks for."""
+        strong = "Strength of the branch: 1 as it was trained, 0 without it."
         share = {"min": 0.0, "max": 1.0, "step": 0.001}
         return {
             "required": {
@@ -85,12 +86,18 @@ class BilingualPrompts:
                 "native_text": ("BDM_TEXT",),
                 "native_positive": ("STRING", {**_TEXT, "tooltip": "What is wanted, in your language."}),
                 "native_negative": ("STRING", {**_TEXT, "tooltip": "What is not wanted, in your language."}),
-                "scale": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01}),
-                "start_percent": ("FLOAT", {"default": 0.0, **share}),
-                "end_percent": ("FLOAT", {"default": 1.0, **share}),
+                "scale": (
+                    "FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01, "tooltip": strong}
+                ),
+                "start_percent": (
+                    "FLOAT", {"default": 0.0, **share, "tooltip": "The branch acts from this share on."}
+                ),
+                "end_percent": (
+                    "FLOAT", {"default": 1.0, **share, "tooltip": "The branch acts up to this share."}
+                ),
                 "rules": (list(RULES), {"tooltip": "How native prompts are read (see the README)."}),
             }
-        }
+        }  # fmt: skip
 
     def tell(
         self,

@@ -14,7 +14,7 @@ STEPS, GUIDANCE = 4, 3.0
 
 def make_scheduler() -> EulerDiscreteScheduler:
     """One whose steps the sampler below takes, too."""
-    scheduler = EulerDiscreteScheduler(**SD15_SCHEDULE, timestep_spacing="leading", steps_offset=1)
+    scheduler = EulerDiscreteScheduler.from_config(SD15_SCHEDULE, timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(STEPS)
     return scheduler
 
@@ -23,7 +23,7 @@ class Sampling:
     """Noise of SD1.5's schedule, by sigmas."""
 
     def __init__(self) -> None:
-        products = EulerDiscreteScheduler(**SD15_SCHEDULE).alphas_cumprod
+        products = make_scheduler().alphas_cumprod
         self.sigmas = ((1 - products) / products) ** 0.5
 
     def timestep(self, sigma):

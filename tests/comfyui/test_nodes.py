@@ -11,8 +11,9 @@ from tiny import make_branch, make_unet
 from bdm import NativeTextEncoder
 from bdm.errors import UserError
 from bdm.text.english import encode_english
+from bdm.text.rules import OFFICIAL
 
-POSITIVE, NEGATIVE = "红灯笼", "模糊，低质量"
+POSITIVE, NEGATIVE = "红灯笼", "灰色的天空"
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def drawn(pipe):
 class Other:
     """Another control in the chain; keeps what it is told and adds one number everywhere."""
 
-    def __init__(self, channels=(16,) * 6 + (32,) * 6, sizes=(8, 8, 8, 4, 4, 4, 2, 2, 2, 1, 1, 1), by=0.3):
+    def __init__(self, channels=(16,) * 7 + (32,) * 5, sizes=(8, 8, 8, 4, 4, 4, 2, 2, 2, 1, 1, 1), by=0.3):
         self.shapes, self.by, self.told, self.earlier = list(zip(channels, sizes)), by, [], None
         self.previous_controlnet = None
 
@@ -114,7 +115,7 @@ def test_prompts_of_other_lengths_are_padded_as_the_pipelines(tell, drawn):
     by_nodes, by_pipeline = drawn
     long = "很长的一句话，" * 12
     outputs_agree(by_nodes(tell(long, "")), by_pipeline(long, ""))
-    outputs_agree(by_nodes(tell("（红）灯笼", "", rules="official")), by_pipeline("（红）灯笼", "", prompt_rules="official"))
+    outputs_agree(by_nodes(tell("（红）灯笼", "", rules="official")), by_pipeline("（红）灯笼", "", prompt_rules=OFFICIAL))
 
 
 def test_without_strength_nothing_changes(tell, english):
