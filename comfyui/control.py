@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_management as management
-import torch
+from comfy.controlnet import ControlBase
+from torch import Tensor
+
 from bdm import BranchModel
 from bdm.errors import UserError
-from comfy.controlnet import ControlBase
 
 from .loading import WholePatcher
 
@@ -48,7 +49,7 @@ class BranchControl(ControlBase):
         self.sampling = model.model_sampling
 
     def get_control(
-        self, x_noisy: torch.Tensor, t: torch.Tensor, cond: dict[str, Any], batched_number: int, *rest: Any
+        self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int, *rest: Any
     ) -> Any:
         """Residuals of this step, added to those of the controls before.
 
@@ -91,7 +92,7 @@ class BranchControl(ControlBase):
         first, last = self.timestep_range
         return last <= sigma <= first
 
-    def _residuals(self, x_noisy: torch.Tensor, t: torch.Tensor, cond: dict[str, Any]) -> dict[str, list[Any]]:
+    def _residuals(self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any]) -> dict[str, list[Any]]:
         if self.name not in cond:
             raise UserError(
                 "a conditioning is drawn with a branch and has no native text; connect both outputs of BDM"

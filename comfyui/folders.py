@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import folder_paths
+
 from bdm.errors import UserError, quoted
 from bdm.extras import is_installed
 from bdm.text.packaged import NAME_FILE, PACKAGED

@@ -6,10 +6,11 @@ from typing import Any
 
 import comfy.model_management as management
 import torch
-from bdm import BranchModel, NativeTextEncoder
-from bdm.errors import UserError
 from comfy.model_patcher import ModelPatcher
 from torch import nn
+
+from bdm import BranchModel, NativeTextEncoder
+from bdm.errors import UserError
 
 from .folders import BRANCHES, TEXTS, find_model
 

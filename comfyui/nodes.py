@@ -7,6 +7,7 @@ from typing import Any
 import comfy.conds
 import comfy.model_management as management
 import torch
+
 from bdm import NativeTextEncoder, PromptRules
 from bdm.errors import UserError, quoted
 from bdm.text.rules import A1111, OFFICIAL

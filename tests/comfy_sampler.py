@@ -33,7 +33,9 @@ class Sampling:
         return x / (sigma[:, None, None, None] ** 2 + 1) ** 0.5
 
     def percent_to_sigma(self, percent):
-        return float("inf") if percent <= 0 else 0.0 if percent >= 1 else float(self.sigmas[int((1 - percent) * 999)])
+        if not 0 < percent < 1:
+            return float("inf") if percent <= 0 else 0.0
+        return float(self.sigmas[int((1 - percent) * 999)])
 
 
 def make_model(unet):
@@ -63,7 +65,8 @@ def draw(model, positive, negative, noise):
 def batched(conditionings, batch):
     """What a control is handed of conditionings that are drawn in one batch."""
     own = [said.get("model_conds", {}) for _, said in conditionings]
-    cond = {name: own[0][name].process_cond(batch).concat([o[name].process_cond(batch) for o in own[1:]]) for name in own[0]}
+    rows = {name: [each[name].process_cond(batch) for each in own] for name in own[0]}
+    cond = {name: first.concat(others) for name, (first, *others) in rows.items()}
     return {"c_crossattn": torch.cat([text for text, _ in conditionings]), **cond}
 
 

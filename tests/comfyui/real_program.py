@@ -1,4 +1,4 @@
-"""Draws with ComfyUI itself and the node pack; run by ComfyUI's Python: FOLDER OF COMFYUI, FOLDER OF THE TEST.
+"""Draws with ComfyUI itself and the node pack; run by its Python: FOLDER OF COMFYUI, FOLDER OF THE TEST.
 
 The test's folder has ``checkpoint.safetensors``, a LoRA, a ControlNet, ``models/`` with a branch and a text
 encoder, and ``given.safetensors`` (noise, sigmas, English features, the ControlNet's picture). For each line
@@ -45,11 +45,11 @@ def load_pack():
 def load_model(lora=None):
     """ComfyUI knows models by their sizes, and the small one's are not among them."""
 
-    class Small(comfy.supported_models.SD15):
-        unet_config = {**comfy.supported_models.SD15.unet_config, "context_dim": 128, "model_channels": 64}
-
-    if not any(known.unet_config == Small.unet_config for known in comfy.supported_models.models):
-        comfy.supported_models.models.insert(0, Small)
+    known = comfy.supported_models.SD15
+    sizes = known.unet_config | {"context_dim": 128, "model_channels": 64}
+    small = type("Small", (known,), {"unet_config": sizes})
+    if not any(each.unet_config == sizes for each in comfy.supported_models.models):
+        comfy.supported_models.models.insert(0, small)
     path = str(FOLDER / "checkpoint.safetensors")
     model, *_ = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)
     if lora is not None:
@@ -73,17 +73,19 @@ def with_controlnet(conditionings, picture, strength):
 
 def draw(case, nodes, given):
     english = [[[given[side], {}]] for side in ("positive", "negative")]
-    (branch,), (text,) = nodes["LoadBranch"].load("emoji", "fp32"), nodes["LoadNativeText"].load("emoji", "fp32")
+    (branch,) = nodes["LoadBranch"].load("emoji", "fp32")
+    (text,) = nodes["LoadNativeText"].load("emoji", "fp32")
     where = case.get("controlnet")
     told = with_controlnet(english, given["picture"], 0.8) if where == "before" else english
     for native, negative, scale in case["told"]:
-        told = nodes["BilingualPrompts"].tell(*told, branch, text, native, negative, scale, 0.0, 1.0, case["rules"])
+        said = (native, negative, scale, 0.0, 1.0, case["rules"])
+        told = nodes["BilingualPrompts"].tell(*told, branch, text, *said)
     if where == "after":
         told = with_controlnet(told, given["picture"], 0.8)
     sampler, zeros = comfy.samplers.sampler_object("euler"), torch.zeros_like(given["noise"])
     latents = comfy.sample.sample_custom(
-        load_model(case.get("lora")), given["noise"], case["guidance"], sampler, given["sigmas"], *told, zeros,
-        disable_pbar=True, seed=0,
+        load_model(case.get("lora")), given["noise"], case["guidance"], sampler, given["sigmas"], *told,
+        zeros, disable_pbar=True, seed=0,
     )  # fmt: skip
     return latents * 0.18215  # ComfyUI's are those before SD1.5's factor
 
@@ -91,4 +93,5 @@ def draw(case, nodes, given):
 with torch.inference_mode():
     nodes, given = load_pack(), load_file(FOLDER / "given.safetensors")
     cases = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
-    save_file({name: draw(case, nodes, given).clone() for name, case in cases.items()}, FOLDER / "drawn.safetensors")
+    drawn = {name: draw(case, nodes, given).clone() for name, case in cases.items()}
+    save_file(drawn, FOLDER / "drawn.safetensors")

@@ -115,7 +115,10 @@ def test_prompts_of_other_lengths_are_padded_as_the_pipelines(tell, drawn):
     by_nodes, by_pipeline = drawn
     long = "很长的一句话，" * 12
     outputs_agree(by_nodes(tell(long, "")), by_pipeline(long, ""))
-    outputs_agree(by_nodes(tell("（红）灯笼", "", rules="official")), by_pipeline("（红）灯笼", "", prompt_rules=OFFICIAL))
+    outputs_agree(
+        by_nodes(tell("（红）灯笼", "", rules="official")),
+        by_pipeline("（红）灯笼", "", prompt_rules=OFFICIAL),
+    )
 
 
 def test_without_strength_nothing_changes(tell, english):
@@ -177,9 +180,9 @@ def test_a_copy_is_of_the_same_branch_and_strength(tell):
 
 def test_a_conditioning_without_native_text_is_refused(tell, drawn, english):
     positive, _ = tell()
+    bare = with_control(english, positive[0][1]["control"])
     with pytest.raises(UserError, match="connect both outputs"):
-        draw_with = with_control(english, positive[0][1]["control"])
-        drawn[0](draw_with)
+        drawn[0](bare)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +212,7 @@ def test_folders_list_what_they_hold_and_no_name_leads_out(models, tmp_path):
     make_unet().save_pretrained(pipe_part)
     (tmp_path / "models/bdm_branches/broken").mkdir()
     (tmp_path / "models/bdm_branches/broken/config.json").write_text("[" * 100_000)
-    required = {
-        name: node.INPUT_TYPES()["required"] for name, node in models.NODE_CLASS_MAPPINGS.items()
-    }
+    required = {name: node.INPUT_TYPES()["required"] for name, node in models.NODE_CLASS_MAPPINGS.items()}
     assert required["BDMLoadBranch"]["branch"][0] == ["others/second", "tiny"]
     assert {"clip.pt", "tiny"} <= set(required["BDMLoadNativeText"]["native_text"][0])
     outside = tmp_path / "outside"
