@@ -55,6 +55,11 @@ def check(words):
             check_bdm(["train", *rest])
         case ["python" | ".venv/bin/python", "-m", "sphinx", *_]:
             pass
+        case ["docker", *rest]:  # its files have tests of their own
+            for name in re.findall(r"[\w.]+\.yaml", " ".join(rest)):
+                check_exists(name)
+            if "serve" in rest:
+                check_bdm(rest[rest.index("serve") :])
         case ["python" | ".venv/bin/python", script, *rest]:
             check_exists(script)
             if script in ("train.py", "infer.py"):
