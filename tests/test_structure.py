@@ -13,7 +13,7 @@ def names(text: str) -> list[str]:
 #: Rooms, from what everything may use to what nothing may use. A module imports from earlier ones or its own.
 ROOMS = names("""
     errors extras files shipped config formats parallel text data emoji models method speed plugins pipeline
-    convert assemble drawing training prepare evaluate plan bench cli
+    convert assemble drawing serving training prepare evaluate plan bench cli
 """)
 #: The same inside of rooms.
 INSIDE = {
@@ -36,6 +36,10 @@ INSIDE = {
         typed_json request picture_names encodings row_words prompt_lines prompt_file picture_info
         picture_reading jobs samplers chosen row_jobs known_hashes model_folders library modes complete
         trigger_words model_list axes grid sheets painter attention_strip draw
+    """),
+    "serving": names("""
+        keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
+        openai_images job_routes shelf app server
     """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),

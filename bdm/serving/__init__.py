@@ -1,0 +1,1 @@
+"""Requests of many clients -> one engine -> pictures, and what became of the rest."""
