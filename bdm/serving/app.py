@@ -23,6 +23,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .names import Names, served_library
 from .openai_images import openai_routes
+from .page import page_routes
 from .sdapi import sdapi_lists, sdapi_routes
 from .sdapi_requests import Reader
 from .shelf import shelf_routes
@@ -100,6 +101,8 @@ def build(settings: Settings, make_engine: Callable[[Any], Any]) -> Served:
         shelf_routes(desk, reader, uploads),
     ):
         app.include_router(routes)
+    if settings.page:
+        app.include_router(page_routes())
     return served
 
 
