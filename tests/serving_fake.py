@@ -11,10 +11,7 @@ from PIL import Image
 from bdm.drawing.complete import complete
 from bdm.drawing.painter import Drawn
 from bdm.errors import UserError
-
-
-class QueueFull(UserError):
-    pass
+from bdm.serving.job import QueueFull
 
 
 class FakeJob:

@@ -13,7 +13,7 @@ def names(text: str) -> list[str]:
 #: Rooms, from what everything may use to what nothing may use. A module imports from earlier ones or its own.
 ROOMS = names("""
     errors extras files shipped config formats parallel text data emoji models method speed plugins pipeline
-    convert assemble drawing serving training prepare evaluate plan bench cli
+    convert assemble drawing training prepare evaluate plan serving bench cli
 """)
 #: The same inside of rooms.
 INSIDE = {
@@ -29,8 +29,8 @@ INSIDE = {
         embedding controlnet registry
     """),
     "pipeline": names("""
-        exclusive inputs groups text_slot texts auto loading reuse parts beside prompts world pipelines
-        canvas tiling siblings enlarging modes ip_adapter attention
+        exclusive onlooker inputs groups text_slot texts auto loading reuse parts beside prompts world
+        pipelines canvas tiling siblings enlarging modes ip_adapter attention
     """),
     "drawing": names("""
         typed_json request picture_names encodings row_words prompt_lines prompt_file picture_info
@@ -38,6 +38,7 @@ INSIDE = {
         trigger_words model_list axes grid sheets painter attention_strip draw
     """),
     "serving": names("""
+        job engine
         keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
         openai_images job_routes shelf page app server
     """),

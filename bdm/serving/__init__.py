@@ -1,1 +1,1 @@
-"""Requests of many clients -> one engine -> pictures, and what became of the rest."""
+"""Requests that enter and leave a running batch."""

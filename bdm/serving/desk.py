@@ -15,6 +15,7 @@ from ..drawing.chosen import with_chosen
 from ..drawing.request import Request
 from ..errors import UserError, first_line
 from .history import End, History, new_id
+from .job import QueueFull
 from .limits import Limits
 from .metrics import Metrics
 from .names import Names
@@ -162,7 +163,7 @@ class Desk:
             ticket.job = await asyncio.to_thread(self.engine.submit, request)
         except BaseException as error:
             del self._live[ticket.id]
-            if type(error).__name__ == "QueueFull":
+            if isinstance(error, QueueFull):
                 raise Refused(str(error), 429, self.wait_seconds()) from None
             raise
         try:
