@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from ..drawing.request import Request as Drawing
 from .desk import Desk, Ticket
 from .events import ended, events
 from .history import End
+from .sdapi_bodies import Body
 from .sdapi_requests import seed, several
 
 _STREAM = "text/event-stream"
 
 
-class Jobs(BaseModel):
+class Jobs(Body):
     """The body: a request as ``bdm info --json`` prints it, or a part of one, and how often."""
 
     model_config = ConfigDict(extra="forbid")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from ..drawing.model_list import list_models
 from ..drawing.picture_info import picture_info
@@ -22,7 +22,7 @@ from ..errors import UserError, quoted
 from .answers import NotDrawn, picture_base64
 from .desk import Desk
 from .history import End
-from .sdapi_bodies import without_effect
+from .sdapi_bodies import Body, without_effect
 from .sdapi_requests import Reader, checkpoint_of, seed, several
 
 #: OpenAI's own models, by which its clients ask where nobody told them another: the server's usual one.
@@ -30,7 +30,7 @@ _OPENAIS = re.compile(r"dall-e-\d|(chat)?gpt-image-[\w.-]+")
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 
 
-class Generation(BaseModel):
+class Generation(Body):
     """The body; the keys in the second half are ours."""
 
     model_config = ConfigDict(extra="allow")

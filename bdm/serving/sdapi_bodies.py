@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class Drawing(BaseModel):
+class Body(BaseModel):
+    """What a client sends, in texts that can be written down."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_characters(cls, said: Any) -> Any:
+        try:
+            json.dumps(said, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text holds half a character; write it anew") from None
+        except RecursionError:
+            raise ValueError("values inside values without end; give what the route reads") from None
+        return said
+
+
+class Drawing(Body):
     """What txt2img and img2img have in common. A key that is null is left out."""
 
     model_config = ConfigDict(extra="allow")
@@ -56,13 +72,13 @@ class ImageToImage(Drawing):
     inpainting_mask_invert: int | None = None
 
 
-class PictureBody(BaseModel):
+class PictureBody(Body):
     """The body of png-info."""
 
     image: str = Field(description="in base64")
 
 
-class Options(BaseModel):
+class Options(Body):
     """Settings that a client may change for those that come after it."""
 
     model_config = ConfigDict(extra="allow")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from starlette.responses import Response
 
 from ..drawing.complete import default_guidance
@@ -22,6 +22,7 @@ from ..models.sigma_schedules import SCHEDULES
 from .desk import Desk
 from .history import History
 from .names import own_size
+from .sdapi_bodies import Body
 from .sdapi_requests import Reader
 from .uploads import Uploads, opened
 
@@ -29,7 +30,7 @@ from .uploads import Uploads, opened
 _PREVIEW_SIDE, _PREVIEW_PIXELS = 384, 40_000_000
 
 
-class Box(BaseModel):
+class Box(Body):
     """A prompt in one box."""
 
     model_config = ConfigDict(extra="forbid")

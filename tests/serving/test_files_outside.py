@@ -64,7 +64,7 @@ def test_what_is_listed_lies_inside_and_is_no_pickle(site):
 
 def test_what_is_listed_can_be_drawn_with(site):
     assert ask(site, {"name": "ink"}).status_code == 202
-    assert ask(site, {"name": "sub/deep"}).status_code == 202
+    assert ask(site, {"name": "sub/deep.safetensors"}).status_code == 202
     digits = known_hash(site.folder / "models/Lora/ink.safetensors", "adapter")
     assert ask(site, {"name": "whatever", "hash": digits}).status_code == 202
 

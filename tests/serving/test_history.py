@@ -106,10 +106,10 @@ def test_kill_and_restart_lose_no_finished_picture_and_tell_the_lost(tmp_path):
 
     process, port = started(tmp_path)
     address = f"http://127.0.0.1:{port}/v1/jobs"
-    body = {"request": {"prompt": "龙", "steps": 10}, "count": 8}
+    body = {"request": {"prompt": "龙", "steps": 100}, "count": 16}
     names = [job["id"] for job in httpx.post(address, json=body).json()["jobs"]]
     done = []
-    while len(done) < 3:
+    while len(done) < 2:
         done = [name for name in names if httpx.get(f"{address}/{name}").json()["status"] == "done"]
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -132,7 +132,7 @@ def test_sigterm_finishes_what_was_accepted(tmp_path):
     body = {"request": {"prompt": "龙", "steps": 10}, "count": 3}
     httpx.post(f"http://127.0.0.1:{port}/v1/jobs", json=body).raise_for_status()
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0].endswith("stopped\n")
+    assert process.communicate(timeout=300)[0].endswith("stopped\n")
     assert process.returncode == 0
     history = History(tmp_path)
     assert (len(history.page()), history.lost) == (3, [])
