@@ -11,6 +11,7 @@ from bdm.config import (
     PrepareConfig,
     RoutesConfig,
     RunConfig,
+    ShipConfig,
     VocabularyConfig,
     read_config,
 )
@@ -33,8 +34,10 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
         schema, command = BENCHES[kind], f"bdm bench {kind}"
     elif path.stem.startswith("compare"):
         schema, command = RoutesConfig, "bdm evaluate"
-    elif path.stem in ("evaluate", "plugins", "modes"):
+    elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation"):
         schema, command = EvaluateConfig, "bdm evaluate"
+    elif path.stem == "shipped":
+        schema, command = ShipConfig, "bdm ship"
     elif path.stem.startswith("prepare"):
         schema, command = PrepareConfig, "bdm prepare"
     elif path.stem.startswith("vocabulary"):

@@ -17,6 +17,7 @@ from bdm.config import (
     IndexConfig,
     PrepareConfig,
     RunConfig,
+    ShipConfig,
     VocabularyConfig,
     read_config,
     read_evaluation,
@@ -82,6 +83,7 @@ def check_bdm(arguments):
         "prepare": PrepareConfig,
         "index": IndexConfig,
         "vocabulary": VocabularyConfig,
+        "ship": ShipConfig,
     }
     schema = BENCHES[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
     read_config(ROOT / named, options.overrides, schema)

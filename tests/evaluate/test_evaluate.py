@@ -11,8 +11,9 @@ from bdm.emoji.judge import JudgeModel, Verdict, augment, augment_crops
 from bdm.emoji.phrases import read_phrases
 from bdm.emoji.world import COLOUR_NAMES, World
 from bdm.errors import UserError
-from bdm.evaluate import languages, modes, report, setup
-from bdm.evaluate.combinations import NAMES, combination_trial, edge_agreement, evaluate_combinations, ratios
+from bdm.evaluate import guidance, languages, modes, report, setup
+from bdm.evaluate.combinations import NAMES, combination_trial, edge_agreement, ratios
+from bdm.evaluate.plugins import evaluate_combinations
 from bdm.evaluate.shares import Share
 from bdm.evaluate.trials import draw, make_trials, score, sweep_trials
 from bdm.files import check_writable
@@ -178,7 +179,7 @@ class KnowingJudge:
             "concepts": CONCEPTS,
             "colours": len(COLOUR_NAMES),
             "width": 8,
-            "size": 16,
+            "size": 64,
             "treatments": ["plain", "grey"],
         }
         self.trial = None
@@ -205,7 +206,9 @@ def knowing(pipe, tmp_path, monkeypatch):
         judge.trial = trial
         return draw(pipe, trial, *arguments, **named)
 
+    monkeypatch.setattr(report, "JUDGED", 16)
     monkeypatch.setattr(report, "draw", noted)
+    monkeypatch.setattr(guidance, "draw", noted)
     monkeypatch.setattr(modes, "draw", noted)
     monkeypatch.setattr(languages, "draw", noted)
     monkeypatch.setattr(setup.JudgeModel, "from_pretrained", lambda _: judge)
@@ -234,8 +237,8 @@ def test_an_evaluation_writes_what_the_judge_said(knowing, capsys):
     sixths = len(range(0, pairs, 6)) / pairs
     expected = {
         "chinese_top1": thirds(CONCEPTS),
-        "native_top1": sum(i % 3 == 0 for i in native) / len(native),
-        "native_look": sum(i % 2 for i in different) / len(different),
+        "native_top1": thirds(len(native)),
+        "native_look": (len(different) // 2) / len(different),
         "held_out_pairs": sixths,
         "trained_pairs": sixths,
         "control_scale_0_top1": thirds(6),
@@ -293,7 +296,7 @@ def test_a_judge_that_cannot_see_the_plugins_is_refused(knowing):
         "embedding_colour": "red"
     }
     config = evaluation(knowing, plugins=files)
-    with pytest.raises(UserError, match=r"tells apart plain, grey; .*configs/emoji/judge\.yaml"):
+    with pytest.raises(UserError, match=r"tells apart plain, grey; .*configs/emoji_64/judge\.yaml"):
         evaluate_combinations(config, config.plugins)
 
 
