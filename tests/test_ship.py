@@ -40,7 +40,7 @@ def runs(pipe, tmp_path):
         {"lora_unet_x.alpha": torch.tensor(4.0)}, folder / "lora/model.safetensors", {"of": "/a/b/c.pt"}
     )
     (folder / "lora/card.json").write_text(json.dumps(CARD))
-    weights.chmod(0o600)
+    (folder / "lora/model.safetensors").chmod(0o600)
     return folder
 
 
