@@ -23,6 +23,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bdm prepare": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
     "bdm index": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
     "bdm vocabulary": ("'bdm[vocabulary]'", (*_CONFIG, *_SHARDS, *_PLOTS, "sentencepiece")),
+    "bdm ship": ("'bdm[config]'", _CONFIG),
     "bdm evaluate": ("'bdm[evaluate]'", (*_CONFIG, *_EMOJI)),
     "bdm bench": ("'bdm[bench]'", (*_CONFIG, *_PLOTS)),
     "bdm plan": ("'bdm[plan]'", (*_CONFIG, *_SHARDS)),

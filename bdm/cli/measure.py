@@ -70,8 +70,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         from ..evaluate.routes import evaluate_routes
 
         evaluate_routes(config)
+    elif config.ablation:
+        from ..evaluate.ablation import evaluate_ablation
+
+        evaluate_ablation(config, config.ablation)
     elif config.plugins is not None:
-        from ..evaluate.combinations import evaluate_combinations
+        from ..evaluate.plugins import evaluate_combinations
 
         evaluate_combinations(config, config.plugins)
     elif config.languages:

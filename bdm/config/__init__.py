@@ -11,6 +11,7 @@ from .data import ParquetConfig as ParquetConfig
 from .data import PicturesConfig as PicturesConfig
 from .data import ShardsConfig as ShardsConfig
 from .measure import BENCHES as BENCHES
+from .measure import AblationRowConfig as AblationRowConfig
 from .measure import BenchConfig as BenchConfig
 from .measure import BenchDataConfig as BenchDataConfig
 from .measure import BenchDecodeConfig as BenchDecodeConfig
@@ -38,3 +39,5 @@ from .run import OptimizerConfig as OptimizerConfig
 from .run import PrepareConfig as PrepareConfig
 from .run import RunConfig as RunConfig
 from .run import VocabularyConfig as VocabularyConfig
+from .ship import ShipConfig as ShipConfig
+from .ship import ShippedModelConfig as ShippedModelConfig

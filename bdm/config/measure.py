@@ -15,7 +15,7 @@ from .reading import Fraction, PositiveInt, Strict, read_config, read_tree
 
 class PluginFilesConfig(Strict):
     """The plug-ins whose combinations are evaluated (see ``bdm.evaluate.combinations``), their trigger words
-    and strengths.
+    and strengths. Without ``pairs`` those combinations are left out that no ratio needs.
     """
 
     checkpoint: str
@@ -26,6 +26,18 @@ class PluginFilesConfig(Strict):
     embedding_colour: Colour
     lora_strength: float = 1.0
     controlnet_strength: float = 1.0
+    pairs: bool = True
+
+
+class AblationRowConfig(Strict):
+    """A way to train or to guide a branch, beside others (see ``bdm.evaluate.ablation``).
+
+    ``composed`` gives the English prompts a strength of their own.
+    """
+
+    title: str = ""
+    branch: str
+    composed: bool = False
 
 
 class ModeConfig(Strict):
@@ -55,7 +67,9 @@ class EvaluateConfig(Strict):
     """The evaluation in the emoji world (see ``bdm.evaluate.report``).
 
     With ``plugins`` that of their combinations, with ``modes`` that of approximate modes, with ``languages``
-    that of languages. ``branch`` and ``native_text_encoder`` take the places of the model's own.
+    that of languages, with ``ablation`` that of several branches. ``branch`` and ``native_text_encoder`` take
+    the places of the model's own. ``choose`` goes on with the best of ``guidance_sweep`` and
+    ``english_guidance_sweep``; ``pictures`` is how many of all concepts are drawn at most, 0 for all.
     """
 
     model: str
@@ -71,12 +85,16 @@ class EvaluateConfig(Strict):
     guidance: float = 4.0
     guidance_sweep: tuple[float, ...] = ()
     english_guidance: float | None = None
+    english_guidance_sweep: tuple[float, ...] = ()
+    choose: bool = False
     batch: PositiveInt = 32
     controls: PositiveInt = 64
+    pictures: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
     plugins: PluginFilesConfig | None = None
     modes: dict[str, ModeConfig] = Field({})
     languages: LanguagesConfig | None = None
+    ablation: dict[str, AblationRowConfig] = Field({})
 
     @model_validator(mode="after")
     def _guided(self) -> EvaluateConfig:
@@ -84,6 +102,24 @@ class EvaluateConfig(Strict):
             raise ValueError(
                 f"english_guidance {self.english_guidance:g} weighs a difference that is only computed with"
                 f" guidance, and guidance is {self.guidance:g}: raise it above 1, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tried(self) -> EvaluateConfig:
+        if self.choose and not self.guidance_sweep:
+            raise ValueError("choose takes the best of guidance_sweep, and that is empty; name values to try")
+        tried = self.guidance_sweep if self.choose else (self.guidance,)
+        if self.english_guidance_sweep and not min(tried) > 1:
+            raise ValueError(
+                "english_guidance_sweep weighs a difference that is only computed with guidance, and guidance"
+                f" may be {min(tried):g}: try values above 1, or leave it out"
+            )
+        said = self.english_guidance is not None or bool(self.english_guidance_sweep)
+        if any(row.composed for row in self.ablation.values()) and not said:
+            raise ValueError(
+                "a row of ablation is composed, and neither english_guidance nor english_guidance_sweep says"
+                " how strongly; give one of them"
             )
         return self
 

@@ -40,6 +40,11 @@ class Evaluation:
         """The first judge."""
         return self.judges[""]
 
+    @property
+    def size(self) -> int:
+        """Side of the model's pictures in pixels."""
+        return picture_side(self.pipe)
+
 
 def open_evaluation(config: EvaluateConfig) -> Evaluation:
     """Load what an evaluation works with, the cheap checks first, and make its folder.
@@ -57,6 +62,7 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
         config.model, **other_parts(config.branch, config.native_text_encoder)
     )
     pipe.set_progress_bar_config(disable=True)
+    refuse_other_size(pipe, config.model, judges, {"": config.judge, "second_": config.second_judge})
     if config.sampler:
         pipe.scheduler = other_sampler(config.sampler, pipe.scheduler)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -95,12 +101,41 @@ def _open_judge(folder: str, world: World) -> JudgeModel:
     return judge
 
 
+def picture_side(parts: Any) -> int:
+    """Side of the square pictures that a model was made for, in pixels."""
+    return parts.unet.config["sample_size"] * 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
+
+
+def refuse_other_size(
+    parts: Any, model: str, judges: Mapping[str, JudgeModel], folders: Mapping[str, str | None]
+) -> None:
+    """Refuse judges that were trained on pictures of another size than a model's: those of another world.
+
+    Args:
+        parts: the model.
+        model: its folder, for messages.
+        judges: by the prefix of their figures.
+        folders: theirs.
+
+    Raises:
+        UserError: names both sizes.
+    """
+    side = picture_side(parts)
+    for prefix, judge in judges.items():
+        if judge.config["size"] != side:
+            raise UserError(
+                f"{model} draws pictures of {side}x{side} pixels and the judge in {folders[prefix]} knows"
+                f" those of {judge.config['size']}x{judge.config['size']}: they are of two worlds; give a"
+                " model and judges of one (configs/emoji or configs/emoji_64)"
+            )
+
+
 def below_reach(figures: Mapping[str, Any], reach: Mapping[str, float]) -> str:
     """A sentence that names the figures below what they should reach."""
     short = [
         f"{key} {figures[key]:.3f} (reach {least:.2f})"
         for key, least in reach.items()
-        if figures[key] < least
+        if key in figures and figures[key] < least
     ]
     return f"Below reach: {', '.join(short) or 'nothing'}."
 

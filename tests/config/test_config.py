@@ -13,6 +13,7 @@ from bdm.config import (
     PromptsConfig,
     RoutesConfig,
     RunConfig,
+    ShipConfig,
     VocabularyConfig,
     read_config,
 )
@@ -37,8 +38,10 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
         schema, command = RoutesConfig, "bdm evaluate"
     elif path.parent.name == "evaluate":
         schema, command = PromptsConfig, "bdm evaluate"
-    elif path.stem in ("evaluate", "plugins", "modes"):
+    elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation"):
         schema, command = EvaluateConfig, "bdm evaluate"
+    elif path.stem == "shipped":
+        schema, command = ShipConfig, "bdm ship"
     elif path.stem.startswith("prepare"):
         schema, command = PrepareConfig, "bdm prepare"
     elif path.stem.startswith("vocabulary"):

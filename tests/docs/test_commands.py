@@ -18,6 +18,7 @@ from bdm.config import (
     IndexConfig,
     PrepareConfig,
     RunConfig,
+    ShipConfig,
     VocabularyConfig,
     read_config,
     read_evaluation,
@@ -88,6 +89,7 @@ def check_bdm(arguments):
         "prepare": PrepareConfig,
         "index": IndexConfig,
         "vocabulary": VocabularyConfig,
+        "ship": ShipConfig,
     }
     schema = (
         {**BENCHES, "gpu": BenchGpuConfig}[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
