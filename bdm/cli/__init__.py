@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from ..errors import UserError, printable
-from . import corpus, draw, files, measure, pictures, sheets, train
+from . import corpus, draw, files, measure, pictures, serve, sheets, train
 from .heavy import leave, own_process
 
 #: What a shell reports for a program that a closed pipe ended.
@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, corpus, draw, sheets, pictures, measure, files):
+    for group in (train, corpus, draw, sheets, serve, pictures, measure, files):
         group.add_commands(commands)
     return parser
 

@@ -45,7 +45,7 @@ class Engine:
     it will, and has its own sampler, steps, guidance, texts and branch. The others are drawn alone.
 
     Args:
-        models: folders that files are looked for in.
+        models: folders that files are looked for in, or what lies in them.
         device: by name; None for the best there is.
         max_batch: pictures that are drawn at once; None for as many as fit into memory, up to
             ``USUAL_BATCH``.
@@ -63,7 +63,7 @@ class Engine:
     def __init__(
         self,
         *,
-        models: Sequence[str | Path] = (),
+        models: Library | Sequence[str | Path] = (),
         device: str | None = None,
         max_batch: int | None = None,
         joining: bool = True,
@@ -71,7 +71,8 @@ class Engine:
         queue_limit: int = 256,
     ) -> None:
         self.queue_limit = queue_limit
-        self._library, self._completing = Library(models), threading.Lock()
+        self._library = models if isinstance(models, Library) else Library(models)
+        self._completing = threading.Lock()
         self._given = None if pipeline is None else FileRef(Path(_name_of(pipeline)).name)
         self._guidance = None if pipeline is None else default_guidance(_name_of(pipeline))
         self._device = choose_device(device)
