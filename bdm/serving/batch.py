@@ -101,10 +101,10 @@ class Batch:
 
     def _most(self, course: Course) -> int:
         """How many drawings of a course's size a call may join."""
-        size = tuple(course.values["sample"].shape[-2:])
-        if size not in self._bounds:
-            self._bounds[size] = self._bound(*size)
-        return self._bounds[size]
+        height, width = course.values["sample"].shape[-2:]
+        if (height, width) not in self._bounds:
+            self._bounds[height, width] = self._bound(height, width)
+        return self._bounds[height, width]
 
     def _place(self, course: Course) -> int:
         return next(i for i, network in enumerate(self._order) if network is course.network)
