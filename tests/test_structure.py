@@ -34,8 +34,8 @@ INSIDE = {
     """),
     "drawing": names("""
         typed_json request picture_names encodings row_words prompt_lines prompt_file picture_info
-        picture_reading jobs samplers chosen row_jobs known_hashes model_folders library modes complete
-        trigger_words model_list axes grid sheets painter attention_strip draw
+        picture_reading strip_file jobs samplers chosen row_jobs known_hashes model_folders library modes
+        complete trigger_words model_list axes grid sheets attached attention_strip painter draw
     """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),

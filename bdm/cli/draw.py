@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, printable
 from ..shipped import shipped
-from .draw_options import infer_options
-from .draw_requests import again_jobs, base_request, check_ending, check_numbers, file_jobs, prompt_jobs
+from .draw_options import attention_options, infer_options
+from .draw_requests import (
+    again_jobs,
+    asked_words,
+    base_request,
+    check_ending,
+    check_numbers,
+    file_jobs,
+    prompt_jobs,
+)
 from .heavy import importing
 from .quiet import quiet
 from .stages import Stages
@@ -33,6 +42,7 @@ def add_commands(commands: Any) -> None:
     """Add ``infer`` and ``demo`` to a parser's commands."""
     infer = commands.add_parser("infer", help="draw pictures for native prompts")
     infer_options(infer)
+    attention_options(infer.add_argument_group("which word drew what"))
     infer.set_defaults(run=_infer)
 
     demo = commands.add_parser(
@@ -67,7 +77,8 @@ def _infer(options: argparse.Namespace) -> None:
         jobs = file_jobs(options, base_request(options, library), failed)
     else:
         jobs = prompt_jobs(options, base_request(options, library))
-    jobs = _complete(options, jobs, library, failed)
+    words = asked_words(options)
+    jobs = _complete(options, [replace(job, words=words) for job in jobs], library, failed)
     if options.prompts is not None:
         _draw_file(options, jobs, failed)
     else:
@@ -90,8 +101,6 @@ def _complete(
     options: argparse.Namespace, jobs: list[Job], library: Library, failed: list[Failure]
 ) -> list[Job]:
     """The jobs with all files found; those of rows that lack one are noted, others are an error."""
-    from dataclasses import replace
-
     from ..drawing.complete import complete
     from ..drawing.jobs import Failure, describe
     from ..drawing.painter import choose_device, usual_precision
@@ -140,7 +149,7 @@ def _draw_prompts(options: argparse.Namespace, jobs: list[Job], stages: Stages) 
     names = {failure.what for failure in failed}
     for job in jobs:
         if str(job.path) not in names:
-            print(printable(job.path))
+            print(*map(printable, (job.path, *([job.strip] if job.words is not None else []))), sep="\n")
     counts = todo.counts(failed)
     if len(jobs) > 1 or not counts.drawn:
         print(counts)

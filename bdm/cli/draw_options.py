@@ -156,6 +156,22 @@ def _machine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def attention_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of attention strips."""
+    group.add_argument(
+        "--attention",
+        action="store_true",
+        help="a strip beside each picture (NAME-attention.png): what the branch looked at for the native"
+        " words and the backbone for the English ones",
+    )
+    group.add_argument(
+        "--attention-words",
+        metavar="WORD,WORD",
+        help="of either prompt, such as '红灯笼,蓝色' (default: what stands between punctuation, and every"
+        " English word)",
+    )
+
+
 def _approximations(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--guidance-interval",
