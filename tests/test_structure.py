@@ -33,9 +33,9 @@ INSIDE = {
         canvas tiling siblings enlarging modes ip_adapter attention
     """),
     "drawing": names("""
-        typed_json request picture_names encodings row_words prompt_lines prompt_file picture_info
-        picture_reading strip_file jobs samplers chosen row_jobs known_hashes model_folders library modes
-        complete trigger_words model_list axes grid sheets attached attention_strip painter draw
+        typed_json other_names request picture_names encodings row_words prompt_lines prompt_file
+        picture_info picture_reading strip_file jobs samplers chosen row_jobs known_hashes model_folders
+        library modes complete trigger_words model_list axes grid sheets attached attention_strip painter draw
     """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),

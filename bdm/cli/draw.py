@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from ..drawing.jobs import Failure, Job
     from ..drawing.library import Library
 
+#: Endings of files of prompts.
+_PROMPT_FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv")
 DEFAULT_MODEL = shipped("assets/emoji")
 
 #: The demo's prompts: native concepts, concepts the worlds see differently, and pairs of concept and colour.
@@ -88,6 +92,7 @@ def _infer(options: argparse.Namespace) -> None:
 def _check_sources(options: argparse.Namespace) -> None:
     if options.stages and options.prompts is not None:
         raise UserError("--stages times one drawing; give prompts on the command line instead of --prompts")
+    _refuse_files(options.prompt)
     if options.pictures and options.prompts is not None:
         raise UserError("--from and --prompts are both given; give one of them")
     if not options.pictures and bool(options.prompt) == (options.prompts is not None):
@@ -95,6 +100,12 @@ def _check_sources(options: argparse.Namespace) -> None:
             "give prompts or --prompts FILE"
             + (", not both" if options.prompt else ', such as "红灯笼，蓝色背景"')
         )
+
+
+def _refuse_files(prompts: Sequence[str]) -> None:
+    for prompt in prompts:
+        if Path(prompt).suffix.lower() in _PROMPT_FILES and os.path.isfile(prompt):
+            raise UserError(f"the prompt {printable(prompt, 120)} is a file; give it with --prompts")
 
 
 def _complete(

@@ -10,7 +10,19 @@ from .draw_modes import mode_options, rule_options
 
 def infer_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``infer`` to its parser."""
+    parser.epilog = (
+        "Names of other programs are understood: --negative-prompt, --cfg-scale, --sampler-name, --scheduler,"
+        " --num-inference-steps, --init-image, --denoising-strength, --mask-image, --n-iter and others."
+    )
     parser.add_argument("prompt", nargs="*", help='native prompts, such as "红灯笼，蓝色背景"')
+    parser.add_argument(
+        "--prompt",
+        dest="named_prompts",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="a native prompt too; repeatable",
+    )
     _sources(parser)
     _files(parser)
     _texts(parser)

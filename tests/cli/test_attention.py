@@ -18,6 +18,11 @@ def folder(pipe, tmp_path, monkeypatch):
     return tmp_path
 
 
+def width(path):
+    with Image.open(path) as picture:
+        return picture.width
+
+
 def test_strips_lie_beside_their_pictures(folder, capsys):
     assert main([*PLAIN, "--out", "a.png"]) == 0
     alone = Path("a.png").read_bytes()
@@ -25,13 +30,13 @@ def test_strips_lie_beside_their_pictures(folder, capsys):
     assert Path("a.png").read_bytes() == alone
     assert capsys.readouterr().out.splitlines()[-3:] == ["a.png", "a-attention.png", "1 redrawn"]
     strip = Path("a-attention.png")
-    assert Image.open(strip).width == 4 * (128 + 4) + 4, "the picture, two native parts, one English word"
+    assert width(strip) == 4 * (128 + 4) + 4, "the picture, two native parts, one English word"
     assert picture_request(strip) == picture_request(Path("a.png"))
     # What is there is kept, and drawn again where other words are asked for.
     assert main([*PLAIN, "--out", "a.png", "--attention"]) == 0
     assert "1 kept" in capsys.readouterr().out
     assert main([*PLAIN, "--out", "a.png", "--attention-words", "蓝色，red"]) == 0
-    assert Image.open(strip).width == 3 * (128 + 4) + 4
+    assert width(strip) == 3 * (128 + 4) + 4
     assert Path("a.png").read_bytes() == alone
 
 
