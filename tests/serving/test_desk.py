@@ -6,6 +6,7 @@ import threading
 import time
 
 import httpx
+import pytest
 from serving_running import running
 
 from bdm.serving.limits import Limits
@@ -64,11 +65,12 @@ def test_a_cancelled_job_frees_its_place(tmp_path):
         assert site.client.get(f"/v1/jobs/{second['id']}").json()["status"] == "cancelled"
 
 
-def test_clients_that_leave_lose_their_places(tmp_path):
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_clients_that_leave_lose_their_places(tmp_path, count):
     with running(tmp_path, seconds=0.05) as site:
         body = json.dumps({"prompt": "龙", "steps": 100, "width": 32, "height": 32}).encode()
         head = b"POST /sdapi/v1/txt2img HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        for _ in range(10):
+        for _ in range(count):
             connection = socket.create_connection(("127.0.0.1", site.port))
             connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             until(lambda: site.desk.live)
