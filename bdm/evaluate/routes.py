@@ -23,12 +23,12 @@ from ..emoji.world import EmojiSource, World
 from ..errors import UserError
 from ..files import check_writable
 from ..models.samplers import make_scheduler
+from .guidance import SWEEP_SEED
 from .plugin_effects import plugin_effects
-from .report import SWEEP_SEED
 from .route import Route, open_route
 from .route_facts import as_it_was, kept_states, token_facts, training_facts, unet_facts
 from .route_report import Sample, routes_picture, routes_report
-from .setup import open_judges, write_result
+from .setup import open_judges, refuse_other_size, write_result
 from .shares import Share, flat_figures
 from .trials import Trial, score, sweep_trials
 
@@ -58,6 +58,7 @@ def evaluate_routes(config: RoutesConfig) -> dict[str, Any]:
     base = open_route(
         "backbone", RouteConfig(model=config.base, translate="none"), world, config.language, config.sampler
     )
+    refuse_other_size(base.pipe, config.base, judges, {"": config.judge, "second_": config.second_judge})
     routes = [
         open_route(name, one, world, config.language, config.sampler) for name, one in config.routes.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from PIL import Image
 from ..drawing.painter import Drawn
 from ..drawing.request import Request
 from ..errors import UserError
+
+logger = logging.getLogger("bdm")
 
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 #: From which a job does not change any more.
@@ -134,7 +137,10 @@ class Job:
             callbacks, self._callbacks = self._callbacks, []
             self._changed.notify_all()
         for function in callbacks:
-            function(self)
+            try:
+                function(self)
+            except Exception:  # of whoever gave it; the engine goes on
+                logger.exception("a callback of job %s failed", self.id)
 
     def _progress(self) -> tuple[int, int] | None:
         return (self.step, self.steps) if self.step else None
