@@ -58,6 +58,8 @@ class FakeEngine:
         self.waiting, self.count, self.open = [], 0, True
         self.more = threading.Condition()
         self.seen = []
+        self.gate = threading.Event()
+        self.gate.set()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
@@ -96,6 +98,7 @@ class FakeEngine:
     def _draw(self, job):
         self.seen.append(job)
         job.status = "running"
+        self.gate.wait()
         wait = threading.Event()
         for step in range(job.steps if self.seconds else 1):
             if job.over.is_set():
