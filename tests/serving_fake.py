@@ -98,7 +98,7 @@ class FakeEngine:
     def _draw(self, job):
         self.seen.append(job)
         job.status = "running"
-        self.gate.wait()
+        self.gate.wait(60)
         wait = threading.Event()
         for step in range(job.steps if self.seconds else 1):
             if job.over.is_set():
