@@ -312,6 +312,18 @@ class BenchDataConfig(BenchConfig):
     latency: Annotated[float, Field(ge=0)] = 0.02
 
 
+class BenchServeConfig(BenchConfig):
+    """Requests at once to an engine that joins their steps, beside one that does not (see
+    ``bdm.bench.serve``).
+    """
+
+    kind: Literal["serve"]
+    model: Path | None = None
+    requests: PositiveInt = 16
+    steps: PositiveInt = 30
+    pairs: PositiveInt = 3
+
+
 class BenchGpuConfig(Strict):
     """The tests marked ``gpu`` and some benches, within ``seconds`` (see ``bdm.bench.gpu``).
 
@@ -344,6 +356,7 @@ BENCHES: dict[str, type[BenchConfig]] = {
     "train": BenchTrainConfig,
     "load": BenchLoadConfig,
     "data": BenchDataConfig,
+    "serve": BenchServeConfig,
 }
 
 

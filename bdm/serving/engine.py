@@ -220,10 +220,10 @@ class Engine:
         try:
             batch = self._batch_for(job.request)
             scheduler = self._painter.sampler(job.request)
+            look = self._watch(job, self._colours_of(job.request, batch.pipe), Expected(scheduler))
         except Exception as error:  # a request may make any library fail, and ends none of the others
             job.end("failed", error=as_user_error(error))
             return
-        look = self._watch(job, self._colours_of(job.request, batch.pipe), Expected(scheduler))
         course = Course(lambda course: self._draw(job, batch, scheduler, look, course))
         with self._changed:
             self._drawing[course] = job

@@ -73,3 +73,58 @@ def test_closed_at_once_it_hands_back_what_is_left(pipe):
     jobs = [engine.submit(bdm.Request(prompt="龙", steps=900, seed=i)) for i in range(3)]
     assert engine.close(wait=False) == jobs
     assert all(job.status == "cancelled" for job in jobs)
+
+
+def test_requests_join_and_leave(engine):
+    first = engine.submit(bdm.Request(prompt="龙", steps=500, seed=1))
+    next(first.events())
+    others = [engine.submit(bdm.Request(prompt="月饼", steps=3, seed=i)) for i in range(3)]
+    for job in others:
+        assert job.result(60).request.versions.together >= 2
+    assert first.status == "running"
+    first.cancel()
+    with pytest.raises(Cancelled):
+        first.result(60)
+    assert engine.stats()["batch_mean"] > 1
+
+
+def test_what_cannot_join_is_drawn_alone_and_named(engine):
+    saving = bdm.Approximation(branch_every=2)
+    job = engine.submit(bdm.Request(prompt="龙", steps=2, approximation=saving))
+    assert "branch_every" in job.alone
+    assert job.result(60)
+    assert engine.stats()["alone"] == 1
+
+
+def test_nan_is_refused_and_ends_none_of_the_others(engine):
+    bad = engine.submit(bdm.Request(prompt="龙", steps=3, guidance=1e37))
+    good = engine.submit(bdm.Request(prompt="龙", steps=3))
+    assert good.result(60)
+    with pytest.raises(bdm.UserError, match="NaN"):
+        bad.result(60)
+
+
+def test_adapters_are_drawn_one_kind_after_the_other(engine, files):
+    ink = bdm.PluginUse(kind="adapter", file=bdm.FileRef.to(files["ink"]), strength=0.8)
+    asked = [bdm.Request(prompt="龙", steps=3, plugins=(ink,) if i % 2 else ()) for i in range(4)]
+    drawn = [job.result(60) for job in [engine.submit(request) for request in asked]]
+    assert np.array_equal(pixels(drawn[0]), pixels(drawn[2]))
+    assert np.array_equal(pixels(drawn[1]), pixels(drawn[3]))
+    assert not np.array_equal(pixels(drawn[0]), pixels(drawn[1]))
+
+
+def test_previews(engine):
+    job = engine.submit(bdm.Request(prompt="龙", steps=6))
+    assert job.preview() is None or job.preview().size == (64, 64)
+    for _ in job.events():
+        shown = job.preview()
+        assert shown is not None
+        assert shown.size == (64, 64)
+    assert job.preview() is job.result().image
+
+
+def test_a_callback_that_fails_ends_nothing(engine, caplog):
+    job = engine.submit(bdm.Request(prompt="龙", steps=1))
+    job.add_done_callback(lambda job: 1 / 0)
+    job.result(60)
+    assert engine.submit(bdm.Request(prompt="龙", steps=1)).result(60)
