@@ -62,7 +62,8 @@ def test_a_cancelled_job_frees_its_place(tmp_path):
         for job in (first, second):
             site.client.delete(f"/v1/jobs/{job['id']}")
         until(lambda: not site.desk.live)
-        assert site.client.get(f"/v1/jobs/{second['id']}").json()["status"] == "cancelled"
+        states = [site.client.get(f"/v1/jobs/{job['id']}").json()["status"] for job in (first, second)]
+        assert states == ["cancelled"] * 2
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.slow)])
@@ -80,6 +81,9 @@ def test_clients_that_leave_lose_their_places(tmp_path, count):
         with stream as answer:
             next(events_in(answer.iter_lines()))
         until(lambda: not site.desk.live)
+        text = site.client.get("/metrics").text
+        assert f'bdm_pictures_ended_total{{end="cancelled",way="sdapi"}} {count}.0' in text
+        assert 'bdm_pictures_ended_total{end="cancelled",way="jobs"} 1.0' in text
         assert jobs(site, steps=1).status_code == 202
 
 
