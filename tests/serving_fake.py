@@ -59,6 +59,7 @@ class FakeEngine:
         self.more = threading.Condition()
         self.seen = []
         self.gate = threading.Event()
+        self.hold_at = 0  # a step behind which a drawing waits to be cancelled
         self.gate.set()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
@@ -106,6 +107,8 @@ class FakeEngine:
             if self.seconds:
                 wait.wait(self.seconds)
             job.step = step + 1
+            while job.step == self.hold_at and not job.over.is_set():
+                wait.wait(0.02)
         if job.over.is_set():
             return
         if "fails" in job.request.prompt_en:

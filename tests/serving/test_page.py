@@ -61,7 +61,8 @@ def shot(page, name):
 
 
 def test_the_flow(browser, tmp_path):
-    with running(tmp_path, seconds=0.1, page=True) as site:
+    with running(tmp_path, seconds=0.02, page=True) as site:
+        site.desk.engine.hold_at = 30
         page = opened(browser, site)
         assert page.locator("#draw").inner_text() == "绘制"
         page.fill("#prompt", "红灯笼，蓝色背景")
@@ -75,6 +76,7 @@ def test_the_flow(browser, tmp_path):
         page.click("#cancel")
         until(page, "document.querySelector('#status').textContent === '已取消。'")
         assert site.desk.live == []
+        site.desk.engine.hold_at = 0
 
         page.fill("#steps", "8")
         page.uncheck("#any-seed")
