@@ -64,6 +64,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         from ..evaluate.routes import evaluate_routes
 
         evaluate_routes(config)
+    elif config.demo is not None:
+        from ..evaluate.demo import draw_demo
+
+        draw_demo(config, config.demo)
     elif config.ablation:
         from ..evaluate.ablation import evaluate_ablation
 

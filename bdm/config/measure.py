@@ -66,7 +66,8 @@ class EvaluateConfig(Strict):
     """The evaluation in the emoji world (see ``bdm.evaluate.report``).
 
     With ``plugins`` that of their combinations, with ``modes`` that of approximate modes, with ``languages``
-    that of languages, with ``ablation`` that of several branches. ``branch`` and ``native_text_encoder`` take
+    that of languages, with ``ablation`` that of several branches, with ``demo`` a picture for people that has
+    so many of each kind. ``branch`` and ``native_text_encoder`` take
     the places of the model's own. ``choose`` goes on with the best of ``guidance_sweep`` and
     ``english_guidance_sweep``; ``pictures`` is how many of all concepts are drawn at most, 0 for all.
     """
@@ -94,6 +95,7 @@ class EvaluateConfig(Strict):
     modes: dict[str, ModeConfig] = Field({})
     languages: LanguagesConfig | None = None
     ablation: dict[str, AblationRowConfig] = Field({})
+    demo: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _guided(self) -> EvaluateConfig:

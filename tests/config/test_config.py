@@ -34,7 +34,7 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
         schema, command = BENCHES[kind], f"bdm bench {kind}"
     elif path.stem.startswith("compare"):
         schema, command = RoutesConfig, "bdm evaluate"
-    elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation"):
+    elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation", "demo"):
         schema, command = EvaluateConfig, "bdm evaluate"
     elif path.stem == "shipped":
         schema, command = ShipConfig, "bdm ship"
