@@ -10,6 +10,7 @@ from .data import MixConfig as MixConfig
 from .data import ParquetConfig as ParquetConfig
 from .data import PicturesConfig as PicturesConfig
 from .data import ShardsConfig as ShardsConfig
+from .filtering import FilterConfig as FilterConfig
 from .measure import BENCHES as BENCHES
 from .measure import AblationRowConfig as AblationRowConfig
 from .measure import BenchConfig as BenchConfig

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from .data import Colour, Language, WorldConfig
+from .filtering import FilterConfig
 from .reading import Fraction, PositiveInt, Strict, read_config, read_tree
 
 
@@ -287,11 +288,20 @@ BENCHES: dict[str, type[BenchConfig]] = {
 }
 
 
-def read_evaluation(path: str | Path, overrides: Sequence[str]) -> EvaluateConfig | RoutesConfig:
+#: Evaluations that say of which kind they are; the others are those of the emoji world.
+EVALUATIONS: dict[str, type[RoutesConfig] | type[FilterConfig]] = {
+    "routes": RoutesConfig,
+    "filter": FilterConfig,
+}
+
+
+def read_evaluation(
+    path: str | Path, overrides: Sequence[str]
+) -> EvaluateConfig | RoutesConfig | FilterConfig:
     """The configuration of an evaluation, of whichever kind it says it is.
 
     Raises:
         UserError: see ``read_config``.
     """
     kind = read_tree(path, overrides).get("kind")
-    return read_config(path, overrides, RoutesConfig if kind == "routes" else EvaluateConfig)
+    return read_config(path, overrides, EVALUATIONS.get(str(kind), EvaluateConfig))

@@ -8,6 +8,7 @@ import yaml
 from bdm.config import (
     BENCHES,
     EvaluateConfig,
+    FilterConfig,
     PrepareConfig,
     RoutesConfig,
     RunConfig,
@@ -36,6 +37,8 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
         schema, command = RoutesConfig, "bdm evaluate"
     elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation", "demo"):
         schema, command = EvaluateConfig, "bdm evaluate"
+    elif path.stem == "filter":
+        schema, command = FilterConfig, "bdm evaluate"
     elif path.stem == "shipped":
         schema, command = ShipConfig, "bdm ship"
     elif path.stem.startswith("prepare"):
