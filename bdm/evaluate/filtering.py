@@ -47,12 +47,9 @@ class Filter:
     @property
     def ranking(self) -> float:
         """How often a right caption has a higher score than a wrong one; 0.5 is chance, 1 the best."""
-        order = np.argsort(np.concatenate([self.scores[self.wrong], self.scores[~self.wrong]]), kind="stable")
-        ranks = np.empty(len(order))
-        ranks[order] = np.arange(1, len(order) + 1)
-        wrong, right = int(self.wrong.sum()), int((~self.wrong).sum())
-        above = ranks[wrong:].sum() - right * (right + 1) / 2
-        return float(above / (wrong * right))
+        wrong, right = np.sort(self.scores[self.wrong]), self.scores[~self.wrong]
+        below, up_to = (np.searchsorted(wrong, right, side) for side in ("left", "right"))
+        return float((below + up_to).mean() / 2 / len(wrong))  # equal ones count half
 
     def kept(self, threshold: float) -> tuple[float, float]:
         """What passes a threshold: the share of the right captions, and the share of wrong ones among it."""

@@ -15,7 +15,6 @@ from ..emoji.judge import JudgeModel
 from ..emoji.world import COLOUR_NAMES, World
 from ..errors import UserError
 from ..files import check_writable, write_json
-from ..method.branch import BranchModel
 from ..models.samplers import make_scheduler, other_sampler
 from ..pipeline import BridgePipeline
 from ..text.native import NativeTextEncoder
@@ -71,7 +70,7 @@ def _others(config: EvaluateConfig) -> dict[str, Any]:
     """The parts that take the places of the model's own."""
     parts: dict[str, Any] = {}
     if config.branch is not None:
-        parts["branch"] = BranchModel.from_pretrained(config.branch).float().eval()
+        parts["branch"] = config.branch
     if config.native_text_encoder is not None:
         parts["native_text_encoder"] = NativeTextEncoder.from_pretrained(config.native_text_encoder)
     return parts
