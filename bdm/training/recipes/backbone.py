@@ -17,7 +17,7 @@ from ...models.backbone import Backbone, load_backbone, load_clip_text, load_vae
 from ...models.fingerprint import same_latents, vae_sketch
 from ...models.noise_schedule import SD15_SCHEDULE, Prediction
 from ...text.vocabulary import clip_tokenizer
-from .captions import EnglishCaptions
+from .captions import EnglishCaptions, NativeCaptions
 from .denoising import Denoiser, DenoisingRecipe
 from .native_text import Encoder, open_encoder
 from .prepared import check_prepared
@@ -60,6 +60,7 @@ def backbone_recipe(
     *,
     native_text_encoder: Encoder | None = None,
     train_text_encoder: bool = False,
+    shuffle_captions: bool = False,
     prediction: Prediction | None = None,
     seed: int = 0,
     **rest: Any,
@@ -74,6 +75,7 @@ def backbone_recipe(
         backbone: a trained backbone, or its folder, file or hub name, to go on from in its place.
         native_text_encoder: see ``native_text_recipe``; in place of ``text_encoder``.
         train_text_encoder: train the native text encoder beside the UNet.
+        shuffle_captions: see ``NativeCaptions``; for native ones.
         prediction: what the UNet predicts; the noise if None.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
@@ -94,6 +96,8 @@ def backbone_recipe(
         denoiser = TextSlotDenoiser(
             stock, native, ("unet", "text_encoder") if train_text_encoder else ("unet",)
         )
+        if shuffle_captions:
+            denoiser.captions = NativeCaptions(native, source, seed)
     else:
         check_prepared(source, vae=(vae, stock.vae))
         denoiser = BackboneDenoiser(stock, cards)
