@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
     )
     bench.add_argument(
         "kind",
-        choices=("infer", "decode", "scale", "train", "load", "data"),
+        choices=("infer", "decode", "scale", "train", "load", "data", "gpu"),
         help="what is run beside a peer",
     )
     bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")
@@ -55,11 +55,17 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    require_packages("bdm evaluate")
-    from ..config import FilterConfig, RoutesConfig, read_evaluation
+    require_packages("a configuration")
+    from ..config import FilterConfig, PromptsConfig, RoutesConfig, read_evaluation
 
     config = read_evaluation(options.config, options.overrides)
     quiet()
+    if isinstance(config, PromptsConfig):
+        from ..evaluate.prompts import evaluate_prompts
+
+        evaluate_prompts(config)
+        return
+    require_packages("bdm evaluate")
     if isinstance(config, RoutesConfig):
         from ..evaluate.routes import evaluate_routes
 
@@ -96,8 +102,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     require_packages("bdm bench")
-    from ..config import BENCHES, read_config
+    from ..config import BENCHES, BenchGpuConfig, read_config
 
+    if options.kind == "gpu":
+        from ..bench.gpu import run_gpu
+
+        run_gpu(read_config(options.config, options.overrides, BenchGpuConfig))
+        return
     config = read_config(options.config, options.overrides, BENCHES[options.kind])
     quiet()
     from ..bench.run import run_bench

@@ -9,6 +9,7 @@ from .data import IndexConfig as IndexConfig
 from .data import MixConfig as MixConfig
 from .data import ParquetConfig as ParquetConfig
 from .data import PicturesConfig as PicturesConfig
+from .data import PreparedConfig as PreparedConfig
 from .data import ShardsConfig as ShardsConfig
 from .filtering import FilterConfig as FilterConfig
 from .measure import BENCHES as BENCHES
@@ -17,6 +18,7 @@ from .measure import BenchConfig as BenchConfig
 from .measure import BenchDataConfig as BenchDataConfig
 from .measure import BenchDecodeConfig as BenchDecodeConfig
 from .measure import BenchDrawConfig as BenchDrawConfig
+from .measure import BenchGpuConfig as BenchGpuConfig
 from .measure import BenchInferConfig as BenchInferConfig
 from .measure import BenchLoadConfig as BenchLoadConfig
 from .measure import BenchModelConfig as BenchModelConfig
@@ -26,12 +28,15 @@ from .measure import EvaluateConfig as EvaluateConfig
 from .measure import LanguagesConfig as LanguagesConfig
 from .measure import ModeConfig as ModeConfig
 from .measure import PluginFilesConfig as PluginFilesConfig
+from .measure import PromptsConfig as PromptsConfig
 from .measure import RouteConfig as RouteConfig
 from .measure import RoutesConfig as RoutesConfig
 from .measure import read_evaluation as read_evaluation
 from .reading import read_config as read_config
 from .recipe import FreshEncoderConfig as FreshEncoderConfig
 from .recipe import RecipeConfig as RecipeConfig
+from .run import EvaluationConfig as EvaluationConfig
+from .run import InitConfig as InitConfig
 from .run import OptimizerConfig as OptimizerConfig
 from .run import PrepareConfig as PrepareConfig
 from .run import RunConfig as RunConfig

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ..errors import UserError
 from .data import Colour, Language, WorldConfig
 from .filtering import FilterConfig
 from .reading import Fraction, PositiveInt, Strict, read_config, read_tree
@@ -179,6 +180,43 @@ class RoutesConfig(Strict):
         return self
 
 
+class PromptsConfig(Strict):
+    """The evaluation of any model on one's own texts (see ``bdm.evaluate.prompts``).
+
+    ``prompts`` are texts or a prompt file, rows of BDM-870 among them (``long``: their long prompts).
+    ``real`` is a folder of pictures for FID and KID. With ``english`` the bare backbone is told the texts.
+    """
+
+    kind: Literal["prompts"]
+    out: Path
+    model: str
+    backbone: str | None = None
+    branch: str | None = None
+    native_text_encoder: str | None = None
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] | str
+    count: PositiveInt = 1000
+    long: bool = False
+    english: bool = False
+    scorer: str | None = None
+    features: str | None = None
+    real: str | None = None
+    sampler: str | None = None
+    steps: PositiveInt = 20
+    guidance: Annotated[float, Field(ge=1)] = 7.5
+    width: PositiveInt | None = None
+    height: PositiveInt | None = None
+    batch: PositiveInt = 4
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> PromptsConfig:
+        if (self.features is None) != (self.real is None):
+            raise ValueError(
+                "features and real belong together: Inception's weights, and what is compared with"
+            )
+        return self
+
+
 class BenchConfig(Strict):
     """What all comparisons with a peer share (see ``bdm.bench``).
 
@@ -277,7 +315,31 @@ class BenchDataConfig(BenchConfig):
     latency: Annotated[float, Field(ge=0)] = 0.02
 
 
-#: The configuration of each ``bdm bench`` command.
+class BenchGpuConfig(Strict):
+    """The tests marked ``gpu`` and some benches, within ``seconds`` (see ``bdm.bench.gpu``).
+
+    ``benches`` are configurations of benches without ``out`` and ``device``. On device cpu it is a rehearsal,
+    with the same tests on the CPU.
+    """
+
+    kind: Literal["gpu"]
+    out: Path
+    device: Literal["cpu", "cuda"] = "cuda"
+    seconds: Annotated[float, Field(gt=0)] = 450.0
+    tests: tuple[str, ...] | None = ("tests",)
+    benches: dict[str, dict[str, Any]] = Field({})
+
+    @model_validator(mode="after")
+    def _known(self) -> BenchGpuConfig:
+        for name, settings in self.benches.items():
+            kind = settings.get("kind")
+            if kind not in BENCHES or name in ("device", "torch", "tests", "total_seconds"):
+                raise ValueError(f"benches.{name}: kind is {kind!r}; allowed are {', '.join(BENCHES)}")
+            BENCHES[kind].model_validate({**settings, "out": self.out, "device": self.device})
+        return self
+
+
+#: The configuration of each ``bdm bench`` command but ``gpu``.
 BENCHES: dict[str, type[BenchConfig]] = {
     "infer": BenchInferConfig,
     "scale": BenchScaleConfig,
@@ -288,20 +350,26 @@ BENCHES: dict[str, type[BenchConfig]] = {
 }
 
 
-#: Evaluations that say of which kind they are; the others are those of the emoji world.
-EVALUATIONS: dict[str, type[RoutesConfig] | type[FilterConfig]] = {
+#: The configuration of each kind of evaluation that says its kind; the others are of the emoji world.
+_EVALUATIONS: dict[Any, type[RoutesConfig] | type[PromptsConfig] | type[FilterConfig]] = {
     "routes": RoutesConfig,
+    "prompts": PromptsConfig,
     "filter": FilterConfig,
 }
 
 
 def read_evaluation(
     path: str | Path, overrides: Sequence[str]
-) -> EvaluateConfig | RoutesConfig | FilterConfig:
+) -> EvaluateConfig | RoutesConfig | PromptsConfig | FilterConfig:
     """The configuration of an evaluation, of whichever kind it says it is.
 
     Raises:
         UserError: see ``read_config``.
     """
     kind = read_tree(path, overrides).get("kind")
-    return read_config(path, overrides, EVALUATIONS.get(str(kind), EvaluateConfig))
+    if kind is not None and kind not in _EVALUATIONS:
+        raise UserError(
+            f"config {path}: kind is {kind!r}; allowed are {', '.join(_EVALUATIONS)}, and none for the emoji"
+            " world"
+        )
+    return read_config(path, overrides, _EVALUATIONS.get(kind, EvaluateConfig))

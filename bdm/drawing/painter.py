@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -15,16 +16,20 @@ from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..formats.weights import DTYPES
+from ..models.samplers import other_sampler
 from ..parallel.processes import cpu_only
 from ..pipeline import BridgePipeline
-from ..plugins.controlnet import annotate, open_picture
-from ..text.routing import route
+from ..pipeline.attention import record_attention
+from ..pipeline.onlooker import Look, Onlooker
+from .attached import attach, needs_english
+from .attention_strip import recorded_strip
 from .grid import save_picture
 from .jobs import Failure, Job, draw_each, refuse_common_failure
 from .modes import MODES
 from .picture_info import picture_info
-from .request import PluginUse, Request, Versions
+from .request import FileRef, PluginUse, Request, Versions
 from .samplers import put_sampler, scheduler_names
+from .strip_file import strip_info
 
 NONE_DRAWN = (
     "{} came out as NaN; use a smaller guidance or branch scale, smaller strengths and weights in brackets,"
@@ -85,6 +90,8 @@ class Painter:
         device: by name; None for the best there is.
         on_stage: is told when a stage ends: "model", "pictures".
         bars: whether each call of the pipeline shows its own progress.
+        given: a request's model and precision, and the pipeline that is to draw it, where it is loaded.
+        english: load the English text encoder whether or not anything is said in English.
     """
 
     def __init__(
@@ -92,22 +99,29 @@ class Painter:
         device: str | None = None,
         on_stage: Callable[[str], None] = lambda name: None,
         bars: bool = False,
+        given: tuple[FileRef, str, Any] | None = None,
+        english: bool = False,
     ) -> None:
         self._device, self._on_stage, self._bars = choose_device(device), on_stage, bars
-        self._pipe: Any = None
-        self._scheduler: Any = None
-        self._model: Any = None
+        self._english = english
+        self._pipe: Any = None if given is None else given[2]
+        self._scheduler: Any = None if given is None else given[2].scheduler
+        self._model: Any = None if given is None else given[:2]
         self._plugins: tuple[PluginUse, ...] = ()
         self._conditions: dict[str, Image.Image] = {}
         self._parts, self._written = 0, set[Path]()
         self._failures: list[Failure] = []
         self._fruitless: list[Failure] | None = []  # until the first picture is drawn
 
-    def draw(self, requests: Sequence[Request]) -> list[Drawn | None]:
+    def draw(self, requests: Sequence[Request], look: Look | None = None) -> list[Drawn | None]:
         """Draw pictures together; they differ in texts and seeds alone.
 
         A picture does not depend on which others are drawn with it, but for how sums are rounded: its noise
         is drawn from its own seed on the CPU.
+
+        Args:
+            requests: of the pictures.
+            look: is shown the latents of each step.
 
         Returns:
             A picture for each request; None for one that is none (NaN).
@@ -115,61 +129,16 @@ class Painter:
         Raises:
             UserError: whatever the pipeline refuses.
         """
-        first = requests[0]
-        self._prepare(first, any(needs_english(request) for request in requests))
-        settings = dict(first.mode.settings)
-        files = {role: Path(str(file.source)) for role, file in first.mode.pictures}
-        try:
-            images = MODES[first.mode.name].draw(self._pipe, self._call(requests), files, settings).images
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
-                raise
-            raise UserError(
-                f"too little memory ({first_line(error)}); draw smaller pictures, or fewer at once"
-            ) from None
+        english = self._english or any(needs_english(request) for request in requests)
+        self._prepare(requests[0], english)
+        images = draw_images(self._pipe, requests, self._conditions, look)
         versions = self.versions(len(requests))
         names = scheduler_names(self._pipe.scheduler)
         self._on_stage("pictures")
         return [
-            self._finished(image, replace(request, versions=versions), names)
+            finished(self._pipe, image, replace(request, versions=versions), names)
             for request, image in zip(requests, images, strict=True)
         ]
-
-    def _call(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """The arguments of the pipeline's call."""
-        first = requests[0]
-        call: dict[str, Any] = dict(
-            prompt=[request.prompt for request in requests],
-            negative_prompt=[request.negative for request in requests],
-            prompt_en=[request.prompt_en for request in requests],
-            negative_prompt_en=[request.negative_en for request in requests],
-            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
-            num_inference_steps=first.steps,
-            guidance_scale=first.guidance,
-            english_guidance=first.english_guidance,
-            branch_scale=first.branch_scale,
-            branch_start=first.branch_start,
-            branch_end=first.branch_end,
-            branch_schedule=first.branch_schedule or None,
-            world=first.world,
-            prompt_rules=first.rules,
-            width=first.width,
-            height=first.height,
-            clip_skip=first.clip_skip,
-            control_images=self._conditions or None,
-            approximation=first.approximation,
-            output_type="pt",
-        )
-        return call
-
-    def _finished(self, image: Tensor, request: Request, names: tuple[str, str]) -> Drawn | None:
-        """A picture out of (3, H, W) in [0, 1]."""
-        if not image.isfinite().all():
-            return None
-        processor = self._pipe.image_processor
-        (picture,) = processor.numpy_to_pil(processor.pt_to_numpy(image[None]))
-        size = (picture.width * request.enlarge, picture.height * request.enlarge)
-        return Drawn(picture.resize(size, Image.Resampling.NEAREST), request, names)
 
     def versions(self, together: int) -> Versions:
         packages = [version(name) for name in ("torch", "diffusers", "transformers")]
@@ -201,16 +170,10 @@ class Painter:
         """Attach plug-ins in place of those that are there; none are where one of them cannot be."""
         self._pipe.plugins.clear()
         self._plugins, self._conditions = (), {}
-        order = ("embedding", "checkpoint", "vae", "adapter", "controlnet")
         try:
-            for plugin in sorted(plugins, key=lambda plugin: order.index(plugin.kind)):
-                source = str(plugin.file.source)
-                self._pipe.plugins.attach(source, plugin.name, kind=plugin.kind, **_settings(plugin))
-                if plugin.kind == "controlnet":
-                    self._conditions[plugin.name] = _condition(plugin)
+            self._conditions = attach(self._pipe, plugins)
         except BaseException:
             self._pipe.plugins.clear()
-            self._conditions = {}
             raise
         self._plugins = plugins
 
@@ -220,6 +183,10 @@ class Painter:
         Raises:
             UserError: one is none; whatever the pipeline refuses; a folder that cannot be written.
         """
+        if jobs[0].words is not None:
+            for job in jobs:
+                self._draw_with_strip(job, job.words or ())
+            return
         drawn = self.draw([job.request for job in jobs])
         for job, picture in zip(jobs, drawn, strict=True):
             if picture is not None:
@@ -228,6 +195,30 @@ class Painter:
         none = [job for job, picture in zip(jobs, drawn, strict=True) if picture is None]
         if none:
             raise UserError(NONE_DRAWN.format(f"the picture for {none[0].request.prompt[:60]!r}"))
+
+    def draw_with_strip(self, request: Request, words: Sequence[str] = ()) -> tuple[Drawn, Image.Image]:
+        """Draw a request, and the strip of what its words looked at; the picture is what it is without.
+
+        Args:
+            request: complete.
+            words: see ``bdm.drawing.attention_strip.recorded_strip``.
+
+        Raises:
+            UserError: a word that is in no prompt, prompts that change from step to step, a picture that is
+                none.
+        """
+        pipe = self.pipeline(request)
+        with record_attention(pipe) as found:
+            (drawn,) = self.draw([request])
+        if drawn is None:
+            raise UserError(NONE_DRAWN.format(f"the picture for {request.prompt[:60]!r}"))
+        return drawn, recorded_strip(found, drawn.image, request, words)
+
+    def _draw_with_strip(self, job: Job, words: Sequence[str]) -> None:
+        drawn, strip = self.draw_with_strip(job.request, words)
+        drawn.save(job.path)
+        self._written.add(job.path)
+        save_picture(strip, job.strip, **strip_info(drawn.request, words))
 
     def run(self, jobs: Sequence[Job]) -> int:
         """Draw one of many parts of the work, and write it; returns how many pictures were asked for.
@@ -260,31 +251,81 @@ class Painter:
 
     def pipeline(self, request: Request) -> Any:
         """The pipeline that draws a complete request, with its plug-ins and sampler in place."""
-        self._prepare(request, needs_english(request))
+        self._prepare(request, self._english or needs_english(request))
         return self._pipe
 
-
-def needs_english(request: Request) -> bool:
-    """Whether the English text encoder has more to say than what "" means to it."""
-    kinds = {plugin.kind for plugin in request.plugins}
-    said = request.prompt_en or request.negative_en or request.clip_skip != 1
-    rules = request.rules
-    if rules.routing and rules.emphasis == "a1111":
-        said = said or any(route(text, "").moved for text in (request.prompt, request.negative))
-    return bool(said or kinds - {"vae"})
+    def sampler(self, request: Request) -> Any:
+        """A scheduler of a request's own, whose model is in place."""
+        if request.sampler:
+            return other_sampler(request.sampler, self._scheduler, request.schedule or None)
+        return copy.deepcopy(self._scheduler)
 
 
-def _settings(plugin: PluginUse) -> dict[str, Any]:
-    """What a plug-in's attachment is told."""
-    if plugin.kind == "adapter":
-        return {"strength": plugin.strength, "text_strength": plugin.text_strength}
-    if plugin.kind == "controlnet":
-        window = {"strength": plugin.strength, "start": plugin.start, "end": plugin.end}
-        return window if plugin.pooled is None else window | {"pooled": plugin.pooled}
-    return {}
+def draw_images(
+    pipe: Any,
+    requests: Sequence[Request],
+    conditions: Mapping[str, Image.Image],
+    look: Look | None = None,
+    share: bool = True,
+) -> Any:
+    """Pictures (N, 3, H, W) in [0, 1] that a pipeline draws for requests; see ``Painter.draw``.
+
+    Args:
+        pipe: with the plug-ins and the sampler of the requests.
+        requests: that differ in texts and seeds alone.
+        conditions: of the ControlNets, by name.
+        look: is shown the latents of each step.
+        share: whether the pipeline saves work itself.
+
+    Raises:
+        UserError: whatever the pipeline refuses.
+    """
+    mode = requests[0].mode
+    files = {role: Path(str(file.source)) for role, file in mode.pictures}
+    call = _call(requests) | {"control_images": conditions or None, "share": share}
+    if look is not None:
+        call["callback_on_step_end"] = Onlooker(look)
+    try:
+        return MODES[mode.name].draw(pipe, call, files, dict(mode.settings)).images
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise UserError(
+            f"too little memory ({first_line(error)}); draw smaller pictures, or fewer at once"
+        ) from None
 
 
-def _condition(plugin: PluginUse) -> Image.Image:
-    if plugin.picture is None:
-        raise UserError(f"{plugin.name} has no control image; give one image for each ControlNet")
-    return annotate(open_picture(str(plugin.picture.source)), plugin.annotator)
+def _call(requests: Sequence[Request]) -> dict[str, Any]:
+    """The arguments of the pipeline's call."""
+    first = requests[0]
+    return dict(
+        prompt=[request.prompt for request in requests],
+        negative_prompt=[request.negative for request in requests],
+        prompt_en=[request.prompt_en for request in requests],
+        negative_prompt_en=[request.negative_en for request in requests],
+        generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+        num_inference_steps=first.steps,
+        guidance_scale=first.guidance,
+        english_guidance=first.english_guidance,
+        branch_scale=first.branch_scale,
+        branch_start=first.branch_start,
+        branch_end=first.branch_end,
+        branch_schedule=first.branch_schedule or None,
+        world=first.world,
+        prompt_rules=first.rules,
+        width=first.width,
+        height=first.height,
+        clip_skip=first.clip_skip,
+        approximation=first.approximation,
+        output_type="pt",
+    )
+
+
+def finished(pipe: Any, image: Tensor, request: Request, names: tuple[str, str]) -> Drawn | None:
+    """A picture out of (3, H, W) in [0, 1]; None for one that is none (NaN)."""
+    if not image.isfinite().all():
+        return None
+    processor = pipe.image_processor
+    (picture,) = processor.numpy_to_pil(processor.pt_to_numpy(image[None]))
+    size = (picture.width * request.enlarge, picture.height * request.enlarge)
+    return Drawn(picture.resize(size, Image.Resampling.NEAREST), request, names)

@@ -57,7 +57,9 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
     check_writable(config.out)
     world = World(config.world.concepts, config.world.seed)
     judges = open_judges(config.judge, config.second_judge, world)
-    pipe = BridgePipeline.from_pretrained(config.model, **_others(config))
+    pipe = BridgePipeline.from_pretrained(
+        config.model, **other_parts(config.branch, config.native_text_encoder)
+    )
     pipe.set_progress_bar_config(disable=True)
     refuse_other_size(pipe, config.model, judges, {"": config.judge, "second_": config.second_judge})
     if config.sampler:
@@ -66,13 +68,13 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
     return Evaluation(world, judges, pipe)
 
 
-def _others(config: EvaluateConfig) -> dict[str, Any]:
+def other_parts(branch: str | None, native_text_encoder: str | None) -> dict[str, Any]:
     """The parts that take the places of the model's own."""
     parts: dict[str, Any] = {}
-    if config.branch is not None:
-        parts["branch"] = config.branch
-    if config.native_text_encoder is not None:
-        parts["native_text_encoder"] = NativeTextEncoder.from_pretrained(config.native_text_encoder)
+    if branch is not None:
+        parts["branch"] = branch
+    if native_text_encoder is not None:
+        parts["native_text_encoder"] = NativeTextEncoder.from_pretrained(native_text_encoder)
     return parts
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from pages import CONFIGS, PAGES, ROOT, blocks, commands, header, header_commands, paths
+from pages import CONFIGS, PAGES, ROOT, blocks, commands, header, header_commands, inline_commands, paths
 from pydantic import BaseModel
 from torch.distributed.run import get_args_parser
 
 from bdm import cli, config
 from bdm.config import (
     BENCHES,
+    BenchGpuConfig,
     IndexConfig,
     PrepareConfig,
     RunConfig,
@@ -55,6 +56,11 @@ def check(words):
             check_bdm(["train", *rest])
         case ["python" | ".venv/bin/python", "-m", "sphinx", *_]:
             pass
+        case ["docker", *rest]:  # its files have tests of their own
+            for name in re.findall(r"[\w.]+\.yaml", " ".join(rest)):
+                check_exists(name)
+            if "serve" in rest:
+                check_bdm(rest[rest.index("serve") :])
         case ["python" | ".venv/bin/python", script, *rest]:
             check_exists(script)
             if script in ("train.py", "infer.py"):
@@ -85,7 +91,9 @@ def check_bdm(arguments):
         "vocabulary": VocabularyConfig,
         "ship": ShipConfig,
     }
-    schema = BENCHES[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
+    schema = (
+        {**BENCHES, "gpu": BenchGpuConfig}[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
+    )
     read_config(ROOT / named, options.overrides, schema)
 
 
@@ -98,14 +106,6 @@ def test_commands_on_the_pages(block):
     assert found
     for words in found:
         check(words)
-
-
-def inline_commands(page):
-    """The commands that stand in a page's sentences."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    found = re.findall(r"`((?:python|bdm|make|pip|accelerate|torchrun|sbatch) [^`]+)`", text)
-    # The kind of a benchmark is a choice, for which no placeholder is taken.
-    return [words for line in found for words in commands(line.replace("KIND", "infer"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -204,7 +204,7 @@ def test_headers_say_what_a_configuration_does_and_how_it_is_launched(path: Path
         "bdm bench decode configs/bench/load.yaml",
         "accelerate launch --config_file configs/accelerate/none.yaml train.py CONFIG.yaml",
         "accelerate launch --no_such train.py CONFIG.yaml",
-        "torchrun --nproc_per_node 2 infer.py --prompt FILE",
+        "torchrun --nproc_per_node 2 infer.py --promt FILE",
         "sbatch configs/slurm/none.sbatch CONFIG.yaml",
         "python examples/none.py",
         "make everything",
