@@ -25,6 +25,9 @@ from .trials import Trial, draw, score
 #: What is asked for, in this order, as far as a world has it.
 NATIVE, DIFFERENT, SHARED = "🏮🧧🥮🐼🥟🪭🐉🥁", "🍎🐱🏠☂🚲🎸🌻🚀", "🐧🦊🍋🏰🐬🍄🦉🌵🎃🐙"
 
+#: Pixels of a picture's side at most, where it can be enlarged as a whole.
+SHOWN_SIDE = 144
+
 
 @dataclass(frozen=True)
 class DemoRow:
@@ -57,10 +60,9 @@ def draw_demo(config: EvaluateConfig, count: int) -> dict[str, Any]:
     opened = open_evaluation(config)
     made = list(_rows(opened, config, count))
     pictures = torch.cat([row.pictures for row in made])
-    save_picture(
-        labelled_grid(to_pixels(pictures), [text for row in made for text in _labels(row)], count, scale=2),
-        config.out / "grid.png",
-    )
+    labels = [text for row in made for text in _labels(row)]
+    scale = max(1, SHOWN_SIDE // opened.size)
+    save_picture(labelled_grid(to_pixels(pictures), labels, count, scale=scale), config.out / "grid.png")
     hits = {row.name: score(opened.judge, row.pictures, row.trial) for row in made}
     figures = flat_figures({name: one.both or one.concept for name, one in hits.items()})
     write_result(config.out, figures, _report(config, made, figures))

@@ -12,7 +12,7 @@ from bdm.emoji.judge import JudgeModel, Verdict, augment, augment_crops
 from bdm.emoji.phrases import read_phrases
 from bdm.emoji.world import COLOUR_NAMES, World
 from bdm.errors import UserError
-from bdm.evaluate import ablation, guidance, languages, modes, report, setup
+from bdm.evaluate import ablation, demo, guidance, languages, modes, report, setup
 from bdm.evaluate.combinations import NAMES, Combined, combination_trial, edge_agreement, ratios
 from bdm.evaluate.plugins import evaluate_combinations
 from bdm.evaluate.shares import Share
@@ -473,3 +473,31 @@ def test_a_judge_of_pictures_of_another_size_is_refused(knowing):
     opened.judge.config["size"] = 32
     with pytest.raises(UserError, match=r"draws pictures of 64x64 pixels and the judge in stub knows"):
         setup.open_evaluation(evaluation(knowing))
+
+
+def test_the_demo_has_a_row_for_each_promise(knowing, files):
+    plugins = dict(
+        checkpoint=str(files["style"]), lora=str(files["ink"]), controlnet=str(files["edges"]),
+        embedding=str(files["mood"]), lora_trigger="ink", embedding_colour="red",
+    )  # fmt: skip
+    setup.JudgeModel.from_pretrained(None).config["treatments"] = ["plain", "outlined", "sealed",
+                                                                   "outlined_sealed"]  # fmt: skip
+    figures = demo.draw_demo(evaluation(knowing, demo=1, plugins=plugins, guidance=2.0), 1)
+    rows = ["native", "seen here", "seen there", "two languages", *NAMES, "all together"]
+    assert [name for name in figures if not name.endswith("_se")] == rows
+    grid = Image.open(knowing / "out/grid.png")
+    assert grid.height > len(rows) * 128
+    report = (knowing / "out/report.md").read_text()
+    assert all(f"| {name} |" in report for name in rows)
+
+
+def test_the_demo_asks_for_what_people_know():
+    world = World()
+    native, here, there, both = demo.demo_trials(world, 6)
+    assert native.native[0] == "红灯笼"
+    assert {world.concepts[i].group for i in native.concepts} == {"native"}
+    assert here.concepts == there.concepts
+    assert (there.branch_scale, here.branch_scale) == (0, 1.0)
+    assert {world.concepts[i].group for i in here.concepts} == {"different"}
+    assert all(text.endswith(" background") for text in both.english)
+    assert all(len(trial.native) == 6 for trial in (native, here, there, both))
