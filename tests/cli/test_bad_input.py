@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import make_native_model, make_unet
 from tiny_recipes import fresh, write_stock
 
@@ -32,7 +32,9 @@ def place(tmp_path_factory):
     path = tmp_path_factory.mktemp("bad")
     torch.manual_seed(0)
     write_stock(path / "backbone")
-    write_stock(path / "other")  # its VAE has other random weights
+    write_stock(path / "other")
+    weights = path / "other/vae/diffusion_pytorch_model.safetensors"
+    save_file({name: 2 * weight for name, weight in load_file(weights).items()}, weights)
     NativeTextEncoder(make_native_model(), chinese_clip_tokenizer()).save_pretrained(path / "native")
     for name in ("backbone", "other"):
         branch = path / f"branch_of_{name}"

@@ -408,11 +408,13 @@ def test_what_is_chosen_is_chosen_elsewhere_and_used(knowing, monkeypatch):
     monkeypatch.setattr(guidance, "score", scored)
     config = evaluation(knowing, choose=True, guidance_sweep=(1.5, 3.0, 4.0), controls=6)
     opened = setup.open_evaluation(config)
-    chosen, sweeps = guidance.choose(opened, config)
+    reported = make_trials(opened.world, 6, 0)
+    chosen, sweeps = guidance.choose(opened, config, reported)
     assert (chosen.guidance, sweeps.best_guidance) == (3.0, 3.0)
-    asked = {text for trial in make_trials(opened.world, 6, 0) for text in trial.native if trial.colours}
-    assert not asked & {text for trial in tried if trial.colours for text in trial.native}
-    assert guidance.choose(opened, config.model_copy(update={"choose": False}))[0].guidance == 4.0
+    asked = {prompt for trial in reported for prompt in trial.prompts}
+    assert not [prompt for trial in tried if trial.colours for prompt in trial.prompts if prompt in asked]
+    plain = config.model_copy(update={"choose": False})
+    assert guidance.choose(opened, plain, reported)[0].guidance == 4.0
     with pytest.raises(ValueError, match="name values to try"):
         evaluation(knowing, choose=True, guidance_sweep=())
     with pytest.raises(ValueError, match="may be 1: try values above 1"):
@@ -426,8 +428,12 @@ def test_rows_have_as_many_prompts_as_are_wanted_and_no_more():
     assert max(len(trial.native) for trial in trials.values()) == 200
     assert {world.concepts[i].group for i in trials["native"].concepts} == {"native"}
     assert trials["native"].native[:70] == trials["native"].native[70:], "again, with other seeds"
-    mixed = sweep_mixed(world, 64, 0)
-    assert mixed.native != trials["mixed"].native[:64]
+    reported = {prompt for trial in trials.values() for prompt in trial.prompts}
+    mixed = sweep_mixed(world, 64, 0, reported)
+    assert not reported & {*mixed.prompts}
+    for sweep in sweep_trials(world, 64, 0, "zh", reported):
+        assert len(sweep.native) == 64
+        assert not reported & {*sweep.prompts}
     assert all(f"{colour} background" == text for colour, text in zip(mixed.colours, mixed.english))
 
 
