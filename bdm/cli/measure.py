@@ -56,7 +56,7 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     require_packages("a configuration")
-    from ..config import PromptsConfig, RoutesConfig, read_evaluation
+    from ..config import FilterConfig, PromptsConfig, RoutesConfig, read_evaluation
 
     config = read_evaluation(options.config, options.overrides)
     quiet()
@@ -70,6 +70,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         from ..evaluate.routes import evaluate_routes
 
         evaluate_routes(config)
+    elif isinstance(config, FilterConfig):
+        from ..evaluate.filtering import evaluate_filter
+
+        evaluate_filter(config)
+    elif config.demo is not None:
+        from ..evaluate.demo import draw_demo
+
+        draw_demo(config, config.demo)
     elif config.ablation:
         from ..evaluate.ablation import evaluate_ablation
 

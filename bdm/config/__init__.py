@@ -11,6 +11,7 @@ from .data import ParquetConfig as ParquetConfig
 from .data import PicturesConfig as PicturesConfig
 from .data import PreparedConfig as PreparedConfig
 from .data import ShardsConfig as ShardsConfig
+from .filtering import FilterConfig as FilterConfig
 from .measure import BENCHES as BENCHES
 from .measure import AblationRowConfig as AblationRowConfig
 from .measure import BenchConfig as BenchConfig
@@ -35,6 +36,7 @@ from .measure import read_evaluation as read_evaluation
 from .reading import read_config as read_config
 from .recipe import FreshEncoderConfig as FreshEncoderConfig
 from .recipe import RecipeConfig as RecipeConfig
+from .recipe import StartConfig as StartConfig
 from .run import EvaluationConfig as EvaluationConfig
 from .run import InitConfig as InitConfig
 from .run import OptimizerConfig as OptimizerConfig

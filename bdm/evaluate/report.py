@@ -52,7 +52,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             config.shuffled_branch, torch_dtype=torch.float32
         ).eval()
     judged = {prefix: judge_accuracy(judge, world, pipe.vae) for prefix, judge in opened.judges.items()}
-    config, sweeps = choose(opened, config)
+    reported = make_trials(world, config.controls, config.seed, None, config.pictures)
+    config, sweeps = choose(opened, config, reported)
     rows: list[tuple[Trial, dict[str, Score]]] = []
     trials = make_trials(world, config.controls, config.seed, config.english_guidance, config.pictures)
     for trial in trials:
