@@ -49,6 +49,16 @@ def commands(text: str) -> list[list[str]]:
     return [words for words in split if words]
 
 
+def inline_commands(page: Path) -> list[list[str]]:
+    """The commands that stand in a page's sentences and tables."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"`((?:python|bdm|make|pip|accelerate|torchrun|sbatch) [^`]+)`", text)
+    # In a table a backslash stands before each bar. The kind of a benchmark is a choice, for which no
+    # placeholder is taken.
+    plain = (line.replace("\\|", "|").replace("KIND", "infer") for line in found)
+    return [words for line in plain for words in commands(line)]
+
+
 def header(path: Path) -> list[str]:
     """The comment lines at the top of a configuration, without their marks."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#!")]

@@ -16,7 +16,10 @@ from typing import TextIO
 
 from ..errors import UserError, printable
 from . import corpus, draw, files, measure, pictures, serve, sheets, train
+from .aliases import with_our_names
 from .heavy import leave, own_process
+from .language import asked, speak, told
+from .parser import Parser
 
 #: What a shell reports for a program that a closed pipe ended.
 _PIPE_CLOSED = 141
@@ -28,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Where nobody reads what it prints any more, as with ``| head``, it ends quietly with 141.
     """
+    speak(asked(sys.argv[1:] if arguments is None else arguments))
     options = parse(arguments)
     handler = logging.StreamHandler()
-    handler.setFormatter(_PrintableFormatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_MessageFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         options.run(options)
@@ -51,7 +55,7 @@ def _ended(status: int, message: str = "") -> int:
     """Say how a command ended. Returns the exit status, which is another one if nobody reads what it says."""
     if message:
         with suppress(BrokenPipeError):
-            print(message, file=sys.stderr)
+            print(told(message), file=sys.stderr)
     return _PIPE_CLOSED if _nobody_reads() and status == 0 else status
 
 
@@ -82,12 +86,15 @@ def _is_closed(stream: TextIO) -> bool:
         return False
 
 
-class _PrintableFormatter(logging.Formatter):
-    """Writes what is logged without characters that act, which names and texts of files may hold."""
+class _MessageFormatter(logging.Formatter):
+    """Writes what is logged in the language that is spoken.
+
+    Without characters that act, which names and texts of files may hold.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line of a record, without a traceback."""
-        return printable(super().formatMessage(record))
+        return printable(f"{told(record.levelname)}: {told(record.message)}")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -97,22 +104,26 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         SystemExit: there is no such command or option; argparse has said which.
     """
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options, rest = parser.parse_known_args(with_our_names(given, parser.commands()))
     # argparse lets no positional follow an option; here key=value may stand anywhere.
     if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = [*getattr(options, "overrides", []), *rest]
+    if hasattr(options, "named_prompts"):
+        options.prompt = [*options.prompt, *options.named_prompts]
     return options
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate."
-    )
+    parser = Parser(prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in (train, corpus, draw, sheets, serve, pictures, measure, files):
         group.add_commands(commands)
+    for command in parser.commands().values():
+        command.set_defaults(parser=command)
+    parser.translate()
     return parser
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, printable
 from ..shipped import shipped
-from .draw_options import infer_options
-from .draw_requests import again_jobs, base_request, check_ending, check_numbers, file_jobs, prompt_jobs
+from .draw_options import attention_options, infer_options
+from .draw_requests import (
+    again_jobs,
+    asked_words,
+    base_request,
+    check_ending,
+    check_numbers,
+    file_jobs,
+    prompt_jobs,
+)
 from .heavy import importing
 from .quiet import quiet
 from .stages import Stages
@@ -20,6 +31,8 @@ if TYPE_CHECKING:
     from ..drawing.jobs import Failure, Job
     from ..drawing.library import Library
 
+#: Endings of files of prompts.
+_PROMPT_FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv")
 DEFAULT_MODEL = shipped("assets/emoji")
 
 #: The demo's prompts: native concepts, concepts the worlds see differently, and pairs of concept and colour.
@@ -33,6 +46,7 @@ def add_commands(commands: Any) -> None:
     """Add ``infer`` and ``demo`` to a parser's commands."""
     infer = commands.add_parser("infer", help="draw pictures for native prompts")
     infer_options(infer)
+    attention_options(infer.add_argument_group("which word drew what"))
     infer.set_defaults(run=_infer)
 
     demo = commands.add_parser(
@@ -67,7 +81,8 @@ def _infer(options: argparse.Namespace) -> None:
         jobs = file_jobs(options, base_request(options, library), failed)
     else:
         jobs = prompt_jobs(options, base_request(options, library))
-    jobs = _complete(options, jobs, library, failed)
+    words = asked_words(options)
+    jobs = _complete(options, [replace(job, words=words) for job in jobs], library, failed)
     if options.prompts is not None:
         _draw_file(options, jobs, failed)
     else:
@@ -77,6 +92,7 @@ def _infer(options: argparse.Namespace) -> None:
 def _check_sources(options: argparse.Namespace) -> None:
     if options.stages and options.prompts is not None:
         raise UserError("--stages times one drawing; give prompts on the command line instead of --prompts")
+    _refuse_files(options.prompt)
     if options.pictures and options.prompts is not None:
         raise UserError("--from and --prompts are both given; give one of them")
     if not options.pictures and bool(options.prompt) == (options.prompts is not None):
@@ -86,12 +102,16 @@ def _check_sources(options: argparse.Namespace) -> None:
         )
 
 
+def _refuse_files(prompts: Sequence[str]) -> None:
+    for prompt in prompts:
+        if Path(prompt).suffix.lower() in _PROMPT_FILES and os.path.isfile(prompt):
+            raise UserError(f"the prompt {printable(prompt, 120)} is a file; give it with --prompts")
+
+
 def _complete(
     options: argparse.Namespace, jobs: list[Job], library: Library, failed: list[Failure]
 ) -> list[Job]:
     """The jobs with all files found; those of rows that lack one are noted, others are an error."""
-    from dataclasses import replace
-
     from ..drawing.complete import complete
     from ..drawing.jobs import Failure, describe
     from ..drawing.painter import choose_device, usual_precision
@@ -140,7 +160,7 @@ def _draw_prompts(options: argparse.Namespace, jobs: list[Job], stages: Stages) 
     names = {failure.what for failure in failed}
     for job in jobs:
         if str(job.path) not in names:
-            print(printable(job.path))
+            print(*map(printable, (job.path, *([job.strip] if job.words is not None else []))), sep="\n")
     counts = todo.counts(failed)
     if len(jobs) > 1 or not counts.drawn:
         print(counts)

@@ -10,7 +10,19 @@ from .draw_modes import mode_options, rule_options
 
 def infer_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``infer`` to its parser."""
+    parser.epilog = (
+        "Names of other programs are understood: --negative-prompt, --cfg-scale, --sampler-name, --scheduler,"
+        " --num-inference-steps, --init-image, --denoising-strength, --mask-image, --n-iter and others."
+    )
     parser.add_argument("prompt", nargs="*", help='native prompts, such as "红灯笼，蓝色背景"')
+    parser.add_argument(
+        "--prompt",
+        dest="named_prompts",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="a native prompt too; repeatable",
+    )
     _sources(parser)
     _files(parser)
     _texts(parser)
@@ -153,6 +165,22 @@ def _machine(parser: argparse.ArgumentParser) -> None:
         "--stages",
         action="store_true",
         help="say what the time went into, from the start of the process (not with --prompts)",
+    )
+
+
+def attention_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of attention strips."""
+    group.add_argument(
+        "--attention",
+        action="store_true",
+        help="a strip beside each picture (NAME-attention.png): what the branch looked at for the native"
+        " words and the backbone for the English ones",
+    )
+    group.add_argument(
+        "--attention-words",
+        metavar="WORD,WORD",
+        help="of either prompt, such as '红灯笼,蓝色' (default: what stands between punctuation, and every"
+        " English word)",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,24 @@ def _interval(text: str) -> tuple[float, float]:
             f"--guidance-interval {text}: give two shares of the steps, such as 0.1:0.8"
         ) from None
     return start, end
+
+
+def asked_words(options: argparse.Namespace) -> tuple[str, ...] | None:
+    """The words whose attention is shown, () for the usual ones; None for no strips.
+
+    Raises:
+        UserError: words that are none, or several pictures at once.
+    """
+    if not options.attention and options.attention_words is None:
+        return None
+    if options.batch != 1:
+        raise UserError("--attention records one picture at a time; leave --batch out")
+    if options.attention_words is None:
+        return ()
+    words = [word.strip() for word in re.split("[,，、]", options.attention_words)]
+    if not any(words):
+        raise UserError("--attention-words names no word; give some, such as --attention-words 红灯笼,蓝色")
+    return tuple(dict.fromkeys(filter(None, words)))
 
 
 def prompt_jobs(options: argparse.Namespace, base: Request) -> list[Job]:

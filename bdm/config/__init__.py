@@ -9,6 +9,7 @@ from .data import IndexConfig as IndexConfig
 from .data import MixConfig as MixConfig
 from .data import ParquetConfig as ParquetConfig
 from .data import PicturesConfig as PicturesConfig
+from .data import PreparedConfig as PreparedConfig
 from .data import ShardsConfig as ShardsConfig
 from .measure import BENCHES as BENCHES
 from .measure import AblationRowConfig as AblationRowConfig

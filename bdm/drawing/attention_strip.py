@@ -9,11 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..errors import UserError
-from ..pipeline.attention import record_attention
-from ..text.rules import A1111, PromptRules
+from ..errors import UserError, quoted
+from ..pipeline.attention import Attention
+from ..pipeline.prompts import told
 from .grid import labelled_grid
-from .painter import NONE_DRAWN, Drawn, Painter
 from .request import Request
 
 #: Up to which side a picture is enlarged in its strip, so that its maps can be read.
@@ -42,33 +41,39 @@ def attention_strip(
     return labelled_grid(pictures, ["", *native, *english], columns=len(pictures), scale=scale)
 
 
-def draw_with_strip(
-    painter: Painter,
-    request: Request,
-    words: Sequence[str] | None = None,
-    words_en: Sequence[str] | None = None,
-    rules: PromptRules = A1111,
-) -> tuple[Drawn, Image.Image]:
-    """Draw a request, and the strip of what its words looked at; the picture is what it is without.
+def recorded_strip(
+    found: Attention, picture: Image.Image, request: Request, words: Sequence[str] = ()
+) -> Image.Image:
+    """The strip of a picture that was drawn while attention was recorded.
 
     Args:
-        painter: that draws.
-        request: complete (see ``bdm.drawing.complete``).
-        words: of the native prompt; by default what stands between punctuation.
-        words_en: of the English prompt; by default all.
-        rules: by which the prompts are read.
+        found: what was recorded.
+        picture: that was drawn.
+        request: complete, that drew it.
+        words: of either prompt; without any, what stands between punctuation in the native one and all words
+            of the English one. A prompt that is not said has no maps.
 
     Raises:
-        UserError: a word that is in no prompt, prompts that change from step to step, a picture that is none.
+        UserError: a word that is in no prompt, or no word is in any.
     """
-    pipe = painter.pipeline(request)
-    with record_attention(pipe) as found:
-        (drawn,) = painter.draw([request])
-    if drawn is None:
-        raise UserError(NONE_DRAWN.format("the picture"))
-    native = found.native_words(request.prompt, words, rules) if request.prompt else {}
-    english = found.english_words(request.prompt_en, words_en, rules) if request.prompt_en else {}
-    return drawn, attention_strip(drawn.image, native, english, max(1, _SIDE // max(drawn.image.size)))
+    prompt, prompt_en = told(request.prompt, request.prompt_en, request.rules, found.pipe.plugins)
+    said = (prompt if found.native.sums else "", "" if request.world == 0 else prompt_en)
+    readers = (found.native_words, found.english_words)
+    maps: list[Mapping[str, Tensor]] = []
+    left = list(words)
+    for text, read in zip(said, readers, strict=True):
+        chosen = [word for word in words if word.lower() in text.lower()]
+        left = [word for word in left if word not in chosen]
+        there = text and (chosen or not words)
+        maps.append(read(text, chosen or None, request.rules) if there else {})
+    if left:
+        raise UserError(
+            f"the word {quoted(left[0])} is in no prompt that is said; give words that stand in"
+            f" {' or '.join(quoted(text) for text in said if text) or 'one'}"
+        )
+    if not any(maps):
+        raise UserError("no prompt says a word, so there is no attention to show; give a prompt")
+    return attention_strip(picture, *maps, scale=max(1, _SIDE // max(picture.size)))
 
 
 def overlay(picture: Image.Image, attention: Tensor) -> Image.Image:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..errors import UserError, first_line
 from .picture_reading import picture_request
 from .request import Request
+from .strip_file import is_strip_of
 
 #: So many failures are named with their reasons, the others by their rows.
 _MOST_REASONS = 20
@@ -27,11 +28,19 @@ class Job:
         path: of the picture.
         request: what to draw.
         where: the row of a prompt file that asks for it; "" where there is none.
+        words: whose attention is shown in a strip beside the picture, () for those that are chosen without
+            being asked; None for no strip.
     """
 
     path: Path
     request: Request
     where: str = field(default="", compare=False)
+    words: tuple[str, ...] | None = None
+
+    @property
+    def strip(self) -> Path:
+        """The file of the picture's strip."""
+        return self.path.with_name(f"{self.path.stem}-attention.png")
 
 
 @dataclass(frozen=True)
@@ -52,14 +61,16 @@ class RowsFailed(UserError):
 
 
 def state(job: Job) -> State:
-    """Whether a job's picture is there: its own JSON says what the job asks for."""
+    """Whether a job's picture is there, with its strip: its own JSON says what the job asks for."""
     if not os.path.exists(job.path):
         return "missing"
     try:
         there = picture_request(job.path)
     except UserError:
         return "other"
-    return "there" if there.essence() == job.request.essence() else "other"
+    same = there.essence() == job.request.essence()
+    has_strip = job.words is None or is_strip_of(job.strip, job.request, job.words)
+    return "there" if same and has_strip else "other"
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,17 @@ from ..formats.weights import DTYPES
 from ..models.samplers import other_sampler
 from ..parallel.processes import cpu_only
 from ..pipeline import BridgePipeline
+from ..pipeline.attention import record_attention
 from ..pipeline.onlooker import Look, Onlooker
-from ..plugins.controlnet import annotate, open_picture
-from ..text.routing import route
+from .attached import attach, needs_english
+from .attention_strip import recorded_strip
 from .grid import save_picture
 from .jobs import Failure, Job, draw_each, refuse_common_failure
 from .modes import MODES
 from .picture_info import picture_info
 from .request import FileRef, PluginUse, Request, Versions
 from .samplers import put_sampler, scheduler_names
+from .strip_file import strip_info
 
 NONE_DRAWN = (
     "{} came out as NaN; use a smaller guidance or branch scale, smaller strengths and weights in brackets,"
@@ -168,16 +170,10 @@ class Painter:
         """Attach plug-ins in place of those that are there; none are where one of them cannot be."""
         self._pipe.plugins.clear()
         self._plugins, self._conditions = (), {}
-        order = ("embedding", "checkpoint", "vae", "adapter", "controlnet")
         try:
-            for plugin in sorted(plugins, key=lambda plugin: order.index(plugin.kind)):
-                source = str(plugin.file.source)
-                self._pipe.plugins.attach(source, plugin.name, kind=plugin.kind, **_settings(plugin))
-                if plugin.kind == "controlnet":
-                    self._conditions[plugin.name] = _condition(plugin)
+            self._conditions = attach(self._pipe, plugins)
         except BaseException:
             self._pipe.plugins.clear()
-            self._conditions = {}
             raise
         self._plugins = plugins
 
@@ -187,6 +183,10 @@ class Painter:
         Raises:
             UserError: one is none; whatever the pipeline refuses; a folder that cannot be written.
         """
+        if jobs[0].words is not None:
+            for job in jobs:
+                self._draw_with_strip(job, job.words or ())
+            return
         drawn = self.draw([job.request for job in jobs])
         for job, picture in zip(jobs, drawn, strict=True):
             if picture is not None:
@@ -195,6 +195,30 @@ class Painter:
         none = [job for job, picture in zip(jobs, drawn, strict=True) if picture is None]
         if none:
             raise UserError(NONE_DRAWN.format(f"the picture for {none[0].request.prompt[:60]!r}"))
+
+    def draw_with_strip(self, request: Request, words: Sequence[str] = ()) -> tuple[Drawn, Image.Image]:
+        """Draw a request, and the strip of what its words looked at; the picture is what it is without.
+
+        Args:
+            request: complete.
+            words: see ``bdm.drawing.attention_strip.recorded_strip``.
+
+        Raises:
+            UserError: a word that is in no prompt, prompts that change from step to step, a picture that is
+                none.
+        """
+        pipe = self.pipeline(request)
+        with record_attention(pipe) as found:
+            (drawn,) = self.draw([request])
+        if drawn is None:
+            raise UserError(NONE_DRAWN.format(f"the picture for {request.prompt[:60]!r}"))
+        return drawn, recorded_strip(found, drawn.image, request, words)
+
+    def _draw_with_strip(self, job: Job, words: Sequence[str]) -> None:
+        drawn, strip = self.draw_with_strip(job.request, words)
+        drawn.save(job.path)
+        self._written.add(job.path)
+        save_picture(strip, job.strip, **strip_info(drawn.request, words))
 
     def run(self, jobs: Sequence[Job]) -> int:
         """Draw one of many parts of the work, and write it; returns how many pictures were asked for.
@@ -305,29 +329,3 @@ def finished(pipe: Any, image: Tensor, request: Request, names: tuple[str, str])
     (picture,) = processor.numpy_to_pil(processor.pt_to_numpy(image[None]))
     size = (picture.width * request.enlarge, picture.height * request.enlarge)
     return Drawn(picture.resize(size, Image.Resampling.NEAREST), request, names)
-
-
-def needs_english(request: Request) -> bool:
-    """Whether the English text encoder has more to say than what "" means to it."""
-    kinds = {plugin.kind for plugin in request.plugins}
-    said = request.prompt_en or request.negative_en or request.clip_skip != 1
-    rules = request.rules
-    if rules.routing and rules.emphasis == "a1111":
-        said = said or any(route(text, "").moved for text in (request.prompt, request.negative))
-    return bool(said or kinds - {"vae"})
-
-
-def _settings(plugin: PluginUse) -> dict[str, Any]:
-    """What a plug-in's attachment is told."""
-    if plugin.kind == "adapter":
-        return {"strength": plugin.strength, "text_strength": plugin.text_strength}
-    if plugin.kind == "controlnet":
-        window = {"strength": plugin.strength, "start": plugin.start, "end": plugin.end}
-        return window if plugin.pooled is None else window | {"pooled": plugin.pooled}
-    return {}
-
-
-def _condition(plugin: PluginUse) -> Image.Image:
-    if plugin.picture is None:
-        raise UserError(f"{plugin.name} has no control image; give one image for each ControlNet")
-    return annotate(open_picture(str(plugin.picture.source)), plugin.annotator)

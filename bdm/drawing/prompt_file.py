@@ -13,8 +13,9 @@ from typing import Any
 
 from ..errors import UserError, first_line, quoted
 from .encodings import TextFile, read_text
+from .other_names import our_name
 from .prompt_lines import read_line
-from .row_words import our_name, read_row
+from .row_words import read_row
 from .typed_json import has_half_characters
 
 _EXAMPLE = 'give an object such as {"prompt": "红灯笼"}'

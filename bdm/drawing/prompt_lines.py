@@ -7,7 +7,8 @@ import shlex
 from typing import Any
 
 from ..errors import UserError, printable
-from .row_words import our_name, read_row
+from .other_names import our_name
+from .row_words import read_row
 
 #: Options that stand alone in A1111's lines, and what that says.
 _FLAGS = {"do_not_save_samples", "do_not_save_grid", "restore_faces", "tiling"}

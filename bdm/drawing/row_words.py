@@ -8,37 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError, printable, quoted
+from .other_names import our_name
 from .request import Request
 from .typed_json import has_half_characters, read_as
 
-#: Names of others -> ours. Dashes, blanks and capitals make no difference.
-_ALIASES = {
-    "negative_prompt": "negative",
-    "english_prompt": "prompt_en",
-    "en": "prompt_en",
-    "negative_prompt_en": "negative_en",
-    "english_negative_prompt": "negative_en",
-    "cfg_scale": "guidance",
-    "cfg": "guidance",
-    "guidance_scale": "guidance",
-    "sampler_name": "sampler",
-    "scheduler": "schedule",
-    "schedule_type": "schedule",
-    "num_inference_steps": "steps",
-    "clipskip": "clip_skip",
-    "filename": "file",
-    "提示词": "prompt",
-    "正向提示词": "prompt",
-    "负面提示词": "negative",
-    "反向提示词": "negative",
-    "英文提示词": "prompt_en",
-    "种子": "seed",
-    "步数": "steps",
-    "宽": "width",
-    "高": "height",
-    "采样器": "sampler",
-    "文件名": "file",
-}
 #: What A1111's lines say that has no meaning here, and would change the picture there.
 _NOT_HERE = (
     "styles", "subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "restore_faces",
@@ -89,12 +62,6 @@ def read_row(said: Mapping[str, Any], texts: bool = False) -> dict[str, Any]:
     if not 1 <= found.get("count", 1) <= 10_000:
         raise UserError(f"says that count is {found['count']}; give a whole number from 1 to 10000")
     return found
-
-
-def our_name(name: str) -> str:
-    """A name as it is called here, if it is known."""
-    plain = re.sub(r"[\s\-]+", "_", str(name).strip().lstrip("-").lower())
-    return _ALIASES.get(plain, plain)
 
 
 def _typed(name: str, value: Any, text: bool) -> Any:

@@ -159,9 +159,8 @@ def read_prompts(
     Raises:
         UserError: the languages join other numbers of prompts, or an adapter is named that is not attached.
     """
-    if rules.routing and rules.emphasis == "a1111" and routed:
-        words = [word for plugin in plugins for word in plugin.words]
-        native, english = _routed(native, english, words)
+    if _routes(rules) and routed:
+        native, english = _routed(native, english, _words(plugins))
     four = [
         _read(side, steps, by, pairs is native, side is pairs.positive)
         for pairs, by in ((native, native_rules or rules), (english, rules))
@@ -171,6 +170,21 @@ def read_prompts(
     for script in scripts:
         _check_adapters(script.strengths, plugins)
     return Prompts(native, english, scripts)
+
+
+def told(prompt: str, prompt_en: str, rules: PromptRules, plugins: Plugins) -> tuple[str, str]:
+    """What branch and backbone are told of a native prompt and an English one.
+
+    Args:
+        prompt: as somebody wrote it.
+        prompt_en: likewise.
+        rules: how they are read.
+        plugins: whose words prompts may hold.
+    """
+    if not _routes(rules):
+        return prompt, prompt_en
+    moved = route(prompt, prompt_en, _words(plugins))
+    return moved.native, moved.english
 
 
 def step_count(inputs: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> int:
@@ -204,6 +218,14 @@ def _read(
 def say(prompt: str, notice: Notice) -> None:
     """Tell of something in a prompt that its author may have meant otherwise."""
     logger.warning("prompt %s, %s", quoted(printable(prompt), 40), notice)
+
+
+def _routes(rules: PromptRules) -> bool:
+    return rules.routing and rules.emphasis == "a1111"
+
+
+def _words(plugins: Plugins) -> list[str]:
+    return [word for plugin in plugins for word in plugin.words]
 
 
 def _routed(native: TextPairs, english: TextPairs, words: Sequence[str]) -> tuple[TextPairs, TextPairs]:

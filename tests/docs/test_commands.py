@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from pages import CONFIGS, PAGES, ROOT, blocks, commands, header, header_commands, paths
+from pages import CONFIGS, PAGES, ROOT, blocks, commands, header, header_commands, inline_commands, paths
 from pydantic import BaseModel
 from torch.distributed.run import get_args_parser
 
@@ -108,14 +108,6 @@ def test_commands_on_the_pages(block):
         check(words)
 
 
-def inline_commands(page):
-    """The commands that stand in a page's sentences."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    found = re.findall(r"`((?:python|bdm|make|pip|accelerate|torchrun|sbatch) [^`]+)`", text)
-    # The kind of a benchmark is a choice, for which no placeholder is taken.
-    return [words for line in found for words in commands(line.replace("KIND", "infer"))]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_sentences(page):
     for words in inline_commands(page):
@@ -213,7 +205,7 @@ def test_headers_say_what_a_configuration_does_and_how_it_is_launched(path: Path
         "bdm bench decode configs/bench/load.yaml",
         "accelerate launch --config_file configs/accelerate/none.yaml train.py CONFIG.yaml",
         "accelerate launch --no_such train.py CONFIG.yaml",
-        "torchrun --nproc_per_node 2 infer.py --prompt FILE",
+        "torchrun --nproc_per_node 2 infer.py --promt FILE",
         "sbatch configs/slurm/none.sbatch CONFIG.yaml",
         "python examples/none.py",
         "make everything",

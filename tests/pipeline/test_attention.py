@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bdm.drawing.attention_strip import attention_strip, draw_with_strip, overlay
+from bdm.drawing.attention_strip import attention_strip, overlay, recorded_strip
 from bdm.drawing.complete import complete
 from bdm.drawing.library import Library
 from bdm.drawing.painter import Painter
@@ -160,9 +160,43 @@ def test_a_request_is_drawn_with_its_strip(pipe, tmp_path):
     said = Request(**SAID, model=FileRef.to(tmp_path / "model"), steps=2, seed=5)
     request, painter = complete(said, Library(), "fp32"), Painter("cpu")
     (plain,) = painter.draw([request])
-    drawn, strip = draw_with_strip(painter, request, words=["蓝色"])
+    drawn, strip = painter.draw_with_strip(request, ["蓝色"])
     assert plain is not None
     assert drawn.image == plain.image
-    assert strip.width > 7 * 128, "the picture, one native word and five English ones, twice as large"
-    with pytest.raises(UserError, match="'绿色' is not in the prompt"):
-        draw_with_strip(painter, request, words=["绿色"])
+    width = strip.width
+    assert width == 2 * (128 + 4) + 4, "the picture and one word, twice as large"
+    _, strip = painter.draw_with_strip(request)
+    assert strip.width == 8 * (128 + 4) + 4, "two native parts and five English words"
+    _, both = painter.draw_with_strip(request, ["蓝色", "Lantern"])
+    assert both.width == 3 * (128 + 4) + 4
+    with pytest.raises(UserError, match="the word '绿色' is in no prompt"):
+        painter.draw_with_strip(request, ["绿色"])
+
+
+def test_a_strip_shows_what_each_network_was_told(pipe, tmp_path):
+    """Quality tags are the backbone's, and what is not said has no map."""
+    pipe.save_pretrained(tmp_path / "model")
+    model, painter = FileRef.to(tmp_path / "model"), Painter("cpu")
+
+    def shown(words=(), **said):
+        request = complete(Request(model=model, steps=2, **said), Library(), "fp32")
+        pipe = painter.pipeline(request)
+        with record_attention(pipe) as found:
+            (drawn,) = painter.draw([request])
+        strips = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "bdm.drawing.attention_strip.attention_strip",
+                lambda picture, native, english, scale: strips.append((list(native), list(english))),
+            )
+            recorded_strip(found, drawn.image, request, words)
+        return strips[0]
+
+    assert shown(prompt="红灯笼，masterpiece") == (["红灯笼"], ["masterpiece"])
+    assert shown(prompt="龙", prompt_en="dragon", world=0.0) == (["龙"], [])
+    assert shown(prompt="龙", prompt_en="dragon", branch_scale=0.0) == ([], ["dragon"])
+    assert shown(["dragon"], prompt="龙", prompt_en="dragon") == ([], ["dragon"])
+    with pytest.raises(UserError, match="is in no prompt that is said; give words that stand in '龙'"):
+        shown(["dragon"], prompt="龙", prompt_en="dragon", world=0.0)
+    with pytest.raises(UserError, match="no prompt says a word"):
+        shown(prompt="")
