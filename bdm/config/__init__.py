@@ -5,10 +5,12 @@ from ..extras import require_packages
 require_packages("a configuration")
 
 from .data import DataConfig as DataConfig
+from .data import FolderConfig as FolderConfig
 from .data import IndexConfig as IndexConfig
 from .data import MixConfig as MixConfig
 from .data import ParquetConfig as ParquetConfig
 from .data import PicturesConfig as PicturesConfig
+from .data import PreparedConfig as PreparedConfig
 from .data import ShardsConfig as ShardsConfig
 from .measure import BENCHES as BENCHES
 from .measure import BenchConfig as BenchConfig
