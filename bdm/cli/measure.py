@@ -55,7 +55,7 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    require_packages("a configuration")
+    require_packages("bdm evaluate")
     from ..config import FilterConfig, PromptsConfig, RoutesConfig, read_evaluation
 
     config = read_evaluation(options.config, options.overrides)
@@ -64,9 +64,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         from ..evaluate.prompts import evaluate_prompts
 
         evaluate_prompts(config)
-        return
-    require_packages("bdm evaluate")
-    if isinstance(config, RoutesConfig):
+    elif isinstance(config, RoutesConfig):
         from ..evaluate.routes import evaluate_routes
 
         evaluate_routes(config)

@@ -5,6 +5,7 @@ from ..extras import require_packages
 require_packages("a configuration")
 
 from .data import DataConfig as DataConfig
+from .data import FolderConfig as FolderConfig
 from .data import IndexConfig as IndexConfig
 from .data import MixConfig as MixConfig
 from .data import ParquetConfig as ParquetConfig

@@ -49,7 +49,7 @@ def picture_size(run: RunConfig) -> int:
     Raises:
         UserError: the pictures were prepared, and what their sizes were is not in the configuration.
     """
-    if run.data.kind == "prepared":
+    if run.data.kind == "prepared" or (run.data.kind == "mix" and run.data.prepared):
         raise UserError(
             "data.kind is prepared; plan the run on the raw data that were prepared: its table shows the"
             " speed from caches too"
