@@ -70,6 +70,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         figures |= flat_figures({**accuracy, **trial_figures(results)}, prefix)
     figures["chance"] = round(1 / len(world.concepts), 4)
     figures["guidance"] = config.guidance
+    if config.english_guidance is not None:
+        figures["english_guidance"] = config.english_guidance
     for guidance, (alone, pairs) in sweeps.guidance.items():
         assert pairs.both is not None
         shares = {
