@@ -220,6 +220,7 @@ class BranchConfig(DenoisingConfig):
     shuffle_captions: bool = False
     pool: PoolConfig | None = None
     bilingual: Fraction = 0.0
+    distill: bool = False
     frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 

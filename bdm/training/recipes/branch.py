@@ -159,6 +159,7 @@ def branch_recipe(
     frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
     pool: Mapping[str, Any] | None = None,
     bilingual: float = 0.0,
+    distill: bool = False,
     seed: int = 0,
     **rest: Any,
 ) -> DenoisingRecipe:
@@ -175,6 +176,7 @@ def branch_recipe(
         pool: arguments of ``BackbonePool`` and ``RobustBranchRecipe``'s ``target``; None trains on the
             backbone alone, as the paper does.
         bilingual: see ``RobustBranchRecipe``.
+        distill: likewise.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
     """
@@ -192,7 +194,7 @@ def branch_recipe(
         DTYPES[frozen_dtype],
     )
     inherited = stock.scheduler.config["prediction_type"]
-    if pool is None and not bilingual:
+    if pool is None and not bilingual and not distill:
         return DenoisingRecipe(source, denoiser, stock.vae, inherited=inherited, seed=seed, **rest)
     from .robust import RobustBranchRecipe
 
@@ -200,7 +202,7 @@ def branch_recipe(
     target = settings.pop("target", "caption")
     backbones = BackbonePool(stock, **settings) if pool is not None else None
     return RobustBranchRecipe(
-        source, denoiser, stock, backbones, bilingual, target, inherited=inherited, seed=seed, **rest
+        source, denoiser, stock, backbones, bilingual, target, distill, inherited=inherited, seed=seed, **rest
     )
 
 

@@ -9,6 +9,9 @@ it to undo them:
   learns to say in Chinese what English says there);
 * where there is no such caption, what the data say, moved by as much as the other backbone's answer to no
   prompt differs from the own one's.
+
+The own backbone's answer to the English caption is a better teacher than the data even there: it is the mean
+of all that fits the caption, where the data are one example of it. ``distill`` learns from it.
 """
 
 from __future__ import annotations
@@ -65,11 +68,11 @@ class BilingualTold(Told):
         return self._unet(x_t.to(self._unet.dtype), t, text.expand(len(x_t), -1, -1)).sample
 
 
-class VariedTold(BilingualTold):
-    """The same on another backbone.
+class TaughtTold(BilingualTold):
+    """The same with targets of a backbone.
 
     Args:
-        pool: whose variation is on.
+        pool: whose variation is on; None where the backbone is itself, and no target is moved.
         words: (1, M, E) what a variation's plug-ins are called by.
         teacher: (B, M, E) all that is told, in English; rows that ``taught`` leaves out are not read.
         taught: which samples' target is the backbone's own answer to that.
@@ -77,7 +80,7 @@ class VariedTold(BilingualTold):
     """
 
     def __init__(
-        self, *told: Any, pool: BackbonePool, words: Tensor, teacher: Tensor, taught: Sequence[int]
+        self, *told: Any, pool: BackbonePool | None, words: Tensor, teacher: Tensor, taught: Sequence[int]
     ) -> None:
         super().__init__(*told)
         self._pool, self._words, self._teacher, self._taught = pool, words, teacher, taught
@@ -93,7 +96,7 @@ class VariedTold(BilingualTold):
         )
         if len(taught):
             target[taught] = self.answer(x_t[taught], t[taught], self._teacher[taught]).to(target)
-        if len(rest):
+        if len(rest) and self._pool is not None:
             here = self.answer(x_t[rest], t[rest], self._words)
             with self._pool.lifted():
                 own = self.answer(x_t[rest], t[rest])
@@ -122,6 +125,8 @@ class RobustBranchRecipe(DenoisingRecipe):
         pool: its neighbours; None for none.
         bilingual: share of the samples that are told in both languages at once, where they have such a pair.
         target: what is right on another backbone.
+        distill: on the backbone itself, too, what is right is its own answer to the English caption where
+            there is one, for the price of a pass without gradients.
         rest: see ``DenoisingRecipe``.
     """
 
@@ -135,6 +140,7 @@ class RobustBranchRecipe(DenoisingRecipe):
         pool: BackbonePool | None,
         bilingual: float = 0.0,
         target: Target = "caption",
+        distill: bool = False,
         **rest: Any,
     ) -> None:
         super().__init__(source, denoiser, stock.vae, **rest)
@@ -143,7 +149,7 @@ class RobustBranchRecipe(DenoisingRecipe):
         self.loss = RobustLoss(plain.schedule, plain.density, plain.weight_kind, plain.offset_noise)
         # Held as a module, so that it lies on the device beside the others.
         self.english_encoder, self._tokenizer = stock.text_encoder, stock.tokenizer
-        self._pool, self._bilingual, self._target = pool, bilingual, target
+        self._pool, self._bilingual, self._target, self._distill = pool, bilingual, target, distill
         # Kept where the other texts are: as many captions as a corpus has do not fit into memory.
         self._english = TextFeatures(self._encode_english, keep=self.cache)
 
@@ -175,20 +181,24 @@ class RobustBranchRecipe(DenoisingRecipe):
         self, batch: Batch, native: list[Any], english: list[str], variation: Variation | None
     ) -> BilingualTold:
         """The texts, encoded by the backbone of this step, which is then on until the next one begins."""
-        if self._pool is None:
-            return BilingualTold(self.denoiser, self.features, native, self._encode(english, None))
-        self._pool.put(variation)
-        words = self._pool.words(variation)
+        words = ""
+        if self._pool is not None:
+            self._pool.put(variation)
+            words = self._pool.words(variation)
         told = self._encode([_join(text, words) for text in english], variation)
-        if variation is None or self._target == "data":
+        if not self._distill if variation is None else self._target == "data":
             return BilingualTold(self.denoiser, self.features, native, told)
-        captions = [self._said_in_english(batch, i, native[i], english[i]) for i in range(len(batch))]
-        return VariedTold(
+        taught = self._distill if variation is None else self._target == "caption"
+        captions = [
+            self._said_in_english(batch, i, native[i], english[i]) if taught else None
+            for i in range(len(batch))
+        ]
+        return TaughtTold(
             self.denoiser,
             self.features,
             native,
             told,
-            pool=self._pool,
+            pool=self._pool if variation is not None else None,
             words=self._encode([words], variation),
             teacher=self._encode([_join(caption or "", words) for caption in captions], variation),
             taught=[i for i, caption in enumerate(captions) if caption is not None],
@@ -196,7 +206,7 @@ class RobustBranchRecipe(DenoisingRecipe):
 
     def _said_in_english(self, batch: Batch, i: int, native: Any, english: str) -> str | None:
         """All that a sample is told, in English; None where the data say it better or nobody knows."""
-        if self._target != "caption" or english:
+        if english:
             return None
         if isinstance(native, str) and native == self.denoiser.captions.dropped:
             return ""

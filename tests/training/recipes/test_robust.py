@@ -58,7 +58,9 @@ def make(folders, lora=None, **options):
         else None
     )
     recipe = make_recipe("branch", folders, pool=pool and {**pool, **options.pop("pool", {})}, **options)
-    assert isinstance(recipe, RobustBranchRecipe) == bool(lora or options.get("bilingual"))
+    assert isinstance(recipe, RobustBranchRecipe) == bool(
+        lora or options.get("bilingual") or options.get("distill")
+    )
     for convolution in recipe.denoiser.branch.controlnet_down_blocks:
         torch.nn.init.normal_(convolution.weight, std=0.2, generator=torch.Generator().manual_seed(2))
     return recipe
@@ -144,6 +146,30 @@ def test_targets_on_another_backbone(folders, lora, target):
         ink = encode_english(["ink"] * 4, plugged.text_encoder, plugged.tokenizer)
         predicted = plugged.unet(x_t, t, ink).sample
     torch.testing.assert_close(loss, (predicted - expected).square().mean(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("distill", [False, True])
+def test_the_backbone_itself_teaches_what_it_knows_in_english(folders, distill):
+    recipe = make(folders, empty_caption=0.0, distill=distill)
+    batch = fixed_batch(recipe.source, 4, 0)
+    english = ["dumpling", None, "a tea pot", None]
+    loss = recipe(told(batch, english=english))["loss"]
+
+    again = fixed_batch(recipe.source, 4, 0)
+    t = recipe.loss.draw_timesteps(again)
+    again.rand()
+    x_0 = draw_latents(recipe.vae, again)
+    eps = again.randn(*x_0.shape[1:])
+    x_t = recipe.loss.schedule.add_noise(x_0, eps, t)
+    own = load_backbone(folders[0])
+    texts = encode_english([text or "" for text in english], own.text_encoder, own.tokenizer)
+    with torch.no_grad():
+        taught = own.unet(x_t, t, texts).sample
+    knows = torch.tensor([distill and text is not None for text in english]).view(-1, 1, 1, 1)
+    native = recipe.denoiser.native_text_encoder.encode(again.captions)
+    predicted = recipe.denoiser.predict(x_t, t, native)
+    expected = (predicted - torch.where(knows, taught, eps)).square().mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_are_those_of_a_backbone_that_has_the_file_for_good(folders, lora):
