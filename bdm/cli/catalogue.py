@@ -81,30 +81,39 @@ class Catalogue:
 
         Of several templates that fit, the one that says most is taken.
         """
-        return self._one(text, depth) or self._list(text, depth)
+        ways = (
+            lambda: self._one(text, depth),
+            lambda: self._list(text, depth, whole=True),
+            lambda: self._list(text, depth),
+            lambda: self._one(text, depth, within=True),
+        )
+        return next(filter(None, (way() for way in ways)), None)
 
-    def _one(self, text: str, depth: int) -> str | None:
+    def _one(self, text: str, depth: int, within: bool = False) -> str | None:
+        """A single message; ``within`` lets its values be lists of messages."""
         if text in self._exact:
             return self._exact[text]
         if depth > _DEEPEST:
             return None
         for template in self._open:
             values = template.values(text)
-            if values is not None:
+            if values is not None and (within or not any("; " in value for value in values)):
                 return template.filled(self.told(value, depth + 1) or value for value in values)
         return None
 
-    def _list(self, text: str, depth: int) -> str | None:
+    def _list(self, text: str, depth: int, whole: bool = False) -> str | None:
         """Several messages in one line: each in turn is the longest that is known.
 
-        Of sentences some may be unknown, which stay as they are; between commas all are known or none is
-        taken for ours.
+        Of sentences some may be unknown, which stay as they are, if not the ``whole`` is to be known; between
+        commas all are known or none is taken for ours.
         """
         sentences = _told_in_turn(text.split("; "), "; ", lambda part: self._one(part, depth))
-        if any(other for _, other in sentences):
+        known = [other is not None for _, other in sentences]
+        if (known and all(known)) or (not whole and any(known)):
             return "；".join(other or part for part, other in sentences)
         words = _told_in_turn(text.split(", "), ", ", lambda part: self._one(part, depth))
-        return "，".join(other for _, other in words if other) if all(other for _, other in words) else None
+        told = [other for _, other in words if other is not None]
+        return "，".join(told) if told and len(told) == len(words) else None
 
 
 def _told_in_turn(
