@@ -122,12 +122,24 @@ def test_values_stay_and_unknown_messages_are_left():
     assert zh.told("3 of 5 are red") == "5 中有 3 个红的"
     assert zh.told("line 3 is odd; line 4 is odd") == "第 3 行很怪；第 4 行很怪"
     assert zh.told("line 3 is odd; and more") == "第 3 行很怪；and more"
-    assert zh.told("7 of line 3 is odd; line 4 is odd are red") == "第 3 行很怪；第 4 行很怪 中有 7 个红的"
     assert zh.told("no message of ours") is None
     assert zh.told("a; b") is None
     assert zh.told("") is None
     assert zh.told("red, red") == "红的，红的"
     assert zh.told("red, blue") is None
+
+
+def test_lists_of_messages_are_told_one_by_one():
+    told = catalogue("zh").told
+    rows = (
+        "line 1 has no value behind --seed; line 2 has no prompt; give one, such as {}; line 3 (a.png) cannot"
+    )
+    assert told(f"3 gave no picture and 1 did: {rows} be drawn: odd") == (
+        "3 张没有画成，1 张画成：第 1 行的 --seed 后面没有值；第 2 行没有提示词；请给一个，如 {}；"
+        "第 3 行（a.png）无法绘制：odd"
+    )
+    assert told("not here: vae a (hash 1); vae b (hash 2). Give the folders that hold them with --models, or put"
+                " them beside the picture").startswith("这里没有：vae a（哈希 1）；vae b（哈希 2）。")  # fmt: skip
 
 
 def test_the_template_that_says_most_is_taken():
