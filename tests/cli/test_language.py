@@ -21,6 +21,9 @@ ROOMS = (
     "cli", "drawing", "text", "plugins", "pipeline", "method", "models", "speed", "formats", "convert.py",
     "files.py", "extras.py", "errors.py", "shipped.py",
 )  # fmt: skip
+
+#: Messages that are put together of others, which are told in all their ways.
+COMPOSED = ("says {}; {}", "{} is {}; give {}", "{}: its {}: {}", "{} is {}", "{} is {}; {}")
 #: What stays English in Chinese: names and commands.
 NAMES = ("pip install", "latent nearest", "bdm inspect")
 
@@ -92,7 +95,7 @@ def is_told(template):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_message_of_a_room_has_its_translation(room):
-    found = list(messages(room))
+    found = [(where, text) for where, text in messages(room) if text not in COMPOSED]
     assert not [f"{where}: {text}" for where, text in found if not is_told(text)]
 
 
@@ -104,7 +107,7 @@ def test_messages_are_found_in_the_code():
 @pytest.mark.parametrize("name", FILES)
 def test_templates_say_the_same_values_on_both_sides(name):
     for english, chinese in FILES[name].items():
-        count = english.count("{}")
+        count = english.count("{}") + english.count("{n}")
         places = re.findall(r"\{(\d?)\}", chinese)
         numbered = [int(place) for place in places if place]
         assert sorted(numbered) == list(range(count)) if any(numbered) else len(places) == count, english
@@ -117,7 +120,12 @@ def test_each_template_stands_once():
 
 def test_values_stay_and_unknown_messages_are_left():
     zh = Catalogue(
-        {"{} of {} are {}": "{1} 中有 {0} 个{2}", "red": "红的", "line {}": "第 {} 行", "{} is odd": "{}很怪"}
+        {
+            "{} of {} are {}": "{1} 中有 {0} 个{2}",
+            "red": "红的",
+            "line {n}": "第 {} 行",
+            "{} is odd": "{}很怪",
+        }
     )
     assert zh.told("3 of 5 are red") == "5 中有 3 个红的"
     assert zh.told("line 3 is odd; line 4 is odd") == "第 3 行很怪；第 4 行很怪"
@@ -138,8 +146,12 @@ def test_lists_of_messages_are_told_one_by_one():
         "3 张没有画成，1 张画成：第 1 行的 --seed 后面没有值；第 2 行没有提示词；请给一个，如 {}；"
         "第 3 行（a.png）无法绘制：odd"
     )
-    assert told("not here: vae a (hash 1); vae b (hash 2). Give the folders that hold them with --models, or put"
-                " them beside the picture").startswith("这里没有：vae a（哈希 1）；vae b（哈希 2）。")  # fmt: skip
+    missing = (
+        "not here: vae a (hash 1); vae b (hash 2). Give the folders that hold them with --models, or put"
+    )
+    assert told(f"{missing} them beside the picture").startswith(
+        "这里没有：vae a（哈希 1）；vae b（哈希 2）。"
+    )
 
 
 def test_the_template_that_says_most_is_taken():
