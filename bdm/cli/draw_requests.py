@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import re
@@ -183,6 +184,11 @@ def file_jobs(options: argparse.Namespace, base: Request, failed: list[Failure])
     if os.path.isfile(options.out):
         raise UserError(f"--out {options.out} is a file; with --prompts it is the folder of the pictures")
     refuse_unusable(options.out)
+    if options.translations:
+        logging.warning(
+            "--translations: the branch was trained beside an empty English prompt; beside an English text"
+            " things come out right less often, and seldom as in the native world"
+        )
     rows = read_prompt_file(options.prompts, BDM870(options.long_prompts, options.translations))
     jobs, wrong = row_jobs(rows, base, options.out, options.names, options.count, _wildcards(options))
     failed += wrong
