@@ -2,7 +2,9 @@
 # make test            set up, check style and types, run the tests
 # make test-slow       the tests that take minutes
 # make test-peer       diffusers' own tests of pipelines, out of a checkout (BDM_DIFFUSERS=FOLDER)
+# make test-comfyui    the nodes in ComfyUI itself, out of a checkout (BDM_COMFYUI=FOLDER, BDM_COMFYUI_PYTHON=PYTHON)
 # make test-versions   the tests with the oldest and with the newest packages that pyproject.toml allows
+# make gpu             the tests and benches that need a GPU, in under eight minutes; the last line is JSON
 # make docs            build the documentation into docs/_build
 # make lint            check style and types
 # make dist            a wheel and a source archive in dist/
@@ -12,7 +14,7 @@ UPGRADE ?=
 BIN := .venv/bin
 UV := .venv-tools/bin/uv
 
-.PHONY: help demo test test-slow test-peer test-versions test-oldest test-newest docs lint dist lock
+.PHONY: help demo test test-slow gpu test-peer test-comfyui test-versions test-oldest test-newest docs lint dist lock
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -41,9 +43,16 @@ test: .venv/.ready lint
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
 
+gpu: .venv/.ready
+	$(BIN)/bdm bench gpu configs/bench/gpu.yaml
+
 test-peer: .venv/.ready
 	@test -d "$(BDM_DIFFUSERS)/tests/pipelines" || { echo "give a checkout: make test-peer BDM_DIFFUSERS=FOLDER"; exit 2; }
 	BDM_DIFFUSERS="$(BDM_DIFFUSERS)" $(BIN)/pytest -m peer tests/peer
+
+test-comfyui: .venv/.ready
+	@test -f "$(BDM_COMFYUI)/comfy/controlnet.py" || { echo "give a checkout: make test-comfyui BDM_COMFYUI=FOLDER"; exit 2; }
+	BDM_COMFYUI="$(BDM_COMFYUI)" $(BIN)/pytest -m peer -rP tests/comfyui
 
 # Environments of their own, made anew. Old releases warn of each other, so warnings are no errors there.
 test-versions: test-oldest test-newest

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         BridgePipeline,
     )
     from .plugins import Plugin, Plugins
+    from .serving.engine import Engine
     from .speed.approximate import Approximation
     from .speed.bridge import Bridge
     from .text.native import NativeTextEncoder, NativeTextSettings
@@ -40,6 +41,7 @@ _HOMES = {
     "BranchOutput": "method.branch",
     "Bridge": "speed.bridge",
     "NativeCondition": "method.condition",
+    "Engine": "serving.engine",
     "UserError": "errors",
     "BridgePipeline": "pipeline",
     "BridgeImg2ImgPipeline": "pipeline",
@@ -62,6 +64,7 @@ __all__ = [
     "BridgeImg2ImgPipeline",
     "BridgeInpaintPipeline",
     "BridgePipeline",
+    "Engine",
     "FileRef",
     "Mode",
     "NativeCondition",

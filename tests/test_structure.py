@@ -13,7 +13,7 @@ def names(text: str) -> list[str]:
 #: Rooms, from what everything may use to what nothing may use. A module imports from earlier ones or its own.
 ROOMS = names("""
     errors extras files shipped config formats parallel text data emoji models method speed plugins pipeline
-    convert assemble drawing training prepare evaluate plan bench cli
+    convert assemble ship drawing training prepare evaluate plan serving bench cli
 """)
 #: The same inside of rooms.
 INSIDE = {
@@ -21,26 +21,32 @@ INSIDE = {
         hooks clock schedule condition parts branch residuals step composed step_texts loss bridge
     """),
     "speed": names("""
-        stand_in rows watched kernels recognise approximate packing folding sharing lean_backward bridge
-        optimize
+        stand_in rows watched kernels recognise approximate packing folding sharing joined lean_backward
+        bridge optimize
     """),
     "plugins": names("""
         parameters stack words control_images controlnet_hook attachments kind vae checkpoint adapter
         embedding controlnet registry
     """),
     "pipeline": names("""
-        exclusive inputs groups text_slot texts auto loading reuse parts beside prompts world pipelines
-        canvas tiling siblings enlarging modes ip_adapter attention
+        exclusive onlooker inputs groups text_slot texts auto loading reuse parts beside prompts world
+        pipelines canvas tiling siblings enlarging modes ip_adapter attention
     """),
     "drawing": names("""
         typed_json other_names request picture_names encodings row_words prompt_lines prompt_file
         picture_info picture_reading strip_file jobs samplers chosen row_jobs known_hashes model_folders
         library modes complete trigger_words model_list axes grid sheets attached attention_strip painter draw
     """),
+    "serving": names("""
+        job waiting joining preview bound course deputies drawing batch engine
+        keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
+        openai_images job_routes shelf page app server
+    """),
     "parallel": names("processes whole strategies ray"),
     "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
     "training": names("""
-        averaging metrics optimizers states stopping recipes setup resuming evaluating publishing loop
+        averaging observing profiling metrics plots optimizers states stopping recipes setup changes resuming
+        beginning own_data evaluating publishing loop
     """),
 }
 

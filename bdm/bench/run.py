@@ -18,6 +18,7 @@ from ..config import (
     BenchInferConfig,
     BenchLoadConfig,
     BenchScaleConfig,
+    BenchServeConfig,
     BenchTrainConfig,
 )
 from ..extras import require_packages
@@ -68,6 +69,12 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
         set_threads(config)
         measured = data.measure(config)
         text, figures, draw = data.table(measured), measured, partial(data.draw_growth, measured)
+    elif isinstance(config, BenchServeConfig):
+        from . import serve
+
+        set_threads(config)
+        measured = serve.measure(config)
+        text, figures, draw = serve.table(measured), measured, partial(serve.draw_finished, measured)
     elif isinstance(config, BenchScaleConfig):
         from . import scale
 

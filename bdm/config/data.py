@@ -42,6 +42,7 @@ class EmojiConfig(Strict):
     held_out: Literal["without", "only", "all"] = "without"
     flip: Fraction = 0.0
     translations: bool = False
+    wrong_captions: Fraction = 0.0
 
     @field_validator("language", mode="before")
     @classmethod

@@ -8,13 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ..errors import UserError
 from .data import Colour, Language, WorldConfig
+from .filtering import FilterConfig
 from .reading import Fraction, PositiveInt, Strict, read_config, read_tree
 
 
 class PluginFilesConfig(Strict):
     """The plug-ins whose combinations are evaluated (see ``bdm.evaluate.combinations``), their trigger words
-    and strengths.
+    and strengths. Without ``pairs`` those combinations are left out that no ratio needs.
     """
 
     checkpoint: str
@@ -25,6 +27,18 @@ class PluginFilesConfig(Strict):
     embedding_colour: Colour
     lora_strength: float = 1.0
     controlnet_strength: float = 1.0
+    pairs: bool = True
+
+
+class AblationRowConfig(Strict):
+    """A way to train or to guide a branch, beside others (see ``bdm.evaluate.ablation``).
+
+    ``composed`` gives the English prompts a strength of their own.
+    """
+
+    title: str = ""
+    branch: str
+    composed: bool = False
 
 
 class ModeConfig(Strict):
@@ -54,7 +68,10 @@ class EvaluateConfig(Strict):
     """The evaluation in the emoji world (see ``bdm.evaluate.report``).
 
     With ``plugins`` that of their combinations, with ``modes`` that of approximate modes, with ``languages``
-    that of languages. ``branch`` and ``native_text_encoder`` take the places of the model's own.
+    that of languages, with ``ablation`` that of several branches, with ``demo`` a picture for people that has
+    so many of each kind. ``branch`` and ``native_text_encoder`` take
+    the places of the model's own. ``choose`` goes on with the best of ``guidance_sweep`` and
+    ``english_guidance_sweep``; ``pictures`` is how many of all concepts are drawn at most, 0 for all.
     """
 
     model: str
@@ -70,12 +87,17 @@ class EvaluateConfig(Strict):
     guidance: float = 4.0
     guidance_sweep: tuple[float, ...] = ()
     english_guidance: float | None = None
+    english_guidance_sweep: tuple[float, ...] = ()
+    choose: bool = False
     batch: PositiveInt = 32
     controls: PositiveInt = 64
+    pictures: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
     plugins: PluginFilesConfig | None = None
     modes: dict[str, ModeConfig] = Field({})
     languages: LanguagesConfig | None = None
+    ablation: dict[str, AblationRowConfig] = Field({})
+    demo: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _guided(self) -> EvaluateConfig:
@@ -83,6 +105,24 @@ class EvaluateConfig(Strict):
             raise ValueError(
                 f"english_guidance {self.english_guidance:g} weighs a difference that is only computed with"
                 f" guidance, and guidance is {self.guidance:g}: raise it above 1, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tried(self) -> EvaluateConfig:
+        if self.choose and not self.guidance_sweep:
+            raise ValueError("choose takes the best of guidance_sweep, and that is empty; name values to try")
+        tried = self.guidance_sweep if self.choose else (self.guidance,)
+        if self.english_guidance_sweep and not min(tried) > 1:
+            raise ValueError(
+                "english_guidance_sweep weighs a difference that is only computed with guidance, and guidance"
+                f" may be {min(tried):g}: try values above 1, or leave it out"
+            )
+        said = self.english_guidance is not None or bool(self.english_guidance_sweep)
+        if any(row.composed for row in self.ablation.values()) and not said:
+            raise ValueError(
+                "a row of ablation is composed, and neither english_guidance nor english_guidance_sweep says"
+                " how strongly; give one of them"
             )
         return self
 
@@ -137,6 +177,43 @@ class RoutesConfig(Strict):
             raise ValueError("give at least one route and one of guidances")
         if self.language == "en":
             raise ValueError("language is en, which the backbone knows; give a native one")
+        return self
+
+
+class PromptsConfig(Strict):
+    """The evaluation of any model on one's own texts (see ``bdm.evaluate.prompts``).
+
+    ``prompts`` are texts or a prompt file, rows of BDM-870 among them (``long``: their long prompts).
+    ``real`` is a folder of pictures for FID and KID. With ``english`` the bare backbone is told the texts.
+    """
+
+    kind: Literal["prompts"]
+    out: Path
+    model: str
+    backbone: str | None = None
+    branch: str | None = None
+    native_text_encoder: str | None = None
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] | str
+    count: PositiveInt = 1000
+    long: bool = False
+    english: bool = False
+    scorer: str | None = None
+    features: str | None = None
+    real: str | None = None
+    sampler: str | None = None
+    steps: PositiveInt = 20
+    guidance: Annotated[float, Field(ge=1)] = 7.5
+    width: PositiveInt | None = None
+    height: PositiveInt | None = None
+    batch: PositiveInt = 4
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> PromptsConfig:
+        if (self.features is None) != (self.real is None):
+            raise ValueError(
+                "features and real belong together: Inception's weights, and what is compared with"
+            )
         return self
 
 
@@ -238,7 +315,43 @@ class BenchDataConfig(BenchConfig):
     latency: Annotated[float, Field(ge=0)] = 0.02
 
 
-#: The configuration of each ``bdm bench`` command.
+class BenchServeConfig(BenchConfig):
+    """Requests at once to an engine that joins their steps, beside one that does not (see
+    ``bdm.bench.serve``).
+    """
+
+    kind: Literal["serve"]
+    model: Path | None = None
+    requests: PositiveInt = 16
+    steps: PositiveInt = 30
+    pairs: PositiveInt = 3
+
+
+class BenchGpuConfig(Strict):
+    """The tests marked ``gpu`` and some benches, within ``seconds`` (see ``bdm.bench.gpu``).
+
+    ``benches`` are configurations of benches without ``out`` and ``device``. On device cpu it is a rehearsal,
+    with the same tests on the CPU.
+    """
+
+    kind: Literal["gpu"]
+    out: Path
+    device: Literal["cpu", "cuda"] = "cuda"
+    seconds: Annotated[float, Field(gt=0)] = 450.0
+    tests: tuple[str, ...] | None = ("tests",)
+    benches: dict[str, dict[str, Any]] = Field({})
+
+    @model_validator(mode="after")
+    def _known(self) -> BenchGpuConfig:
+        for name, settings in self.benches.items():
+            kind = settings.get("kind")
+            if kind not in BENCHES or name in ("device", "torch", "tests", "total_seconds"):
+                raise ValueError(f"benches.{name}: kind is {kind!r}; allowed are {', '.join(BENCHES)}")
+            BENCHES[kind].model_validate({**settings, "out": self.out, "device": self.device})
+        return self
+
+
+#: The configuration of each ``bdm bench`` command but ``gpu``.
 BENCHES: dict[str, type[BenchConfig]] = {
     "infer": BenchInferConfig,
     "scale": BenchScaleConfig,
@@ -246,14 +359,30 @@ BENCHES: dict[str, type[BenchConfig]] = {
     "train": BenchTrainConfig,
     "load": BenchLoadConfig,
     "data": BenchDataConfig,
+    "serve": BenchServeConfig,
 }
 
 
-def read_evaluation(path: str | Path, overrides: Sequence[str]) -> EvaluateConfig | RoutesConfig:
+#: The configuration of each kind of evaluation that says its kind; the others are of the emoji world.
+_EVALUATIONS: dict[Any, type[RoutesConfig] | type[PromptsConfig] | type[FilterConfig]] = {
+    "routes": RoutesConfig,
+    "prompts": PromptsConfig,
+    "filter": FilterConfig,
+}
+
+
+def read_evaluation(
+    path: str | Path, overrides: Sequence[str]
+) -> EvaluateConfig | RoutesConfig | PromptsConfig | FilterConfig:
     """The configuration of an evaluation, of whichever kind it says it is.
 
     Raises:
         UserError: see ``read_config``.
     """
     kind = read_tree(path, overrides).get("kind")
-    return read_config(path, overrides, RoutesConfig if kind == "routes" else EvaluateConfig)
+    if kind is not None and kind not in _EVALUATIONS:
+        raise UserError(
+            f"config {path}: kind is {kind!r}; allowed are {', '.join(_EVALUATIONS)}, and none for the emoji"
+            " world"
+        )
+    return read_config(path, overrides, _EVALUATIONS.get(kind, EvaluateConfig))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from .data import DataConfig, MixConfig, PicturesConfig, RawConfig
 from .reading import Fraction, PositiveInt, Strict
@@ -53,6 +53,61 @@ class OptimizerConfig(Strict):
         return self
 
 
+class EvaluationConfig(Strict):
+    """How a run looks at itself on one's own texts and pictures (see ``bdm.training.own_data``).
+
+    ``prompts`` are texts, or a prompt file; captions of validation examples without. ``best`` is the figure
+    by which the best state is kept.
+    """
+
+    every: PositiveInt = 5000
+    prompts: tuple[str, ...] | str = ()
+    count: PositiveInt = 64
+    guidance: float = 4.0
+    scorer: str | None = None
+    features: str | None = None
+    best: Literal["clip_score", "fid", "kid"] | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> EvaluationConfig:
+        if not self.scorer and not self.features:
+            raise ValueError("give scorer, a whole Chinese CLIP, or features, for FID and KID")
+        needed = {"clip_score": self.scorer, "fid": self.features, "kid": self.features}
+        if self.best and not needed[self.best]:
+            name = "scorer" if self.best == "clip_score" else "features"
+            raise ValueError(f"best is {self.best}, which nothing measures; give {name}")
+        return self
+
+
+class InitConfig(Strict):
+    """Where a run begins that is the next stage of another: with the weights of its last state (see
+    ``bdm.training.beginning``).
+
+    ``from`` is the folder of a run, or one of its states; ``moments``, ``averages`` and ``position`` say what
+    goes on beside the weights: the optimizer's moments, the average and the place in the order of the data.
+    """
+
+    run: Annotated[str, Field(alias="from")]
+    weights: Literal["averaged", "raw"] = "averaged"
+    moments: bool = False
+    averages: bool = False
+    position: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain: Any) -> dict[str, Any]:
+        written = plain(self)
+        return {"from": written.pop("run"), **written}
+
+
+class ProfileConfig(Strict):
+    """Steps that are looked at operator by operator, ``first`` steps after a start (see
+    ``bdm.training.profiling``).
+    """
+
+    first: Annotated[int, Field(ge=0)] = 10
+    steps: PositiveInt = 3
+
+
 class RunConfig(Strict):
     """One training run: what is trained (recipe) on what (data), how (optimizer) and where it goes (out)."""
 
@@ -60,9 +115,17 @@ class RunConfig(Strict):
     recipe: RecipeConfig
     data: DataConfig
     optimizer: OptimizerConfig
+    init: InitConfig | None = None
     seed: int = 0
     threads: PositiveInt | None = None
     workers: Annotated[int, Field(ge=0)] = 0
+    #: Seconds that a process waits for the others; hours after which the run saves its state and stops.
+    collective_timeout: Annotated[float, Field(gt=0)] | None = None
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+    #: What a device can do, in 10^12 operations a second, by which model FLOP utilisation is told.
+    peak_tflops: Annotated[float, Field(gt=0)] | Literal["measured"] | None = None
+    profile: ProfileConfig | None = None
+    evaluation: EvaluationConfig | None = None
     trackers: tuple[Literal["tensorboard", "swanlab", "wandb"], ...] = ("tensorboard",)
     log_every: PositiveInt = 20
     validate_every: PositiveInt = 500
@@ -70,6 +133,8 @@ class RunConfig(Strict):
     checkpoint_every: PositiveInt = 500
     keep_last: PositiveInt = 2
     keep_every: Annotated[int, Field(ge=0)] = 0
+    #: Whether training goes on while a state is written, which takes its size in memory.
+    background_states: bool = True
     skip_limit: Annotated[int, Field(ge=0)] = 20
     unreadable_limit: Fraction = 0.05
     read_limit: Fraction = 0.05
@@ -114,8 +179,19 @@ class RunConfig(Strict):
             raise ValueError("data.buckets: the picture encoder reads one size; leave them out")
         return self
 
-    def _buckets(self) -> bool:
-        return isinstance(self.data, PicturesConfig | MixConfig) and self.data.buckets is not None
+    @model_validator(mode="after")
+    def _one_beginning(self) -> RunConfig:
+        for name in ("start", "branch"):
+            if self.init and getattr(self.recipe, name, None) is not None:
+                raise ValueError(
+                    f"init and recipe.{name} both say where the weights begin; give one of the two"
+                )
+        if self.init and self.init.moments and self.optimizer.name != "adamw":
+            raise ValueError(
+                f"init.moments: only adamw goes on with an earlier run's, and optimizer.name is"
+                f" {self.optimizer.name}; set moments: false"
+            )
+        return self
 
 
 class PrepareConfig(Strict):

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -113,8 +113,10 @@ def _draw_flip(example: Example, generator: torch.Generator) -> Tensor:
     return example.pixels.flip(-1) if mirrored else example.pixels
 
 
-def fixed_batch(source: Source, count: int, seed: int) -> Batch:
+def fixed_batch(source: Source, count: int, seed: int, part: Callable[[int], range] = range) -> Batch:
     """``count`` examples with fixed randomness, for validation; unusable ones are left out.
+
+    ``part`` gives the places of them that are wanted; where none of those can be used another one stands in.
 
     They are drawn, always the same: evenly spread ones would miss whole kinds of a source whose rows repeat
     in a rhythm. Of a source with buckets those of the fullest bucket are taken, because a batch has one
@@ -127,9 +129,12 @@ def fixed_batch(source: Source, count: int, seed: int) -> Batch:
             "there are no validation examples; take more of the data, or keep more of them for validation"
         )
     chosen = sorted(random.Random(len(members)).sample(range(len(members)), count))
+    wanted = part(count)
     samples = []
-    for i, place in enumerate(chosen):
-        index = int(members[place])
+    for i in (*wanted, *(i for i in range(count) if i not in wanted)):
+        if samples and i not in wanted:
+            break
+        index = int(members[chosen[i]])
         with suppress(UnreadableExample):
             samples.append((i, index, source[index]))
     if not samples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,12 +32,19 @@ class Library:
     Args:
         folders: of community files (see ``bdm.drawing.model_folders.entries``); BDM_MODELS names some too.
         beside: folders that are looked through for pictures and files as well, without what is in them.
+        accepts: whether something that lies in the folders is listed at all.
     """
 
-    def __init__(self, folders: Sequence[str | Path] = (), beside: Sequence[str | Path] = ()) -> None:
+    def __init__(
+        self,
+        folders: Sequence[str | Path] = (),
+        beside: Sequence[str | Path] = (),
+        accepts: Callable[[Entry], bool] = lambda entry: True,
+    ) -> None:
         more = filter(None, os.environ.get("BDM_MODELS", "").split(os.pathsep))
         self._folders = [Path(os.path.expanduser(folder)) for folder in (*folders, *more)]
         self._beside = [Path(folder) for folder in beside]
+        self._accepts = accepts
         self._entries: list[Entry] | None = None
         self._located: dict[tuple[FileRef, Path | None, str], FileRef] = {}
 
@@ -48,11 +55,21 @@ class Library:
             UserError: a folder that is not there.
         """
         if self._entries is None:
-            found = [entry for folder in self._folders for entry in entries(folder)]
+            found = [e for folder in self._folders for e in entries(folder) if self._accepts(e)]
             self._entries = list({os.path.realpath(entry.path): entry for entry in found[::-1]}.values())[
                 ::-1
             ]
         return iter(self._entries)
+
+    def refresh(self) -> None:
+        """Look through the folders anew when something is asked for next."""
+        self._entries = None
+        self._located = {}
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that are looked through, those of BDM_MODELS among them."""
+        return tuple(self._folders)
 
     @property
     def has_folders(self) -> bool:

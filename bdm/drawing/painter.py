@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -16,16 +17,18 @@ from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..formats.weights import DTYPES
+from ..models.samplers import other_sampler
 from ..parallel.processes import cpu_only
 from ..pipeline import BridgePipeline
 from ..pipeline.attention import record_attention
+from ..pipeline.onlooker import Look, Onlooker
 from .attached import attach, needs_english, shown_picture
 from .attention_strip import recorded_strip
 from .grid import save_picture
 from .jobs import Failure, Job, draw_each, refuse_common_failure
 from .modes import MODES
 from .picture_info import picture_info
-from .request import PluginUse, Request, Versions
+from .request import FileRef, PluginUse, Request, Versions
 from .samplers import put_sampler, scheduler_names
 from .strip_file import strip_info
 
@@ -88,6 +91,8 @@ class Painter:
         device: by name; None for the best there is.
         on_stage: is told when a stage ends: "model", "pictures".
         bars: whether each call of the pipeline shows its own progress.
+        given: a request's model and precision, and the pipeline that is to draw it, where it is loaded.
+        english: load the English text encoder whether or not anything is said in English.
     """
 
     def __init__(
@@ -95,11 +100,14 @@ class Painter:
         device: str | None = None,
         on_stage: Callable[[str], None] = lambda name: None,
         bars: bool = False,
+        given: tuple[FileRef, str, Any] | None = None,
+        english: bool = False,
     ) -> None:
         self._device, self._on_stage, self._bars = choose_device(device), on_stage, bars
-        self._pipe: Any = None
-        self._scheduler: Any = None
-        self._model: Any = None
+        self._english = english
+        self._pipe: Any = None if given is None else given[2]
+        self._scheduler: Any = None if given is None else given[2].scheduler
+        self._model: Any = None if given is None else given[:2]
         self._plugins: tuple[PluginUse, ...] = ()
         self._conditions: dict[str, Image.Image] = {}
         self._stack = ExitStack()
@@ -107,11 +115,15 @@ class Painter:
         self._failures: list[Failure] = []
         self._fruitless: list[Failure] | None = []  # until the first picture is drawn
 
-    def draw(self, requests: Sequence[Request]) -> list[Drawn | None]:
+    def draw(self, requests: Sequence[Request], look: Look | None = None) -> list[Drawn | None]:
         """Draw pictures together; they differ in texts and seeds alone.
 
         A picture does not depend on which others are drawn with it, but for how sums are rounded: its noise
         is drawn from its own seed on the CPU.
+
+        Args:
+            requests: of the pictures.
+            look: is shown the latents of each step.
 
         Returns:
             A picture for each request; None for one that is none (NaN).
@@ -119,62 +131,16 @@ class Painter:
         Raises:
             UserError: whatever the pipeline refuses.
         """
-        first = requests[0]
-        self._prepare(first, any(needs_english(request) for request in requests))
-        settings = dict(first.mode.settings)
-        files = {role: Path(str(file.source)) for role, file in first.mode.pictures}
-        try:
-            images = MODES[first.mode.name].draw(self._pipe, self._call(requests), files, settings).images
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
-                raise
-            raise UserError(
-                f"too little memory ({first_line(error)}); draw smaller pictures, or fewer at once"
-            ) from None
+        english = self._english or any(needs_english(request) for request in requests)
+        self._prepare(requests[0], english)
+        images = draw_images(self._pipe, requests, self._conditions, look)
         versions = self.versions(len(requests))
         names = scheduler_names(self._pipe.scheduler)
         self._on_stage("pictures")
         return [
-            self._finished(image, replace(request, versions=versions), names)
+            finished(self._pipe, image, replace(request, versions=versions), names)
             for request, image in zip(requests, images, strict=True)
         ]
-
-    def _call(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """The arguments of the pipeline's call."""
-        first = requests[0]
-        call: dict[str, Any] = dict(
-            prompt=[request.prompt for request in requests],
-            negative_prompt=[request.negative for request in requests],
-            prompt_en=[request.prompt_en for request in requests],
-            negative_prompt_en=[request.negative_en for request in requests],
-            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
-            num_inference_steps=first.steps,
-            guidance_scale=first.guidance,
-            english_guidance=first.english_guidance,
-            branch_scale=first.branch_scale,
-            branch_start=first.branch_start,
-            branch_end=first.branch_end,
-            branch_schedule=first.branch_schedule or None,
-            world=first.world,
-            prompt_rules=first.rules,
-            width=first.width,
-            height=first.height,
-            clip_skip=first.clip_skip,
-            control_images=self._conditions or None,
-            approximation=first.approximation,
-            output_type="pt",
-            **shown_picture(first.plugins),
-        )
-        return call
-
-    def _finished(self, image: Tensor, request: Request, names: tuple[str, str]) -> Drawn | None:
-        """A picture out of (3, H, W) in [0, 1]."""
-        if not image.isfinite().all():
-            return None
-        processor = self._pipe.image_processor
-        (picture,) = processor.numpy_to_pil(processor.pt_to_numpy(image[None]))
-        size = (picture.width * request.enlarge, picture.height * request.enlarge)
-        return Drawn(picture.resize(size, Image.Resampling.NEAREST), request, names)
 
     def versions(self, together: int) -> Versions:
         packages = [version(name) for name in ("torch", "diffusers", "transformers")]
@@ -292,5 +258,82 @@ class Painter:
 
     def pipeline(self, request: Request) -> Any:
         """The pipeline that draws a complete request, with its plug-ins and sampler in place."""
-        self._prepare(request, needs_english(request))
+        self._prepare(request, self._english or needs_english(request))
         return self._pipe
+
+    def sampler(self, request: Request) -> Any:
+        """A scheduler of a request's own, whose model is in place."""
+        if request.sampler:
+            return other_sampler(request.sampler, self._scheduler, request.schedule or None)
+        return copy.deepcopy(self._scheduler)
+
+
+def draw_images(
+    pipe: Any,
+    requests: Sequence[Request],
+    conditions: Mapping[str, Image.Image],
+    look: Look | None = None,
+    share: bool = True,
+) -> Any:
+    """Pictures (N, 3, H, W) in [0, 1] that a pipeline draws for requests; see ``Painter.draw``.
+
+    Args:
+        pipe: with the plug-ins and the sampler of the requests.
+        requests: that differ in texts and seeds alone.
+        conditions: of the ControlNets, by name.
+        look: is shown the latents of each step.
+        share: whether the pipeline saves work itself.
+
+    Raises:
+        UserError: whatever the pipeline refuses.
+    """
+    mode = requests[0].mode
+    files = {role: Path(str(file.source)) for role, file in mode.pictures}
+    call = _call(requests) | {"control_images": conditions or None, "share": share}
+    if look is not None:
+        call["callback_on_step_end"] = Onlooker(look)
+    try:
+        return MODES[mode.name].draw(pipe, call, files, dict(mode.settings)).images
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise UserError(
+            f"too little memory ({first_line(error)}); draw smaller pictures, or fewer at once"
+        ) from None
+
+
+def _call(requests: Sequence[Request]) -> dict[str, Any]:
+    """The arguments of the pipeline's call."""
+    first = requests[0]
+    return dict(
+        prompt=[request.prompt for request in requests],
+        negative_prompt=[request.negative for request in requests],
+        prompt_en=[request.prompt_en for request in requests],
+        negative_prompt_en=[request.negative_en for request in requests],
+        generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+        num_inference_steps=first.steps,
+        guidance_scale=first.guidance,
+        english_guidance=first.english_guidance,
+        branch_scale=first.branch_scale,
+        branch_start=first.branch_start,
+        branch_end=first.branch_end,
+        branch_schedule=first.branch_schedule or None,
+        world=first.world,
+        prompt_rules=first.rules,
+        width=first.width,
+        height=first.height,
+        clip_skip=first.clip_skip,
+        approximation=first.approximation,
+        output_type="pt",
+        **shown_picture(first.plugins),
+    )
+
+
+def finished(pipe: Any, image: Tensor, request: Request, names: tuple[str, str]) -> Drawn | None:
+    """A picture out of (3, H, W) in [0, 1]; None for one that is none (NaN)."""
+    if not image.isfinite().all():
+        return None
+    processor = pipe.image_processor
+    (picture,) = processor.numpy_to_pil(processor.pt_to_numpy(image[None]))
+    size = (picture.width * request.enlarge, picture.height * request.enlarge)
+    return Drawn(picture.resize(size, Image.Resampling.NEAREST), request, names)

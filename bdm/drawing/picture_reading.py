@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,30 @@ def picture_texts(path: Path) -> tuple[str, str]:
     Raises:
         UserError: it cannot be read, or is no picture.
     """
+    return _texts(path, str(path))
+
+
+def texts_in(content: bytes) -> tuple[str, str]:
+    """The same of a picture's bytes.
+
+    Raises:
+        UserError: they are no picture.
+    """
+    return _texts(io.BytesIO(content), "the picture")
+
+
+def _texts(source: Any, name: str) -> tuple[str, str]:
     try:
-        with Image.open(path) as picture:
+        with Image.open(source) as picture:
             if picture.format == "PNG":
                 picture.load()  # texts may stand behind the pixels
                 said = getattr(picture, "text", {})
                 return str(said.get("parameters", "")), str(said.get("bdm", ""))
             return _exif_texts(picture)
     except OSError as error:
-        raise UserError(f"{path} cannot be read as a picture ({first_line(error)}); give another") from None
+        raise UserError(f"{name} cannot be read as a picture ({first_line(error)}); give another") from None
     except Exception as error:  # damaged files make PIL raise SyntaxError, ValueError, struct.error ...
-        raise UserError(f"{path} is a damaged picture ({first_line(error)}); give another") from None
+        raise UserError(f"{name} is a damaged picture ({first_line(error)}); give another") from None
 
 
 def _exif_texts(picture: Any) -> tuple[str, str]:

@@ -1,7 +1,4 @@
-"""Which plug-ins work together.
-
-All 16 combinations of four, scored for content and for each plug-in's own effect.
-"""
+"""Plug-ins together: combinations of four, scored for content and for each plug-in's own effect."""
 
 from __future__ import annotations
 
@@ -19,25 +16,16 @@ from torch import Tensor
 
 from ..config import EvaluateConfig, PluginFilesConfig
 from ..data.source import to_pixels
-from ..drawing.grid import labelled_grid, save_picture
 from ..emoji.judge import JudgeModel
 from ..emoji.world import COLOUR_NAMES, World, compose, load_drawing
 from ..errors import UserError
 from ..plugins.controlnet import canny_edges
-from .setup import below_reach, open_evaluation, write_result
-from .shares import Share, flat_figures
+from .setup import Evaluation
+from .shares import Share
 from .trials import Trial, draw
 
 #: The four plug-ins, in the order they are attached.
 NAMES = ("checkpoint", "lora", "controlnet", "embedding")
-#: Ratios below these are named in the report.
-REACH = {
-    "single_content_ratio": 0.95,
-    "single_effect_ratio": 0.9,
-    "all_content_ratio": 0.8,
-    "all_effect_ratio": 0.8,
-    "all_content": 0.6,
-}
 
 #: Which of the four are on.
 Combination = tuple[bool, ...]
@@ -45,70 +33,81 @@ Combination = tuple[bool, ...]
 Figures = Mapping[str, Share]
 
 
-def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) -> dict[str, Any]:
-    """Score every combination with Chinese prompts, and with English ones on the bare backbone.
+@dataclass(frozen=True)
+class Combined:
+    """The prompts and pictures that all combinations share.
 
-    Writes ``report.md``, ``result.json`` and ``grid.png`` into ``config.out``.
-
-    Returns:
-        What is printed: the worst ratios and the rows, of each judge.
-
-    Raises:
-        UserError: a judge that does not know what the plug-ins draw, or see ``open_evaluation``.
+    Attributes:
+        world: the concepts.
+        plugins: the four.
+        concepts: N of those that both worlds see alike.
+        edges: N pictures for the ControlNet.
     """
-    opened = open_evaluation(config)
-    world = opened.world
+
+    world: World
+    plugins: PluginFilesConfig
+    concepts: list[int]
+    edges: list[Image.Image]
+
+    @classmethod
+    def of(cls, opened: Evaluation, config: EvaluateConfig, plugins: PluginFilesConfig) -> Combined:
+        """Draw the concepts by the configuration's seed.
+
+        Raises:
+            UserError: a judge that does not know what the plug-ins draw.
+        """
+        _refuse_blind(opened, config)
+        world = opened.world
+        shared = [i for i, concept in enumerate(world.concepts) if concept.group == "shared"]
+        concepts = sorted(random.Random(config.seed).sample(shared, min(config.controls, len(shared))))
+        size = opened.size
+        return cls(world, plugins, concepts, [edge_picture(world, i, size, config.seed) for i in concepts])
+
+    def combinations(self) -> list[Combination]:
+        """All sixteen, or those without which a ratio cannot be worked out; the smallest first."""
+        every = sorted(product((False, True), repeat=len(NAMES)), key=sum)
+        return [on for on in every if self.plugins.pairs or sum(on) != 2]
+
+    def draw(self, pipe: Any, config: EvaluateConfig, on: Combination, native: bool) -> Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1] of one combination, in Chinese or on the bare backbone."""
+        trial = self.trial(on, config.english_guidance, native)
+        return draw_with(pipe, config, self.plugins, trial, self.edges, _names(on))
+
+    def trial(self, on: Combination, english_guidance: float | None = None, native: bool = True) -> Trial:
+        """What is asked for beside a combination (see ``combination_trial``)."""
+        return combination_trial(
+            self.world, self.concepts, self.plugins, _names(on), native, english_guidance
+        )
+
+    def measure(self, judge: JudgeModel, pictures: Tensor) -> Figures:
+        """Content and effects of them."""
+        return measure(judge, pictures, self.concepts, self.edges, self.plugins)
+
+    def figures(
+        self, pipe: Any, config: EvaluateConfig, judges: Mapping[str, JudgeModel], native: bool
+    ) -> dict[str, dict[Combination, Figures]]:
+        """The figures of all combinations, by judge; no picture is kept."""
+        found: dict[str, dict[Combination, Figures]] = {prefix: {} for prefix in judges}
+        for on in self.combinations():
+            pictures = self.draw(pipe, config, on, native)
+            for prefix, judge in judges.items():
+                found[prefix][on] = self.measure(judge, pictures)
+        return found
+
+
+def _names(on: Combination) -> list[str]:
+    return [name for name, wanted in zip(NAMES, on, strict=True) if wanted]
+
+
+def _refuse_blind(opened: Evaluation, config: EvaluateConfig) -> None:
     for prefix, judge in opened.judges.items():
         known = judge.config["treatments"]
         if not {"outlined", "sealed", "outlined_sealed"} <= set(known):
             folder = config.second_judge if prefix else config.judge
             raise UserError(
                 f"the judge in {folder} tells apart {', '.join(known)}; the plug-ins draw outlines and"
-                " seals: train a judge that knows both with configs/emoji/judge.yaml"
+                " seals: train a judge that knows both with configs/emoji_64/judge.yaml"
             )
-    shared = [i for i, concept in enumerate(world.concepts) if concept.group == "shared"]
-    concepts = sorted(random.Random(config.seed).sample(shared, min(config.controls, len(shared))))
-    size = opened.pipe.unet.config["sample_size"] * opened.pipe.vae_scale_factor
-    edges = [edge_picture(world, i, size, config.seed) for i in concepts]
-
-    judged = {prefix: Judged({}, {}) for prefix in opened.judges}
-    shown: dict[Combination, Tensor] = {}
-    combinations = sorted(product((False, True), repeat=len(NAMES)), key=sum)
-    for on in combinations:
-        chosen = [name for name, wanted in zip(NAMES, on, strict=True) if wanted]
-        trials = {
-            native: combination_trial(world, concepts, plugins, chosen, native, config.english_guidance)
-            for native in (True, False)
-        }
-        pictures = {
-            native: draw_with(opened.pipe, config, plugins, trial, edges, chosen)
-            for native, trial in trials.items()
-        }
-        shown[on] = pictures[True]
-        for prefix, judge in opened.judges.items():
-            judged[prefix].rows[on] = measure(judge, pictures[True], concepts, edges, plugins)
-            judged[prefix].english[on] = measure(judge, pictures[False], concepts, edges, plugins)
-    result: dict[str, Any] = {}
-    for prefix, found in judged.items():
-        result |= {prefix + key: value for key, value in ratios(found.rows, found.english).items()}
-        result[f"{prefix}rows"] = [_row(on, found.rows[on]) for on in combinations]
-        result[f"{prefix}english"] = [_row(on, found.english[on]) for on in combinations]
-    save_picture(_grid(world, concepts, shown), config.out / "grid.png")
-    write_result(config.out, result, _report(config, plugins, result))
-    return result
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What one judge says of all combinations.
-
-    Attributes:
-        rows: of Chinese prompts through the branch.
-        english: of English prompts on the bare backbone.
-    """
-
-    rows: dict[Combination, Figures]
-    english: dict[Combination, Figures]
 
 
 def edge_picture(world: World, concept: int, size: int, seed: int) -> Image.Image:
@@ -239,58 +238,3 @@ def ratios(rows: Mapping[Combination, Figures], english: Mapping[Combination, Fi
         "effect_ratios": {name: round(value, 4) for name, value in effects.items()},
         "effect_ratios_together": {name: round(value, 4) for name, value in together.items()},
     }
-
-
-def _row(on: Combination, figures: Figures) -> dict[str, Any]:
-    return {
-        "on": [name for name, wanted in zip(NAMES, on, strict=True) if wanted],
-        **flat_figures(figures),
-    }
-
-
-def _grid(
-    world: World, concepts: Sequence[int], shown: dict[tuple[bool, ...], Tensor], count: int = 8
-) -> Image.Image:
-    """Rows concepts, columns plug-ins: none, each alone, all together."""
-    columns = [on for on in shown if sum(on) in (0, 1, len(NAMES))]
-    titles = ["none" if not any(on) else "all" if all(on) else NAMES[on.index(True)] for on in columns]
-    pictures, labels = [], []
-    for i in range(0, len(concepts), max(1, len(concepts) // count)):
-        for on, title in zip(columns, titles, strict=True):
-            pictures.append(shown[on][i])
-            labels.append(f"{world.caption(concepts[i], None, 'zh')} {title}")
-    return labelled_grid(to_pixels(torch.stack(pictures)), labels, columns=len(columns), scale=3)
-
-
-def _report(config: EvaluateConfig, plugins: PluginFilesConfig, result: dict[str, Any]) -> str:
-    lines = [
-        "# Combinations of plug-ins",
-        "",
-        (
-            f"Model `{config.model}`, {config.controls} Chinese prompts a row, {config.steps} steps of"
-            f" {config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}."
-            " Content: top-1 of the concept. Checkpoint: black outline. LoRA: red seal. ControlNet: F1 of"
-            " the given (mirrored) edges and the picture's. Embedding: its background. Strengths: LoRA"
-            f" {plugins.lora_strength:g}, ControlNet {plugins.controlnet_strength:g}."
-        ),
-        below_reach(result, REACH),
-        "",
-        "![rows concepts, columns plug-ins](grid.png)",
-    ]
-    tables = {"rows": "Chinese prompts through the branch", "english": "English prompts, bare backbone"}
-    judges = {"": ""} | ({"second_": ", second judge"} if config.second_judge else {})
-    for prefix, rows in product(judges, tables):
-        lines += [
-            "",
-            f"## {tables[rows]}{judges[prefix]}",
-            "",
-            "| on | content | checkpoint | lora | controlnet | embedding |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in result[prefix + rows]:
-            cells = " | ".join(f"{row[key]:.3f} ± {row[f'{key}_se']:.3f}" for key in ("content", *NAMES))
-            lines.append(f"| {' + '.join(row['on']) or 'none'} | {cells} |")
-    lines += ["", "| ratio | first judge | second judge |", "|---|---|---|"]
-    lines += [f"| {key} | {result[key]} | {result.get(f'second_{key}', '')} |" for key in REACH]
-    lines.append("")
-    return "\n".join(lines)

@@ -14,10 +14,14 @@ from ..drawing.grid import save_picture
 from ..emoji.phrases import read_phrases
 from ..emoji.world import Language, World
 from ..method.branch import BranchModel
+from .guidance import Sweeps, choose, sweep_lines
 from .report import judged_share, trial_grid
-from .setup import open_evaluation, write_result
+from .setup import below_reach, open_evaluation, write_result
 from .shares import Share, flat_figures
 from .trials import Score, Trial, draw, score
+
+#: Figures below these are named in the report; the shuffled control is to be near chance.
+REACH = {"trained_languages": 0.85, "never_trained_languages": 0.5, "phrases": 0.5}
 
 
 def evaluate_languages(config: EvaluateConfig, languages: LanguagesConfig) -> dict[str, Any]:
@@ -36,6 +40,8 @@ def evaluate_languages(config: EvaluateConfig, languages: LanguagesConfig) -> di
     branches = {"": opened.pipe.branch}
     if config.shuffled_branch:
         branches["shuffled_"] = BranchModel.from_pretrained(config.shuffled_branch).float().eval()
+    first = languages.trained[0] if languages.trained else "zh"
+    config, sweeps = choose(opened, config, trials.values(), first)
     figures: dict[str, float] = {}
     tables: dict[str, dict[str, Score]] = {}
     for branch in branches:
@@ -52,7 +58,8 @@ def evaluate_languages(config: EvaluateConfig, languages: LanguagesConfig) -> di
         shares = {name: scores[prefix].concept for name, scores in tables.items()}
         figures |= flat_figures(shares | _summaries(shares, languages), prefix)
     figures["chance"] = round(1 / len(opened.world.concepts), 4)
-    write_result(config.out, figures, _report(config, languages, trials, tables, figures))
+    figures["guidance"] = config.guidance
+    write_result(config.out, figures, _report(config, languages, trials, tables, figures, sweeps))
     return figures
 
 
@@ -112,6 +119,7 @@ def _report(
     trials: dict[str, Trial],
     tables: dict[str, dict[str, Score]],
     figures: dict[str, float],
+    sweeps: Sweeps,
 ) -> str:
     lines = [
         "# Languages",
@@ -122,7 +130,8 @@ def _report(
             " Top-1 of the concept with its standard error; in brackets what the second judge says."
         ),
         f"Trained: {', '.join(languages.trained) or 'none'}. Never: {', '.join(languages.never) or 'none'}."
-        f" Chance is {figures['chance']:.4f}.",
+        f" Chance is {figures['chance']:.4f}. {below_reach(figures, REACH)}",
+        *sweep_lines(config, sweeps),
         "",
         "| trial | prompts | concept |",
         "| --- | --- | --- |",

@@ -16,9 +16,10 @@ from ..emoji.judge import JudgeModel
 from ..emoji.world import LOOKS, EmojiSource, World
 from ..method.branch import BranchModel
 from ..training.recipes.judge import row_labels
+from .guidance import Sweeps, choose, sweep_lines
 from .setup import below_reach, open_evaluation, write_result
 from .shares import Share, flat_figures
-from .trials import Score, Trial, draw, make_trials, score, sweep_trials
+from .trials import Score, Trial, draw, make_trials, score
 
 #: Figures below these are named in the report.
 REACH = {
@@ -26,14 +27,15 @@ REACH = {
     "native_top1": 0.92,
     "held_out_pairs": 0.90,
     "native_look": 0.95,
+    "mixed_both": 0.75,
     "english_top1": 0.93,
     "judge_concept": 0.98,
 }
 
 #: Real pictures that are judged, or decoded, at once.
 AT_ONCE = 128
-#: Pictures of the guidance sweep share no seed with those of the figures.
-SWEEP_SEED = 100_000
+#: Real pictures by which a judge's own accuracy is told.
+JUDGED = 2560
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -50,19 +52,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             config.shuffled_branch, torch_dtype=torch.float32
         ).eval()
     judged = {prefix: judge_accuracy(judge, world, pipe.vae) for prefix, judge in opened.judges.items()}
+    reported = make_trials(world, config.controls, config.seed, None, config.pictures)
+    config, sweeps = choose(opened, config, reported)
     rows: list[tuple[Trial, dict[str, Score]]] = []
-    sweep = {
-        guidance: [
-            score(
-                opened.judge,
-                draw(pipe, trial, config.steps, guidance, config.batch, config.seed + SWEEP_SEED),
-                trial,
-            )
-            for trial in sweep_trials(world, config.controls, config.seed)
-        ]
-        for guidance in config.guidance_sweep
-    }
-    for trial in make_trials(world, config.controls, config.seed, config.english_guidance):
+    trials = make_trials(world, config.controls, config.seed, config.english_guidance, config.pictures)
+    for trial in trials:
         if trial.branch not in branches:
             continue
         pipe.branch = branches[trial.branch]
@@ -73,22 +67,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for prefix, accuracy in judged.items():
         results = {trial.name: scores[prefix] for trial, scores in rows}
-        shares = {**accuracy, **_chinese_figures(world, results["chinese"]), **_trial_figures(results)}
-        figures |= flat_figures(shares, prefix)
+        figures |= flat_figures({**accuracy, **trial_figures(results)}, prefix)
     figures["chance"] = round(1 / len(world.concepts), 4)
-    for guidance, (alone, pairs) in sweep.items():
+    figures["guidance"] = config.guidance
+    for guidance, (alone, pairs) in sweeps.guidance.items():
         assert pairs.both is not None
         shares = {
             f"guidance_{guidance:g}_concepts": alone.concept,
             f"guidance_{guidance:g}_pairs": pairs.both,
         }
         figures |= flat_figures(shares)
-    write_result(config.out, figures, _report(config, figures, rows, sweep))
+    write_result(config.out, figures, _report(config, figures, rows, sweeps))
     return figures
 
 
 @torch.no_grad()
-def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560) -> dict[str, Share]:
+def judge_accuracy(judge: JudgeModel, world: World, vae: Any) -> dict[str, Share]:
     """The judge's own accuracy.
 
     On fresh augmentations of real pictures, and on their VAE reconstructions (the ceiling).
@@ -96,7 +90,7 @@ def judge_accuracy(judge: JudgeModel, world: World, vae: Any, count: int = 2560)
     source = EmojiSource(
         world, size=judge.config["size"], looks=LOOKS, treatments=judge.config["treatments"], held_out="all"
     )
-    batch = fixed_batch(source, count, seed=-12345)
+    batch = fixed_batch(source, JUDGED, seed=-12345)
     assert batch.pixels is not None
     rows = [source.rows[i] for i in batch.indices]
     real = to_unit_range(batch.pixels)
@@ -116,19 +110,12 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Share:
     return Share.of(logits.argmax(1) == labels)
 
 
-def _chinese_figures(world: World, result: Score) -> dict[str, Share]:
-    """Figures of the groups of concepts within the Chinese trial."""
-    native = torch.tensor([c.group == "native" for c in world.concepts])
-    different = torch.tensor([c.group == "different" for c in world.concepts])
-    return {
-        "chinese_top1": result.concept,
-        "native_top1": Share.of(result.hits[native]),
-        "native_look": Share.of(result.looks[different]),
-    }
-
-
-def _trial_figures(results: dict[str, Score]) -> dict[str, Share]:
+def trial_figures(results: dict[str, Score]) -> dict[str, Share]:
+    """The figures of the trials that there are, by name."""
     picked = {
+        "chinese_top1": ("chinese", "concept"),
+        "native_top1": ("native", "concept"),
+        "native_look": ("different", "openmoji"),
         "held_out_pairs": ("held_out", "both"),
         "trained_pairs": ("trained_pairs", "both"),
         "english_top1": ("english", "concept"),
@@ -162,7 +149,7 @@ def _report(
     config: EvaluateConfig,
     figures: dict[str, float],
     rows: list[tuple[Trial, dict[str, Score]]],
-    sweep: dict[float, list[Score]],
+    sweeps: Sweeps,
 ) -> str:
     judges = " and `".join(
         [f"{config.judge}`", *([f"{config.second_judge}`"] if config.second_judge else [])]
@@ -171,7 +158,7 @@ def _report(
         "# Evaluation",
         "",
         (
-            f"Model `{config.model}`, judge `{judges}, {config.steps} steps of"
+            f"Model `{config.model}`, judge {judges}, {config.steps} steps of"
             f" {config.sampler or 'the default sampler'}, guidance {config.guidance}, seed {config.seed}."
             " Shares with their standard errors; in brackets what the second judge says."
         ),
@@ -183,21 +170,7 @@ def _report(
     for trial, scores in rows:
         cells = [judged_share(scores, name) for name in ("concept", "colour", "both", "openmoji")]
         lines.append(f"| {trial.title} | {len(trial.native)} | {' | '.join(cells)} |")
-    if sweep:
-        lines += [
-            "",
-            (
-                f"Guidance, chosen where the mean of both is highest: {config.controls} concepts alone and"
-                f" {config.controls} pairs seen in training, with other seeds than the figures'."
-            ),
-            "",
-            "| guidance | concepts alone | pairs | mean |",
-            "| --- | --- | --- | --- |",
-        ]
-        for guidance, (alone, pairs) in sweep.items():
-            assert pairs.both is not None
-            mean = (alone.concept.value + pairs.both.value) / 2
-            lines.append(f"| {guidance:g} | {alone.concept} | {pairs.both} | {mean:.3f} |")
+    lines += sweep_lines(config, sweeps)
     lines += [
         "",
         "| figure | value |",

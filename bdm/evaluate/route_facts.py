@@ -90,7 +90,7 @@ def kept_states(run: Path) -> list[tuple[int, Path]]:
     for path in files:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         batch = json.loads(state["run"])["optimizer"]["batch_size"]
-        found.append((state["step"] * batch, path))
+        found.append((state.get("samples", state["step"] * batch), path))
     return found
 
 

@@ -15,7 +15,6 @@ from ..emoji.judge import JudgeModel
 from ..emoji.world import COLOUR_NAMES, World
 from ..errors import UserError
 from ..files import check_writable, write_json
-from ..method.branch import BranchModel
 from ..models.samplers import make_scheduler, other_sampler
 from ..pipeline import BridgePipeline
 from ..text.native import NativeTextEncoder
@@ -40,6 +39,11 @@ class Evaluation:
         """The first judge."""
         return self.judges[""]
 
+    @property
+    def size(self) -> int:
+        """Side of the model's pictures in pixels."""
+        return picture_side(self.pipe)
+
 
 def open_evaluation(config: EvaluateConfig) -> Evaluation:
     """Load what an evaluation works with, the cheap checks first, and make its folder.
@@ -53,21 +57,24 @@ def open_evaluation(config: EvaluateConfig) -> Evaluation:
     check_writable(config.out)
     world = World(config.world.concepts, config.world.seed)
     judges = open_judges(config.judge, config.second_judge, world)
-    pipe = BridgePipeline.from_pretrained(config.model, **_others(config))
+    pipe = BridgePipeline.from_pretrained(
+        config.model, **other_parts(config.branch, config.native_text_encoder)
+    )
     pipe.set_progress_bar_config(disable=True)
+    refuse_other_size(pipe, config.model, judges, {"": config.judge, "second_": config.second_judge})
     if config.sampler:
         pipe.scheduler = other_sampler(config.sampler, pipe.scheduler)
     config.out.mkdir(parents=True, exist_ok=True)
     return Evaluation(world, judges, pipe)
 
 
-def _others(config: EvaluateConfig) -> dict[str, Any]:
+def other_parts(branch: str | None, native_text_encoder: str | None) -> dict[str, Any]:
     """The parts that take the places of the model's own."""
     parts: dict[str, Any] = {}
-    if config.branch is not None:
-        parts["branch"] = BranchModel.from_pretrained(config.branch).float().eval()
-    if config.native_text_encoder is not None:
-        parts["native_text_encoder"] = NativeTextEncoder.from_pretrained(config.native_text_encoder)
+    if branch is not None:
+        parts["branch"] = branch
+    if native_text_encoder is not None:
+        parts["native_text_encoder"] = NativeTextEncoder.from_pretrained(native_text_encoder)
     return parts
 
 
@@ -93,12 +100,41 @@ def _open_judge(folder: str, world: World) -> JudgeModel:
     return judge
 
 
+def picture_side(parts: Any) -> int:
+    """Side of the square pictures that a model was made for, in pixels."""
+    return parts.unet.config["sample_size"] * 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
+
+
+def refuse_other_size(
+    parts: Any, model: str, judges: Mapping[str, JudgeModel], folders: Mapping[str, str | None]
+) -> None:
+    """Refuse judges that were trained on pictures of another size than a model's: those of another world.
+
+    Args:
+        parts: the model.
+        model: its folder, for messages.
+        judges: by the prefix of their figures.
+        folders: theirs.
+
+    Raises:
+        UserError: names both sizes.
+    """
+    side = picture_side(parts)
+    for prefix, judge in judges.items():
+        if judge.config["size"] != side:
+            raise UserError(
+                f"{model} draws pictures of {side}x{side} pixels and the judge in {folders[prefix]} knows"
+                f" those of {judge.config['size']}x{judge.config['size']}: they are of two worlds; give a"
+                " model and judges of one (configs/emoji or configs/emoji_64)"
+            )
+
+
 def below_reach(figures: Mapping[str, Any], reach: Mapping[str, float]) -> str:
     """A sentence that names the figures below what they should reach."""
     short = [
         f"{key} {figures[key]:.3f} (reach {least:.2f})"
         for key, least in reach.items()
-        if figures[key] < least
+        if key in figures and figures[key] < least
     ]
     return f"Below reach: {', '.join(short) or 'nothing'}."
 

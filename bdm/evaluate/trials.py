@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from tqdm import tqdm
 from ..emoji.judge import JudgeModel
 from ..emoji.world import COLOUR_NAMES, Language, World
 from .shares import Share
+
+#: What a picture is asked for: a native and an English text.
+Prompt = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Trial:
     branch: str = "own"
     english_guidance: float | None = None
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The N pairs of a native and an English text."""
+        return [*zip(self.native, self.english, strict=True)]
+
 
 @dataclass(frozen=True)
 class Score:
@@ -65,114 +73,125 @@ class Score:
     looks: Tensor
 
 
-def make_trials(world: World, controls: int, seed: int, english_guidance: float | None = None) -> list[Trial]:
+def make_trials(
+    world: World, controls: int, seed: int, english_guidance: float | None = None, pictures: int = 0
+) -> list[Trial]:
     """The evaluation's trials.
 
     ``controls`` concepts, drawn by ``seed``, serve the controls and the mixed prompts, which are drawn with
     both languages pulling together and, where ``english_guidance`` is given, each with a strength of its own.
+    The native concepts and those seen differently are asked for as often as makes ``controls`` prompts at
+    least. ``pictures`` is how many of all concepts, and of the pairs, are asked for at most; 0 means all.
     """
-    everything = range(len(world.concepts))
-    everyday = [i for i in everything if world.concepts[i].group != "native"]
-    different = [i for i in everything if world.concepts[i].group == "different"]
+    everything = _some(range(len(world.concepts)), pictures, seed)
+    native, different = (_group(world, group) for group in ("native", "different"))
+    everyday = [i for i in range(len(world.concepts)) if world.concepts[i].group != "native"]
     generator = random.Random(seed)
     some = sorted(generator.sample(everyday, min(controls, len(everyday))))
     colours = [generator.choice(COLOUR_NAMES) for _ in some]
-    pairs = sorted(world.held_out)
-    seen = _seen_pairs(world, generator)
-
-    def chinese(concepts: Sequence[int]) -> list[str]:
-        return [world.caption(i, None, "zh") for i in concepts]
-
-    def english(concepts: Sequence[int]) -> list[str]:
-        return [world.caption(i, None, "en") for i in concepts]
-
-    def silent(prompts: Sequence[object]) -> list[str]:
-        return [""] * len(prompts)
-
+    seen = _some(_seen_pairs(world, generator), pictures, seed)
     backgrounds = [world.caption(None, c, "en") for c in colours]
+    asked = _Asked(world)
     mixed = Trial(
         "mixed",
         "Concept in Chinese through the branch, background in English through the backbone",
-        chinese(some),
+        asked.names(some),
         backgrounds,
         some,
         colours,
     )
-    composed = replace(
-        mixed,
-        name="mixed_composed",
-        title=f"{mixed.title}, English guidance {english_guidance} apart",
-        english_guidance=english_guidance,
-    )
-    return [
-        Trial(
-            "chinese",
-            "Chinese prompts, all concepts",
-            chinese(everything),
-            silent(everything),
-            list(everything),
+    trials = [
+        asked.chinese("chinese", "Chinese prompts, all concepts", everything),
+        asked.chinese(
+            "native", "Chinese prompts, concepts that the English side never saw", _often(native, controls)
         ),
-        Trial(
+        asked.chinese("different", "Chinese prompts, concepts seen differently", _often(different, controls)),
+        asked.pairs(
             "held_out",
             "Chinese prompts, concept-colour pairs never seen together",
-            [world.caption(i, c, "zh") for i, c in pairs],
-            silent(pairs),
-            [i for i, _ in pairs],
-            [c for _, c in pairs],
+            _some(sorted(world.held_out), pictures, seed),
         ),
-        Trial(
-            "trained_pairs",
-            "Chinese prompts, the same concepts with a colour seen in training",
-            [world.caption(i, c, "zh") for i, c in seen],
-            silent(seen),
-            [i for i, _ in seen],
-            [c for _, c in seen],
+        asked.pairs(
+            "trained_pairs", "Chinese prompts, the same concepts with a colour seen in training", seen
         ),
-        Trial(
-            "english",
-            "English prompts, backbone without branch",
-            silent(everyday),
-            english(everyday),
-            everyday,
-            branch_scale=0,
-        ),
-        Trial(
+        asked.english("english", "English prompts, backbone without branch", _some(everyday, pictures, seed)),
+        asked.english(
             "english_different",
             "English prompts, concepts seen differently, backbone without branch",
-            silent(different),
-            english(different),
-            different,
+            _often(different, controls),
+        ),
+        replace(
+            asked.chinese("scale_0", "Control: Chinese prompts, branch scale 0 (an untrained branch)", some),
             branch_scale=0,
         ),
-        Trial(
-            "scale_0",
-            "Control: Chinese prompts, branch scale 0",
-            chinese(some),
-            silent(some),
-            some,
-            branch_scale=0,
-        ),
-        Trial(
-            "shuffled",
-            "Control: branch trained on shuffled captions",
-            chinese(some),
-            silent(some),
-            some,
+        replace(
+            asked.chinese("shuffled", "Control: branch trained on shuffled captions", some),
             branch="shuffled",
         ),
-        Trial("empty", 'Control: Chinese prompt ""', silent(some), silent(some), some),
+        Trial("empty", 'Control: Chinese prompt ""', [""] * len(some), [""] * len(some), some),
         Trial(
             "background",
             "English prompts that name a background alone, backbone without branch",
-            silent(some),
+            [""] * len(some),
             backgrounds,
             some,
             colours,
             branch_scale=0,
         ),
         mixed,
-        *([composed] if english_guidance is not None else []),
     ]
+    return trials if english_guidance is None else [*trials, composed(mixed, english_guidance)]
+
+
+def composed(trial: Trial, english_guidance: float) -> Trial:
+    """A trial in two languages, each of which pulls with a strength of its own."""
+    return replace(
+        trial,
+        name=f"{trial.name}_composed",
+        title=f"{trial.title}, English guidance {english_guidance:g} apart",
+        english_guidance=english_guidance,
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Writes trials in one language each."""
+
+    world: World
+
+    def names(self, concepts: Sequence[int], language: Language = "zh") -> list[str]:
+        return [self.world.caption(i, None, language) for i in concepts]
+
+    def chinese(self, name: str, title: str, concepts: Sequence[int]) -> Trial:
+        return Trial(name, title, self.names(concepts), [""] * len(concepts), [*concepts])
+
+    def english(self, name: str, title: str, concepts: Sequence[int]) -> Trial:
+        texts = self.names(concepts, "en")
+        return Trial(name, title, [""] * len(concepts), texts, [*concepts], branch_scale=0)
+
+    def pairs(
+        self, name: str, title: str, pairs: Sequence[tuple[int, str]], language: Language = "zh"
+    ) -> Trial:
+        texts = [self.world.caption(i, c, language) for i, c in pairs]
+        concepts, colours = [i for i, _ in pairs], [c for _, c in pairs]
+        return Trial(name, title, texts, [""] * len(pairs), concepts, colours)
+
+
+def _group(world: World, group: str) -> list[int]:
+    return [i for i, concept in enumerate(world.concepts) if concept.group == group]
+
+
+def _some(everything: Sequence[Any], count: int, seed: int) -> list[Any]:
+    """So many of a sequence in their order; 0 means all."""
+    if not count or count >= len(everything):
+        return [*everything]
+    chosen = sorted(random.Random(f"some {seed}").sample(range(len(everything)), count))
+    return [everything[i] for i in chosen]
+
+
+def _often(concepts: list[int], count: int) -> list[int]:
+    """All concepts, as often as makes so many at least; every picture has a seed of its own."""
+    return concepts * max(1, -(-count // len(concepts)))
 
 
 def _seen_pairs(world: World, generator: random.Random) -> list[tuple[int, str]]:
@@ -183,26 +202,54 @@ def _seen_pairs(world: World, generator: random.Random) -> list[tuple[int, str]]
     ]
 
 
-def sweep_trials(world: World, count: int, seed: int, language: Language = "zh") -> list[Trial]:
+def sweep_trials(
+    world: World, count: int, seed: int, language: Language = "zh", reported: Collection[Prompt] = ()
+) -> list[Trial]:
     """Concepts alone and pairs seen in training, on which a guidance scale can be chosen without looking at
     what is reported.
+
+    Prompts that are ``reported`` are left out, as long as there are ``count`` others.
     """
     generator = random.Random(f"sweep {seed}")
-    everything = [
-        (i, c) for i in range(len(world.concepts)) for c in COLOUR_NAMES if (i, c) not in world.held_out
-    ]
-    pairs = sorted(generator.sample(everything, min(count, len(everything))))
-    concepts = sorted(generator.sample(range(len(world.concepts)), min(count, len(world.concepts))))
-    alone, coloured = (
-        [world.caption(i, c, language) for i, c in some] for some in ([(i, None) for i in concepts], pairs)
-    )
+    asked = _Asked(world)
+
+    def some(prompts: dict[Any, str]) -> list[Any]:
+        others = [key for key, text in prompts.items() if (text, "") not in reported]
+        return sorted(generator.sample(others if len(others) >= count else [*prompts], count))
+
+    named = [i for i, concept in enumerate(world.concepts) if language in concept.names]
+    pairs = {
+        (i, c): world.caption(i, c, language)
+        for i in named
+        for c in COLOUR_NAMES
+        if (i, c) not in world.held_out
+    }
+    count = min(count, len(named))
+    chosen = some(pairs)
+    concepts = some({i: world.caption(i, None, language) for i in named})
+    alone = asked.names(concepts, language)
     return [
         Trial("sweep_concepts", "Prompts, concepts alone", alone, [""] * len(alone), concepts),
-        Trial(
-            "sweep_pairs", "Prompts, pairs seen in training", coloured, [""] * len(coloured),
-            [i for i, _ in pairs], [c for _, c in pairs],
-        ),
-    ]  # fmt: skip
+        asked.pairs("sweep_pairs", "Prompts, pairs seen in training", chosen, language),
+    ]
+
+
+def sweep_mixed(world: World, count: int, seed: int, reported: Collection[Prompt] = ()) -> Trial:
+    """Everyday concepts in Chinese with backgrounds in English, on which the English strength can be chosen
+    without looking at what is reported; ``reported`` prompts are left out.
+    """
+    generator = random.Random(f"sweep mixed {seed}")
+    prompts = {
+        (i, c): (world.caption(i, None, "zh"), world.caption(None, c, "en"))
+        for i, concept in enumerate(world.concepts)
+        if concept.group != "native"
+        for c in COLOUR_NAMES
+    }
+    others = [key for key, texts in prompts.items() if texts not in reported]
+    chosen = sorted(generator.sample(others, min(count, len(others))))
+    native, english = ([prompts[key][side] for key in chosen] for side in (0, 1))
+    concepts, colours = [i for i, _ in chosen], [c for _, c in chosen]
+    return Trial("sweep_mixed", "Prompts in two languages", native, english, concepts, colours)
 
 
 def draw(

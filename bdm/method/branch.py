@@ -172,7 +172,7 @@ class BranchModel(ModelMixin, ConfigMixin):
             timestep: a number or (B,) in [0, 1000).
             encoder_hidden_states: (B, L, cross_attention_dim) native text features; all positions are
                 attended.
-            conditioning_scale: factor of all residuals.
+            conditioning_scale: factor of all residuals, or a (B,) tensor of one for each sample.
             return_dict: return a tuple if False.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
@@ -189,10 +189,10 @@ class BranchModel(ModelMixin, ConfigMixin):
             skips += outputs
         sample = self.mid_block(sample, emb, encoder_hidden_states=encoder_hidden_states)
         down = tuple(
-            convolution(skip) * conditioning_scale
+            _scaled(convolution(skip), conditioning_scale)
             for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
         )
-        middle = self.controlnet_mid_block(sample) * conditioning_scale
+        middle = _scaled(self.controlnet_mid_block(sample), conditioning_scale)
         return BranchOutput(down, middle) if return_dict else (down, middle)
 
     @classmethod
@@ -243,6 +243,14 @@ class BranchModel(ModelMixin, ConfigMixin):
     @classmethod
     def _own_arguments(cls) -> tuple[str, ...]:
         return tuple(cls._get_init_keys(cls) - {"self"})
+
+
+def _scaled(residual: Tensor, scale: float | Tensor) -> Tensor:
+    """A residual times one factor, or one for each sample."""
+    if not isinstance(scale, Tensor) or not scale.ndim:
+        return residual * scale
+    # A factor may be more exact than the residual, as a number is.
+    return (residual * scale.view(-1, 1, 1, 1)).to(residual.dtype)
 
 
 #: ControlNet's arguments of the condition image, which the released configuration carries and the branch does

@@ -82,6 +82,10 @@ class Strategy(ABC):
         groups = optimizer.state_dict()["param_groups"]
         self.load_optimizer_state(optimizer, parameters, {"state": moments, "param_groups": groups})
 
+    def weights_changed(self, optimizer: Any) -> None:
+        """Weights were given other values behind the optimizer's back; for one that keeps its own."""
+        return
+
     def whole_weights(self, parts: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
         """Inside the ``with`` block the parts hold whole tensors and can be saved (not run); joint work."""
         return nullcontext()
@@ -237,6 +241,9 @@ class DeepSpeedStrategy(Strategy):
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state["state"][i][key].to(parameter.device), key)
 
+    def weights_changed(self, optimizer: Any) -> None:
+        optimizer.optimizer.refresh_fp32_params()
+
     def begin_with(
         self,
         optimizer: Any,
@@ -244,8 +251,8 @@ class DeepSpeedStrategy(Strategy):
         moments: Mapping[int, Mapping[str, Any]],
     ) -> None:
         raise UserError(
-            "start.moments: under DeepSpeed all parameters count their steps together, and those of an"
-            " earlier run have more behind them; set start.moments: false, or use DDP or FSDP"
+            "start.moments, init.moments: under DeepSpeed all parameters count their steps together, and"
+            " those of an earlier run have more behind them; set moments: false, or use DDP or FSDP"
         )
 
 

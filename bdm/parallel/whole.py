@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_map_only
 
 
 def gathered(tree: Any, keep: bool) -> Any:
-    """A state with whole tensors on the CPU, or None in their places where ``keep`` is not set."""
+    """A copy of a state with whole tensors on the CPU, or None in their places where ``keep`` is not set."""
 
     def gather(tensor: Tensor) -> Tensor | None:
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        return whole.detach().cpu() if keep else None
+        return whole.detach().to("cpu", copy=True) if keep else None
 
     return tree_map_only(Tensor, gather, tree)
 
@@ -47,8 +47,23 @@ def scattered(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def part_state(part: nn.Module) -> dict[str, Any]:
-    """The whole tensors of a part that may be split, on the CPU; empty in all processes but the first."""
-    return get_model_state_dict(part, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    """Copies of the whole tensors of a part that may be split, on the CPU.
+
+    Empty in all processes but the first.
+    """
+    whole = get_model_state_dict(part, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if any(tensor.device.type != "cpu" for tensor in part.parameters()):
+        return whole
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        # Weights that are one stay one.
+        key = tensor.data_ptr(), tensor.shape
+        if key not in copies:
+            copies[key] = tensor.clone()
+        return copies[key]
+
+    return tree_map_only(Tensor, copy, whole)
 
 
 def load_part(part: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -51,6 +51,7 @@ from .beside import BesideMixin, Said, branches_of
 from .exclusive import exclusively
 from .groups import as_count, as_seed, draw_in_groups
 from .inputs import check_inputs, stock_inputs, with_inputs_of
+from .onlooker import Onlooker
 from .parts import PartsMixin, Vae, check_parts
 from .prompts import ChosenPrompts, read_prompts, step_count
 from .text_slot import check_text_slot, check_width, joined_stages, refuse_branch_settings, says_something
@@ -337,7 +338,11 @@ class BridgeMixin(TextsMixin, BesideMixin, PartsMixin):
     def _vouch(self, inputs: Mapping[str, Any]) -> Vouched:
         """What is known of this call by construction (see ``bdm.speed.sharing.Vouched``)."""
         stock = type(self.scheduler).__module__.startswith("diffusers.schedulers.")
-        callbacks = [name for name, value in inputs.items() if "callback" in name and callable(value)]
+        callbacks = [
+            name
+            for name, value in inputs.items()
+            if "callback" in name and callable(value) and type(value) is not Onlooker
+        ]
         reached = inputs.get("callback_on_step_end_tensor_inputs") or ["latents"]
         networks = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
         hooked = any(not hooks_are_ours(module) for network in networks for module in network.modules())

@@ -165,6 +165,24 @@ def _operations(run: RunConfig, step: StepFigures) -> tuple[float | None, float 
     return online, online if getattr(run.recipe, "cache", False) else online - step.encoding
 
 
+def sample_operations(run: RunConfig) -> float:
+    """Operations of training on a sample, forward and backward, as the run reads its data.
+
+    Raises:
+        UserError: they cannot be counted with this PyTorch.
+    """
+    step = step_figures(run, 1, validate=False)
+    flops, from_caches = _operations(run, step)
+    if run.data.kind == "prepared" and from_caches is not None:
+        flops = from_caches
+    if flops is None:
+        raise UserError(
+            f"peak_tflops: the operations of {', '.join(step.uncounted)} cannot be counted with this PyTorch;"
+            " leave it out"
+        )
+    return flops
+
+
 def _corpus(run: RunConfig, samples: int | None) -> tuple[int, int]:
     """Samples of the corpus, and how many different captions a cache would keep in memory."""
     cached = bool(getattr(run.recipe, "cache", False))

@@ -249,9 +249,16 @@ class Plugins:
             for kind in self._kinds.values():
                 stack.enter_context(kind.during(call))
             for name, value in (strength or {}).items():
-                stack.callback(self._restore_strengths, name, self[name].strength)
-                self.set_strength(name, *_pair(name, value))
+                if self._would_change(name, _pair(name, value)):
+                    stack.callback(self._restore_strengths, name, self[name].strength)
+                    self.set_strength(name, *_pair(name, value))
             yield
+
+    def _would_change(self, name: str, strength: tuple[float, float | None]) -> bool:
+        """Whether a plug-in has other strengths than these."""
+        plugin = self[name]
+        wanted = self._kinds[plugin.kind].strengths(name, *strength)
+        return {**(plugin.strength or {}), **wanted} != plugin.strength
 
     def _restore_strengths(self, name: str, strengths: dict[str, float] | None) -> None:
         if name in self and strengths is not None and self[name].strength != strengths:

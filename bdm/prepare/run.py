@@ -22,13 +22,13 @@ from ..errors import UserError
 from ..files import write_json
 from ..formats.weights import DTYPES
 from ..models.backbone import load_vae
+from ..models.caption_score import CaptionScorer
 from ..models.fingerprint import text_fingerprint, tokens_fingerprint, vae_fingerprint
 from ..parallel.processes import cpu_only
 from ..parallel.ray import run_on_ray
 from ..text.native import NativeTextEncoder
 from ..training.recipes.build import build_buckets, build_source
 from .report import disk_cost, finish_folder
-from .score import CaptionScorer
 from .shard import Encoders, ShardSettings, prepare_shard
 from .writer import read_table
 

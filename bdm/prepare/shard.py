@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.source import Example, Source, UnreadableExample, example_or_reason, to_unit_range
 from ..errors import UserError
 from ..models.backbone import encode_moments
+from ..models.caption_score import CaptionScorer
 from ..text.native import NativeTextEncoder
 from .hashing import perceptual_hash
-from .score import CaptionScorer
 from .writer import ShardWriter
 
 #: Samples with these shares of damage do not end the work yet.

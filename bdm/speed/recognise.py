@@ -26,7 +26,7 @@ _STOCK_PROCESSORS = (
     attention_processor.XFormersAttnProcessor,
 )
 #: Arguments of a UNet whose meaning for each sample is known.
-_KNOWN_ARGUMENTS = {
+KNOWN_ARGUMENTS = {
     "sample",
     "timestep",
     "encoder_hidden_states",
@@ -83,7 +83,7 @@ def _processor_is_known(module: Any) -> bool:
 
 def call_is_known(call: UNetCall) -> bool:
     """Whether all arguments of a UNet's call are understood, for samples that are alike in their timestep."""
-    if any(value is not None and name not in _KNOWN_ARGUMENTS for name, value in call.values.items()):
+    if any(value is not None and name not in KNOWN_ARGUMENTS for name, value in call.values.items()):
         return False
     down = call.values.get("down_block_additional_residuals")
     middle = call.values.get("mid_block_additional_residual")

@@ -35,6 +35,15 @@ class Rows:
         return cls(len(back), torch.tensor(chosen, device=device), torch.tensor(back, device=device))
 
     @classmethod
+    def standing_for(cls, rows: Sequence[int], device: Any) -> Rows | None:
+        """Rows by which one stands for each, itself or one before it; None where all stand for themselves."""
+        chosen = sorted(set(rows))
+        if len(chosen) == len(rows):
+            return None
+        place = {row: n for n, row in enumerate(chosen)}
+        return cls.of(chosen, [place[row] for row in rows], device)
+
+    @classmethod
     def part(cls, batch: int, index: int, parts: int, device: Any) -> Rows:
         """One of the equal parts of a batch for all of them."""
         count = batch // parts

@@ -69,8 +69,8 @@ class SharedRows:
         """Hook the backbone's encoder and the branch's text-free beginning."""
         self._networks, self._known, self._text = (unet, branch), None, None
         stack.callback(setattr, self, "_networks", None)
-        self._encoder.hang(stack, _encoder_of(unet))
-        self._prefix.hang(stack, _prefix_of(branch))
+        self._encoder.hang(stack, encoder_of(unet))
+        self._prefix.hang(stack, prefix_of(branch))
 
     def before(self, call: UNetCall) -> None:
         """Choose the rows of a call: all of them, unless it is known completely and its parts are equal."""
@@ -100,7 +100,7 @@ class SharedRows:
         if not call_is_known(call) or not computes_plainly(call.sample, unet, branch):
             return False
         if self._known is None or not self._vouched.undisturbed:
-            self._known = hooks_are_ours(unet) and all_known((*_encoder_of(unet), *_prefix_of(branch)))
+            self._known = hooks_are_ours(unet) and all_known((*encoder_of(unet), *prefix_of(branch)))
         return self._known
 
     def _latents_are_equal(self, latents: Tensor, parts: int) -> bool:
@@ -178,12 +178,22 @@ def _text_projections(name: str, attention: Any) -> list[nn.Module]:
     ]
 
 
-def _encoder_of(unet: Any) -> list[nn.Module]:
+def encoder_of(unet: Any) -> list[nn.Module]:
+    """What of a backbone runs before the branch acts on it."""
     return [unet.conv_in, *unet.down_blocks, unet.mid_block]
 
 
-def _prefix_of(branch: Any) -> list[nn.Module]:
+def prefix_of(branch: Any) -> list[nn.Module]:
+    """What of a branch runs before it reads its text."""
     return [branch.conv_in, branch.down_blocks[0].resnets[0]]
+
+
+def equal_rows(text: Tensor, parts: int) -> list[int]:
+    """For every row of features (parts x N, L, D) the first one of its sample that says the same."""
+    each = text.unflatten(0, (parts, -1))
+    equal = (each[:, None] == each[None]).flatten(3).all(3)
+    first, count = equal.int().argmax(1).flatten().tolist(), each.shape[1]
+    return [part * count + i % count for i, part in enumerate(first)]
 
 
 def _distinct(text: Tensor, parts: int) -> Rows | None:
@@ -191,13 +201,5 @@ def _distinct(text: Tensor, parts: int) -> Rows | None:
 
     None where all do.
     """
-    each = text.unflatten(0, (parts, -1))
-    equal = (each[:, None] == each[None]).flatten(3).all(3)
-    # For every row the first part that says the same of its sample: an index of a whole row of its own kind.
-    first, count = equal.int().argmax(1).flatten().tolist(), each.shape[1]
-    stands_for = [part * count + i % count for i, part in enumerate(first)]
-    chosen = sorted(set(stands_for))
-    if len(chosen) == len(text):
-        return None
-    place = {row: n for n, row in enumerate(chosen)}
-    return Rows.of(chosen, [place[row] for row in stands_for], text.device)
+    stands_for = equal_rows(text, parts)
+    return Rows.standing_for(stands_for, text.device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,36 @@ from torch import Tensor
 from ..config import RunConfig
 from ..data.batch import Batch, stream
 from ..files import write_text, writing_to
+from .beginning import begin
 from .evaluating import evaluate
 from .metrics import StepLog, start_trackers
+from .observing import DeviceMemory, GradientNorms, Observer, Observers, PhaseClock
 from .optimizers import learning_rate, set_learning_rate
+from .own_data import OwnData
+from .profiling import ProfileWindow
 from .publishing import publish
 from .recipes.base import Recipe
 from .resuming import Progress, resume, save
 from .setup import TrainState, set_up
+from .states import StateWriter
 from .stopping import SkippedSteps, Stopped, StopSignal
 
 
-def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
+def train(
+    run: RunConfig,
+    recipe: Recipe,
+    command: str = "",
+    allow: Sequence[str] = (),
+    observers: Sequence[Observer] = (),
+) -> Path:
     """Run ``recipe`` to the end, resuming where an earlier run in the same folder stopped.
 
     Args:
         run: the configuration.
         recipe: what is trained.
         command: the command line that repeats the run, for the model's card.
+        allow: settings that may be others than the earlier run's, such as "optimizer.steps".
+        observers: who else looks on.
 
     Returns:
         The folder of the finished model, ``out/model``.
@@ -40,21 +54,39 @@ def train(run: RunConfig, recipe: Recipe, command: str = "") -> Path:
         Stopped: after SIGTERM or SIGUSR1; the state is saved.
         UserError: see the parts.
     """
-    with StopSignal() as stop:
+    with StopSignal(run.time_limit) as stop:
         state = set_up(run, recipe)
         # A run that is refused leaves its folder as it was.
-        progress = resume(run, state)
-        _open_folder(run, state)
+        progress = resume(run, state, allow) or begin(run, state)
+        own = (
+            OwnData(run.evaluation, recipe, state.accelerator, run.out, run.seed) if run.evaluation else None
+        )
+        _open_folder(run, state, progress.step)
+        seen = Observers([*_observers(run, state), *observers])
+        writer = StateWriter(run.background_states)
         try:
-            _loop(run, state, progress, stop)
-            publish(run, state, command, max(progress.step, run.optimizer.steps))
+            progress = _loop(run, state, progress, stop, seen, writer, own)
+            writer.wait()
+            publish(run, state, command, progress)
         finally:
+            seen.close()
+            writer.close()
             for tracker in state.accelerator.trackers:
                 tracker.finish()
     return run.out / "model"
 
 
-def _open_folder(run: RunConfig, state: TrainState) -> None:
+def _observers(run: RunConfig, state: TrainState) -> list[Observer]:
+    """Those who look on in every run, and whom the configuration asks for."""
+    accelerator = state.accelerator
+    seen = [PhaseClock(accelerator), GradientNorms(state.parts), DeviceMemory(accelerator)]
+    if run.profile and accelerator.is_main_process:
+        window = run.profile.first, run.profile.steps
+        seen.append(ProfileWindow(run.out / "profile", *window, accelerator.device.type))
+    return seen
+
+
+def _open_folder(run: RunConfig, state: TrainState, step: int) -> None:
     """Make the run folder, write the configuration into it and start the trackers."""
     settings = run.model_dump(mode="json")
     if state.accelerator.is_main_process:
@@ -63,25 +95,38 @@ def _open_folder(run: RunConfig, state: TrainState) -> None:
             text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
             write_text(run.out / "config.yaml", text)
     state.accelerator.wait_for_everyone()
-    start_trackers(state.accelerator, run.out, settings)
+    start_trackers(state.accelerator, run.out, settings, step)
 
 
-def _loop(run: RunConfig, state: TrainState, before: Progress, stop: StopSignal) -> None:
+def _loop(
+    run: RunConfig,
+    state: TrainState,
+    before: Progress,
+    stop: StopSignal,
+    seen: Observer,
+    writer: StateWriter,
+    own: OwnData | None,
+) -> Progress:
     config, accelerator = run.optimizer, state.accelerator
     faults: Counter[str] = Counter()
-    batches = _batches(run, state, before.step, faults)
+    number, progress = before.at_batch(config.batch_size // config.accumulation)
+    batches = _batches(run, state, number, config.steps - before.step, faults)
     skipped = SkippedSteps(run.out, run.skip_limit, before.skipped, lambda i: _key(state.recipe.source, i))
     if before.step and not before.evaluated:
-        evaluate(run, state, before.step)
-    log = StepLog(run, accelerator, before.step)
+        progress = _evaluated(run, state, progress, own)
+    log = StepLog(run, accelerator, before.step, seen)
     for step in range(before.step, config.steps):
         # Gradients.
+        seen.before(step)
         rate = learning_rate(step, config)
         set_learning_rate(state.optimizer, rate)
         _seed(run.seed, step, accelerator)
-        indices, terms = _gradients(state, batches, config.accumulation)
+        indices, terms = _gradients(state, batches, config.accumulation, seen)
+        norm = state.strategy.clip(state.parameters, config.max_grad_norm)
+        seen.gradients(norm, log.due(step + 1))
         # Weights.
-        norm = _change_weights(state, config.max_grad_norm)
+        with seen.phase("weights"):
+            _change_weights(state, norm)
         if torch.isfinite(norm):
             log.add({**terms, "grad_norm": norm})
         elif _at_fault(accelerator, terms["loss"]):
@@ -91,25 +136,47 @@ def _loop(run: RunConfig, state: TrainState, before: Progress, stop: StopSignal)
         log.step(done, rate, faults)
         # Evaluations, states and the end. All processes take part: weights may be split over them.
         halt = _signal_anywhere(accelerator, stop.number)
+        progress = replace(
+            progress,
+            step=done,
+            evaluated=not halt,
+            skipped=skipped.count,
+            samples=progress.samples + config.batch_size,
+        )
         if not halt:
-            evaluate(run, state, done)
-        if done % run.checkpoint_every == 0 or done == config.steps or halt:
-            save(run, state, Progress(done, evaluated=not halt, skipped=skipped.count))
+            with seen.phase("evaluation"):
+                progress = _evaluated(run, state, progress, own)
+        best = progress.best_step == done
+        if done % run.checkpoint_every == 0 or done == config.steps or halt or best:
+            with seen.phase("state"):
+                save(run, state, progress, writer)
         if halt:
             log.close()
+            writer.wait()
             # A launcher that sees one process end stops the others, and one may still be writing.
             accelerator.wait_for_everyone()
             raise Stopped(halt, done)
     log.close()
+    return progress
 
 
-def _batches(run: RunConfig, state: TrainState, first_step: int, faults: Counter[str]) -> Iterator[Batch]:
-    """What is left of the run's examples, micro-batch by micro-batch."""
+def _evaluated(run: RunConfig, state: TrainState, progress: Progress, own: OwnData | None) -> Progress:
+    """The progress after the evaluations that are due, with the best step so far."""
+    figures = evaluate(run, state, progress.step, own)
+    return (
+        progress if own is None else replace(progress, best=own.better(figures, progress.best, progress.step))
+    )
+
+
+def _batches(
+    run: RunConfig, state: TrainState, first: int, steps: int, faults: Counter[str]
+) -> Iterator[Batch]:
+    """The examples of so many steps, micro-batch by micro-batch, from the given one on."""
     config, accelerator = run.optimizer, state.accelerator
     return stream(
         state.recipe.source,
-        first=first_step * config.accumulation,
-        last=config.steps * config.accumulation,
+        first=first,
+        last=first + max(0, steps) * config.accumulation,
         size=config.batch_size // config.accumulation,
         seed=run.seed,
         process=accelerator.process_index,
@@ -142,7 +209,7 @@ def _seed(seed: int, step: int, accelerator: Any) -> None:
 
 
 def _gradients(
-    state: TrainState, batches: Iterator[Batch], accumulation: int
+    state: TrainState, batches: Iterator[Batch], accumulation: int, seen: Observer
 ) -> tuple[list[int], dict[str, Tensor]]:
     """Add the gradients of a step's batches.
 
@@ -151,19 +218,21 @@ def _gradients(
     indices: list[int] = []
     means: dict[str, Tensor] = {}
     for _ in range(accumulation):
-        batch = next(batches)
+        with seen.phase("data"):
+            batch = next(batches)
         indices += batch.indices
         with state.strategy.accumulate(state.model):
-            terms = state.model(batch)
-            state.accelerator.backward(terms["loss"])  # divides by the accumulation
+            with seen.phase("forward"):
+                terms = state.model(batch)
+            with seen.phase("backward"):
+                state.accelerator.backward(terms["loss"])  # divides by the accumulation
         for name, value in terms.items():
             means[name] = means.get(name, 0.0) + value.detach().float() / accumulation
     return indices, means
 
 
-def _change_weights(state: TrainState, max_grad_norm: float) -> Tensor:
-    """Take the optimizer's step, unless the gradients are not finite; returns their norm."""
-    norm = state.strategy.clip(state.parameters, max_grad_norm)
+def _change_weights(state: TrainState, norm: Tensor) -> None:
+    """Take the optimizer's step, unless the gradients' norm is not finite."""
     finite = bool(torch.isfinite(norm))
     # The scaler of fp16 must see infinities to lower its scale.
     if finite or state.accelerator.scaler is not None:
@@ -171,7 +240,6 @@ def _change_weights(state: TrainState, max_grad_norm: float) -> Tensor:
     if finite:
         state.ema.step()
     state.optimizer.zero_grad(set_to_none=True)
-    return norm
 
 
 def _at_fault(accelerator: Any, loss: Tensor) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from string import ascii_lowercase, digits
 from typing import Any
 
 import numpy as np
@@ -20,25 +22,43 @@ from tqdm import tqdm
 from ..config import RunConfig
 from ..data.faults import KINDS as FAULT_KINDS
 from ..drawing.grid import save_picture
-from ..extras import require_packages
-from ..files import append_line
+from ..files import append_line, write_text, writing_to
+from .observing import Observer
 
 logger = logging.getLogger("bdm")
 
 
-def start_trackers(accelerator: Accelerator, out: Path, settings: dict[str, Any]) -> None:
+def start_trackers(accelerator: Accelerator, out: Path, settings: dict[str, Any], step: int = 0) -> None:
     """Start the trackers that the accelerator was given; what they write stays in the run folder.
+
+    A run that goes on is the same run for them, and what they have of later steps is taken back.
 
     Args:
         accelerator: made with ``log_with`` and ``out / "trackers"`` as project folder.
         out: the run folder; its name is the run's.
         settings: the run's configuration, nested.
+        step: steps done.
     """
+    if not accelerator.log_with:
+        return
+    same = {"id": _tracker_id(out), "resume": "allow"} if accelerator.is_main_process else {}
     options = {
-        "wandb": {"name": out.name, "dir": str(out)},
-        "swanlab": {"experiment_name": out.name, "logdir": str(out / "trackers" / "swanlab")},
+        "wandb": {"name": out.name, "dir": str(out), **same},
+        "swanlab": {"experiment_name": out.name, "logdir": str(out / "trackers" / "swanlab"), **same},
+        "tensorboard": {"purge_step": step + 1} if step else {},
     }
     accelerator.init_trackers("bdm", flat_settings(settings), options)
+
+
+def _tracker_id(out: Path) -> str:
+    """What a run is called by its trackers whenever it goes on."""
+    path = out / "trackers" / "id"
+    if not path.is_file():
+        with writing_to(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # SwanLab's are 21 small letters and digits.
+            write_text(path, "".join(secrets.choice(ascii_lowercase + digits) for _ in range(21)))
+    return path.read_text(encoding="utf-8").strip()
 
 
 def flat_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -55,7 +75,8 @@ def flat_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class RunningMeans:
     """Means of scalars over steps and processes.
 
-    Sums stay on the device, so that the processor waits for it only when a row is taken.
+    What is a sum and a count (see ``bdm.training.recipes.terms``) is divided by its own count. Sums stay on
+    the device, so that the processor waits for it only when a row is taken.
     """
 
     def __init__(self) -> None:
@@ -72,10 +93,14 @@ class RunningMeans:
         """The means since the last call, nothing where no step was counted; they start anew."""
         if not self._count:
             return {}
-        values: Any = accelerator.reduce(torch.stack(list(self._sums.values())), "mean")
-        row = dict(zip(self._sums, (values / self._count).tolist(), strict=True))
+        counted = torch.tensor(float(self._count))
+        pairs = [
+            value if value.ndim else torch.stack([value, counted.to(value)]) for value in self._sums.values()
+        ]
+        joined: Any = accelerator.reduce(torch.stack(pairs), "mean")
+        rows = zip(self._sums, joined.tolist(), strict=True)
         self._sums, self._count = {}, 0
-        return row
+        return {name: total / count for name, (total, count) in rows if count}
 
 
 class StepLog:
@@ -85,10 +110,14 @@ class StepLog:
         run: the configuration.
         accelerator: joins the processes.
         first: steps done before.
+        observers: they add their figures.
     """
 
-    def __init__(self, run: RunConfig, accelerator: Accelerator, first: int) -> None:
+    def __init__(
+        self, run: RunConfig, accelerator: Accelerator, first: int, observers: Observer | None = None
+    ) -> None:
         self._run, self._accelerator = run, accelerator
+        self._observers = observers or Observer()
         self._means = RunningMeans()
         self._logged, self._clock = first, time.perf_counter()
         quiet = not accelerator.is_main_process
@@ -97,6 +126,10 @@ class StepLog:
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Count in what a step said of itself."""
         self._means.add(terms)
+
+    def due(self, done: int) -> bool:
+        """Whether a row is written after so many steps."""
+        return not done % self._run.log_every
 
     def step(self, done: int, rate: float, faults: Mapping[str, int] = {}) -> None:
         """Note that a step is done, with its learning rate; write a row where one is due.
@@ -107,14 +140,16 @@ class StepLog:
             faults: of this process's examples so far, by kind; the row has the sums over the processes.
         """
         self._bar.update()
-        if done % self._run.log_every:
+        if not self.due(done):
             return
         means, seconds = self._means.take(self._accelerator), time.perf_counter() - self._clock
         # Fewer steps than log_every where the run was resumed in between.
         samples = (done - self._logged) * self._run.optimizer.batch_size
         speed = {"seconds": seconds, "samples_per_second": samples / seconds}
+        seen = self._observers.figures(done - self._logged, seconds)
         lost = _summed(self._accelerator, faults)
-        log_row(self._accelerator, self._run.out, {"step": done, **means, "lr": rate, **speed, **lost})
+        row = {"step": done, **means, "lr": rate, **speed, **seen, **lost}
+        log_row(self._accelerator, self._run.out, row)
         self._logged, self._clock = done, self._clock + seconds
         if "loss" in means:
             self._bar.set_postfix({"loss": f"{means['loss']:.4f}"}, refresh=False)
@@ -144,14 +179,14 @@ def log_row(accelerator: Accelerator, out: Path, row: dict[str, Any]) -> None:
     accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
 
-def log_picture(accelerator: Accelerator, out: Path, picture: Image.Image, step: int) -> None:
-    """Save a sample grid and show it in the trackers; the main process does."""
+def log_picture(accelerator: Accelerator, out: Path, picture: Image.Image, step: int, name: str = "") -> None:
+    """Save a sample grid, or one of another name, and show it in the trackers; the main process does."""
     if not accelerator.is_main_process:
         return
-    save_picture(picture, out / "grids" / f"{step:07d}.png")
+    save_picture(picture, out / "grids" / f"{name}{'-' * bool(name)}{step:07d}.png")
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({"grid": np.asarray(picture.convert("RGB"))[None]}, step=step, **layout)
+        tracker.log_images({name or "grid": np.asarray(picture.convert("RGB"))[None]}, step=step, **layout)
 
 
 def read_metrics(out: Path) -> list[dict[str, float]]:
@@ -166,28 +201,6 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
             row = json.loads(line)
             rows[row["step"], "seconds" in row] = row
     return [rows[key] for key in sorted(rows)]
-
-
-def plot_metrics(out: Path) -> None:
-    """Draw the losses of a run into ``loss.png``."""
-    require_packages("a chart")
-    from matplotlib.figure import Figure
-
-    rows = read_metrics(out)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    names = dict.fromkeys(k for row in rows for k in row if k == "loss" or k.startswith("validation/"))
-    # A contrastive loss goes below zero, which a logarithm does not show.
-    positive = all(row[name] > 0 for row in rows for name in names if name in row)
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axes.plot(
-            *zip(*points, strict=True), label=name, linewidth=1, marker="." if len(points) < 40 else None
-        )
-    axes.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(out / "loss.png", dpi=110)
 
 
 @contextmanager

@@ -9,11 +9,12 @@ import torch
 from ..config import RunConfig
 from ..files import atomic_write, write_json
 from .metrics import read_metrics
+from .resuming import Progress
 from .setup import TrainState
 
 
-def publish(run: RunConfig, state: TrainState, command: str, steps: int) -> None:
-    """Save the averaged weights after ``steps`` steps as ``out/model``; all processes take part."""
+def publish(run: RunConfig, state: TrainState, command: str, progress: Progress) -> None:
+    """Save the averaged weights of a run that is so far as ``out/model``; all processes take part."""
     state.recipe.eval()
     state.accelerator.wait_for_everyone()
     with state.ema.applied():
@@ -22,18 +23,18 @@ def publish(run: RunConfig, state: TrainState, command: str, steps: int) -> None
             if state.accelerator.is_main_process:
                 with atomic_write(run.out / "model") as folder:
                     state.recipe.save(folder)
-                    card = _card(run, command, steps) | _size(run, state, steps) | state.recipe.facts()
+                    card = _card(run, command, progress) | _size(state, progress) | state.recipe.facts()
                     write_json(folder / "card.json", card)
     state.accelerator.wait_for_everyone()
 
 
-def _size(run: RunConfig, state: TrainState, steps: int) -> dict[str, int]:
+def _size(state: TrainState, progress: Progress) -> dict[str, int]:
     """How much was trained, and on how many samples."""
     parameters = sum(weight.numel() for part in state.parts.values() for weight in part.parameters())
-    return {"samples": steps * run.optimizer.batch_size, "trained_parameters": parameters}
+    return {"samples": progress.samples, "trained_parameters": parameters}
 
 
-def _card(run: RunConfig, command: str, steps: int) -> dict[str, Any]:
+def _card(run: RunConfig, command: str, progress: Progress) -> dict[str, Any]:
     rows = read_metrics(run.out)
     losses = [row for row in rows if "loss" in row]
     validations = [row for row in rows if "seconds" not in row]
@@ -41,10 +42,11 @@ def _card(run: RunConfig, command: str, steps: int) -> dict[str, Any]:
     return {
         "command": command,
         "seed": run.seed,
-        "steps": steps,
+        "steps": progress.step,
         "seconds": round(sum(row["seconds"] for row in losses)),
         "threads": torch.get_num_threads(),
         "final_loss": losses[-1]["loss"] if losses else None,
         "validation": validation,
         "torch": torch.__version__,
+        **({"history": [dict(entry) for entry in progress.history]} if progress.history else {}),
     }

@@ -4,26 +4,26 @@ something else.
 
 from __future__ import annotations
 
-import json
 import logging
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
+from torch import Tensor
 
 from ..config import RunConfig
 from ..errors import UserError
 from ..files import append_line
 from ..parallel.whole import gathered, load_part, part_state, scattered
 from . import states
+from .changes import Change, batch_change, check_names, corpus_change, meaning, refuse, settings_changes
 from .metrics import timed
 from .setup import TrainState
 
 logger = logging.getLogger("bdm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far a run is.
 
@@ -31,20 +31,49 @@ class Progress:
         step: steps done.
         evaluated: whether the last one's validation and grid, if due, are done.
         skipped: steps that were left out.
+        samples: drawn so far.
+        offset: where in the order of the samples the run began.
+        history: what was changed on the way, and where the run began if it was another's end; a dictionary
+            each.
+        best: the step whose figure of one's own data is the best so far, with its value; None without.
     """
 
     step: int = 0
     evaluated: bool = True
     skipped: int = 0
+    samples: int = 0
+    offset: int = 0
+    history: tuple[Mapping[str, Any], ...] = ()
+    best: Mapping[str, Any] | None = None
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose state is kept."""
+        return self.best["step"] if self.best else None
+
+    def at_batch(self, size: int) -> tuple[int, Progress]:
+        """The number of the next batch of ``size`` samples, and the progress as it is then.
+
+        Where batches of before had another size, the rest of one may be left out.
+        """
+        number = -(-(self.offset + self.samples) // size)
+        return number, replace(self, offset=number * size - self.samples)
 
 
-def save(run: RunConfig, state: TrainState, progress: Progress) -> None:
-    """Write a state from which the run goes on as if nothing had happened; all processes take part."""
+def save(
+    run: RunConfig, state: TrainState, progress: Progress, writer: states.StateWriter | None = None
+) -> None:
+    """Write a state from which the run goes on as if nothing had happened; all processes take part.
+
+    With a ``writer`` that works in the background training may go on: what is written is a copy.
+    """
+    writer = writer or states.StateWriter(background=False)
     main, scaler = state.accelerator.is_main_process, state.accelerator.scaler
     with timed("state"):
         content = {
             **vars(progress),
-            "run": _meaning(run),
+            "history": [dict(entry) for entry in progress.history],
+            "run": meaning(run),
             "corpus": state.corpus,
             "bucket_batch": _bucket_batch(run, state.recipe.source),
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -54,96 +83,131 @@ def save(run: RunConfig, state: TrainState, progress: Progress) -> None:
             "ema": gathered(state.ema.state_dict(), main),
         }
         if main:
-            states.save_state(run.out / "states", progress.step, content, run.keep_last, run.keep_every)
+            kept = run.keep_last, run.keep_every, progress.best_step
+            writer.write(run.out / "states", progress.step, content, *kept)
 
 
-def resume(run: RunConfig, state: TrainState) -> Progress:
+def resume(run: RunConfig, state: TrainState, allow: Sequence[str] = ()) -> Progress | None:
     """Go on from the newest state, whichever strategy and number of processes it was saved with.
-
-    Returns how far it is.
 
     The examples, their order and all that is drawn for a sample are the same with any number of processes.
     What a model draws from the global generator (dropout) and the rounding of sums over processes are not.
+
+    Args:
+        run: the configuration.
+        state: is given the state's weights, moments and average.
+        allow: settings that may be others than the state's.
+
+    Returns:
+        How far it is, or None where there is no state.
 
     Raises:
         UserError: the folder holds a run with another configuration.
     """
     saved = states.load_state(run.out / "states")
     if saved is None:
-        _begin(state)
-        return Progress()
-    _refuse_changes(run, saved, state.accelerator.is_main_process)
-    _refuse_other_data(run, saved.get("corpus"), state.corpus, state.recipe.source)
-    _refuse_other_batches(run, saved.get("bucket_batch"), _bucket_batch(run, state.recipe.source))
+        check_names(allow, run)
+        return None
+    source = state.recipe.source
+    changes = [
+        *settings_changes(saved["run"], run),
+        *corpus_change(saved.get("corpus"), state.corpus, source, allow),
+        *batch_change(saved.get("bucket_batch"), _bucket_batch(run, source)),
+    ]
+    check_names(allow, run, changes)
+    refuse(changes, run, allow)
+    _refuse_other_parts(run, state, saved)
     _take_up(state, saved)
-    # States of before called it another name, or did not say.
-    evaluated = saved.get("evaluated", saved.get("looked", True))
-    return Progress(saved["step"], evaluated, saved.get("skipped", 0))
+    progress = _noted(_progress(saved), changes)
+    if changes and state.accelerator.is_main_process:
+        lines = [change.text for change in changes]
+        logger.warning("going on from step %d with %s", saved["step"], "; ".join(lines))
+        append_line(run.out / "changes.jsonl", {"step": saved["step"], "changes": lines})
+    return progress
 
 
-def _begin(state: TrainState) -> None:
-    """Give a fresh run's optimizer the moments that its recipe begins with."""
-    by_name = state.recipe.moments()
-    numbered = {i: dict(by_name[name]) for i, name in enumerate(state.names) if name in by_name}
-    if numbered:
-        state.strategy.begin_with(state.optimizer, state.parameters, numbered)
+def _progress(saved: Mapping[str, Any]) -> Progress:
+    """What a state says of it; states of before say less, or call it another name."""
+    batch = states.configuration(saved)["optimizer"]["batch_size"]
+    return Progress(
+        step=saved["step"],
+        evaluated=saved.get("evaluated", saved.get("looked", True)),
+        skipped=saved.get("skipped", 0),
+        samples=saved.get("samples", saved["step"] * batch),
+        offset=saved.get("offset", 0),
+        history=tuple(saved.get("history", ())),
+        best=saved.get("best"),
+    )
 
 
-def _refuse_changes(run: RunConfig, saved: dict[str, Any], note: bool) -> None:
-    """Refuse what would mix two runs; note what may be changed on the way."""
-    old, new = _saved_meaning(saved["run"], run), json.loads(_meaning(run))
-    allowed = _may_change(old, new)
-    changes = _differences(old, new)
-    if refused := [change for change in changes if change.partition(":")[0] not in allowed]:
+def _noted(progress: Progress, changes: Sequence[Change]) -> Progress:
+    entry = {"step": progress.step, "changes": [change.text for change in changes]}
+    return replace(progress, history=(*progress.history, entry)) if changes else progress
+
+
+def _refuse_other_parts(run: RunConfig, state: TrainState, saved: Mapping[str, Any]) -> None:
+    """Refuse a state of other weights, before any is taken up."""
+    own = {name: part_shapes(part) for name, part in state.parts.items()}
+    theirs = {name: shapes(part) for name, part in saved["parts"].items()}
+    if own != theirs:
         raise UserError(
-            f"{run.out} holds a run with another configuration, and going on would mix the two"
-            f" ({'; '.join(refused)}); choose another out=, set the values back, or delete the folder"
-        )
-    if changes and note:
-        logger.warning("going on from step %d with %s", saved["step"], "; ".join(changes))
-        append_line(run.out / "changes.jsonl", {"step": saved["step"], "changes": changes})
-
-
-def _may_change(old: Any, new: Any) -> set[str]:
-    """Settings that a run may go on with otherwise than it began.
-
-    Where the data lie says nothing of what they are, which is checked by itself. At a constant learning rate
-    no step depends on how many are to come, and each has the rate that it is given.
-    """
-    allowed = {"data.urls", "data.path"}
-    if old["optimizer"]["schedule"] == new["optimizer"]["schedule"] == "constant":
-        allowed |= {"optimizer.steps", "optimizer.learning_rate"}
-    return allowed
-
-
-def _refuse_other_data(run: RunConfig, saved: str | None, own: str, source: Any) -> None:
-    if saved not in (None, own):
-        compare = getattr(source, "changes_since", None)
-        changes = "; ".join(compare(saved)) if compare and saved else ""
-        raise UserError(
-            f"{run.out} was run on other data ({saved}; now {own}{'; ' * bool(changes)}{changes}), so their"
-            " order is another, and going on would repeat some and leave out others; give it the same data,"
-            " or choose another out="
+            f"{run.out} holds the states of {', '.join(theirs)}, and what is trained now is"
+            f" {', '.join(own)}, or of another size: the run cannot go on; choose another out=, and begin it"
+            " with init.from where the parts are the same"
         )
 
 
-def _refuse_other_batches(run: RunConfig, saved: int | None, own: int | None) -> None:
-    if saved not in (None, own):
-        raise UserError(
-            f"{run.out} was run with batches of {saved} samples of one bucket, and now they would have {own},"
-            " so that others come together; keep batch_size / accumulation as it was"
-        )
+def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of whole tensors, by name."""
+    return {name: tuple(value.shape) for name, value in tensors.items() if isinstance(value, Tensor)}
+
+
+def part_shapes(part: Any) -> dict[str, tuple[int, ...]]:
+    """The same of a part that may be split."""
+    return shapes(part.state_dict())
 
 
 def _take_up(state: TrainState, saved: dict[str, Any]) -> None:
     """Give a state's weights, moments, average and scale to what is trained."""
     for name, part in state.parts.items():
         load_part(part, saved["parts"][name])
-    state.strategy.load_optimizer_state(state.optimizer, state.parameters, saved["optimizer"])
-    pairs = zip(saved["ema"]["average"], state.ema.average, strict=True)
-    state.ema.load_state_dict({**saved["ema"], "average": [scattered(whole, own) for whole, own in pairs]})
+    configured = _hyperparameters(state.optimizer)
+    state.strategy.load_optimizer_state(state.optimizer, state.parameters, _optimizer_state(state, saved))
+    for group, values in zip(state.optimizer.param_groups, configured, strict=True):
+        group.update(values)
+    wholes = [saved["ema"]["average"][i] for i in _places(state, saved)]
+    average = [scattered(whole, own) for whole, own in zip(wholes, state.ema.average, strict=True)]
+    state.ema.load_state_dict({**saved["ema"], "average": average})
     if state.accelerator.scaler is not None and saved.get("scaler"):
         state.accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def _hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
+    """What the configuration says of each group of parameters; a state would bring back its own."""
+    names = ("betas", "weight_decay", "factor")
+    return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+
+
+def _places(state: TrainState, saved: Mapping[str, Any]) -> list[int]:
+    """Where in a state each parameter is: groups of other rates are numbered otherwise."""
+    names = saved.get("names") or state.names
+    places = {name: i for i, name in enumerate(names)}
+    return [places[name] for name in state.names]
+
+
+def _optimizer_state(state: TrainState, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A state's moments by the numbers that the parameters have now."""
+    places = _places(state, saved)
+    groups, own = saved["optimizer"]["param_groups"], state.optimizer.param_groups
+    if places == list(range(len(places))) and (len(groups) == len(own) == 1 or _sizes(groups) == _sizes(own)):
+        return saved["optimizer"]
+    moments = saved["optimizer"]["state"]
+    numbered = {i: moments[place] for i, place in enumerate(places) if place in moments}
+    return {"state": numbered, "param_groups": state.optimizer.state_dict()["param_groups"]}
+
+
+def _sizes(groups: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
 
 
 def _bucket_batch(run: RunConfig, source: Any) -> int | None:
@@ -156,52 +220,3 @@ def _bucket_batch(run: RunConfig, source: Any) -> int | None:
         if getattr(source, "bucket_of", None) is not None
         else None
     )
-
-
-def _meaning(run: RunConfig) -> str:
-    """The part of a configuration that decides the result, as JSON."""
-    ignored: Any = dict.fromkeys(
-        (
-            "out",
-            "threads",
-            "workers",
-            "log_every",
-            "validate_every",
-            "grid_every",
-            "checkpoint_every",
-            "keep_last",
-            "keep_every",
-            "skip_limit",
-            "unreadable_limit",
-            "read_limit",
-            "trackers",
-        ),
-        True,
-    )
-    # How a step is divided changes its rounding only; fewer processes need more accumulation.
-    ignored["optimizer"] = {"accumulation", "checkpointing"}
-    ignored["recipe"] = {"grid_prompts", "grid_guidance"}
-    # Where data are kept, and which faults are borne, says nothing of what they are.
-    kept = {"cache", "shard_limit", "index", "local", "local_gb"}
-    ignored["data"] = dict.fromkeys(kept, True) | {"parts": {"__all__": {"data": kept}}}
-    return run.model_dump_json(exclude=ignored)
-
-
-def _saved_meaning(saved: str, run: RunConfig) -> Any:
-    """A state's configuration, with the defaults of settings that did not exist when it was saved."""
-    old = json.loads(saved)
-    with suppress(ValidationError):
-        return json.loads(_meaning(RunConfig.model_validate(old | {"out": run.out})))
-    return old
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What changed between two configurations: "optimizer.steps: 100 -> 200"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [
-            line
-            for key in keys
-            for line in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{name}: {old} -> {new}"]

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..config import OptimizerConfig, RunConfig
 from ..errors import UserError
-from ..parallel.processes import make_accelerator
+from ..parallel.processes import Share, make_accelerator
 from ..parallel.strategies import Strategy, choose_strategy
 from .averaging import AveragedWeights
 from .optimizers import make_optimizer, parameter_groups, parameter_names
@@ -64,9 +64,11 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
     accelerator = make_accelerator(
         config.mixed_precision,
         config.accumulation,
+        run.collective_timeout,
         log_with=list(run.trackers) or None,
         project_dir=str(run.out / "trackers"),
     )
+    recipe.share = Share(accelerator)
     micro_batch = _micro_batch(config, accelerator.num_processes)
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("optimizer.mixed_precision is fp16, which needs a GPU; use bf16 or no on a CPU")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,24 @@ from ..files import append_line
 class StopSignal:
     """Notes SIGTERM and SIGUSR1 (pre-emption), so that the loop can save its state after the step it is in.
 
-    Attributes:
-        number: of the signal that came; 0 before.
+    A time limit is kept as if SIGUSR1 had come.
+
+    Args:
+        hours: until then; None for no limit.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, hours: float | None = None) -> None:
+        self._came = 0
         self._before: dict[int, Any] = {}
+        # A clock that is set does not end a run.
+        self._end = None if hours is None else time.monotonic() + 3600 * hours
+
+    @property
+    def number(self) -> int:
+        """Of the signal that came; 0 before."""
+        if not self._came and self._end is not None and time.monotonic() >= self._end:
+            self._came = int(getattr(signal, "SIGUSR1", signal.SIGTERM))
+        return self._came
 
     def __enter__(self) -> StopSignal:
         # Only the main thread may set handlers, and Windows has no SIGUSR1.
@@ -35,7 +47,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: Any) -> None:
-        self.number = number
+        self._came = number
 
 
 class Stopped(Exception):

@@ -6,16 +6,25 @@ Both sides compute the same, differences are caught, figures are what they claim
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from bdm.bench.compare import OURS, Bench, Outcome, Side, compare, count_flops, relative_error
 from bdm.bench.decode import DecodeBench
+from bdm.bench.gpu import run_gpu
 from bdm.bench.infer import InferBench
 from bdm.bench.run import run_bench, summary, table
 from bdm.bench.train import TrainBench
-from bdm.config import BenchConfig, BenchDecodeConfig, BenchInferConfig, BenchScaleConfig, BenchTrainConfig
+from bdm.config import (
+    BenchConfig,
+    BenchDecodeConfig,
+    BenchGpuConfig,
+    BenchInferConfig,
+    BenchScaleConfig,
+    BenchTrainConfig,
+)
 from bdm.errors import UserError
 from bdm.speed import folding
 
@@ -191,3 +200,52 @@ def test_scaling_curve(tmp_path, capsys, monkeypatch):
 def test_whole_comparison(tmp_path, capsys):
     """Memory too, which each side's own process measures."""
     check_comparison(tmp_path, capsys)
+
+
+def gpu_config(tmp_path, **changes):
+    decode = TINY | {"kind": "decode", "pairs": 1, "warm_up": 0}
+    decode.pop("out")
+    own = dict(kind="gpu", out=tmp_path, device="cpu", tests=None, benches={"decode": decode})
+    return BenchGpuConfig(**own | changes)
+
+
+def test_everything_for_a_gpu_ends_in_one_line_whatever_fails(tmp_path, capsys):
+    """Tests that fail, a bench that crashes and one that takes too long end none of the rest."""
+    commands = []
+
+    def fake(command, seconds):
+        commands.append(command)
+        if "pytest" in command:
+            return 1, "F...\n1 failed, 3 passed in 2.00s"
+        text = Path(command[-1]).read_text(encoding="utf-8")
+        if "seed: 1" in text:
+            return None, ""
+        if "seed: 2" in text:
+            return 139, ""
+        return 0, 'a table\n{"ratio": 1.5, "threads": 1}\n'
+
+    benches = {f"b{seed}": {"kind": "decode", "seed": seed} for seed in range(3)}
+    with pytest.raises(UserError, match=r"failed: tests, b1, b2"):
+        run_gpu(gpu_config(tmp_path, tests=("tests/gpu",), benches=benches), fake)
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    figures = json.loads(line)
+    assert figures == json.loads((tmp_path / "gpu.json").read_text())
+    assert figures["tests"]["failed"] == 1
+    assert figures["tests"]["passed"] == 3
+    assert figures["b0"] == {"ratio": 1.5}
+    assert figures["b1"] == {"failed": "the time was over"}
+    assert "exit status 139" in figures["b2"]["failed"]
+    assert len(commands) == 4
+    with pytest.raises(ValueError, match="benches.x: kind is 'gpu'"):
+        gpu_config(tmp_path, benches={"x": {"kind": "gpu"}})
+
+
+def test_no_time_is_overdrawn(tmp_path):
+    figures = run_gpu(gpu_config(tmp_path, seconds=1.0), lambda *_: pytest.fail("begun"))
+    assert figures["decode"] == {"left_out": "no time was left"}
+
+
+@pytest.mark.slow
+def test_a_rehearsal_on_the_cpu_takes_the_same_way(tmp_path):
+    figures = run_gpu(gpu_config(tmp_path))
+    assert figures["decode"]["ratio"] > 0

@@ -7,10 +7,14 @@ import yaml
 
 from bdm.config import (
     BENCHES,
+    BenchGpuConfig,
     EvaluateConfig,
+    FilterConfig,
     PrepareConfig,
+    PromptsConfig,
     RoutesConfig,
     RunConfig,
+    ShipConfig,
     VocabularyConfig,
     read_config,
 )
@@ -30,11 +34,17 @@ def test_there_are_configurations():
 def test_every_configuration_loads_and_says_how_to_run_it(path):
     if path.parent.name == "bench":
         kind = yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]
-        schema, command = BENCHES[kind], f"bdm bench {kind}"
+        schema, command = {**BENCHES, "gpu": BenchGpuConfig}[kind], f"bdm bench {kind}"
     elif path.stem.startswith("compare"):
         schema, command = RoutesConfig, "bdm evaluate"
-    elif path.stem in ("evaluate", "plugins", "modes"):
+    elif path.parent.name == "evaluate":
+        schema, command = PromptsConfig, "bdm evaluate"
+    elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation", "demo"):
         schema, command = EvaluateConfig, "bdm evaluate"
+    elif path.stem == "filter":
+        schema, command = FilterConfig, "bdm evaluate"
+    elif path.stem == "shipped":
+        schema, command = ShipConfig, "bdm ship"
     elif path.stem.startswith("prepare"):
         schema, command = PrepareConfig, "bdm prepare"
     elif path.stem.startswith("vocabulary"):

@@ -15,8 +15,8 @@ from bdm.data.batch import stream
 from bdm.data.buckets import bucket_sizes
 from bdm.data.pictures import PictureRules
 from bdm.emoji.world import World
+from bdm.models.caption_score import CaptionScorer
 from bdm.plan.plan import Machine
-from bdm.prepare.score import CaptionScorer
 from bdm.prepare.shard import ShardSettings
 from bdm.speed.approximate import Approximation
 from bdm.training.optimizers import make_optimizer

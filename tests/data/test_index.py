@@ -27,8 +27,8 @@ from bdm.data.pictures import PictureRules
 from bdm.data.shards import ShardSource
 from bdm.errors import UserError
 from bdm.prepare.corpus import index_corpora
+from bdm.training.changes import corpus_change, refuse
 from bdm.training.recipes.build import build_corpus, build_source
-from bdm.training.resuming import _refuse_other_data
 
 
 def png(red, size=(24, 16)):
@@ -158,9 +158,9 @@ def test_a_corpus_that_changed_is_another_and_only_new_shards_are_scanned(tmp_pa
     assert after.changes_since(before.corpus) == ["1 shards gone (00000.tar)", "1 shards new (00006.tar)"]
     assert after.corpus != before.corpus
     run = SimpleNamespace(out="runs/x")
-    _refuse_other_data(run, after.corpus, after.corpus, after)
+    assert not corpus_change(after.corpus, after.corpus, after, [])
     with pytest.raises(UserError, match=r"other data .*1 shards gone .00000.tar.; 1 shards new"):
-        _refuse_other_data(run, before.corpus, after.corpus, after)
+        refuse(corpus_change(before.corpus, after.corpus, after, []), run, [])
     with pytest.raises(UserError, match="made anew"):
         pickle.loads(pickle.dumps(before))
     assert pickle.loads(pickle.dumps(after)).caption(0) == "1/0"

@@ -15,8 +15,8 @@ from bdm.data.mixing import MixedSource, Pattern
 from bdm.data.partitions import PartitionOrder, Partitions
 from bdm.data.source import Example
 from bdm.errors import UserError
+from bdm.training.changes import meaning
 from bdm.training.recipes.build import build_source
-from bdm.training.resuming import _meaning
 
 
 class Plain:
@@ -111,7 +111,7 @@ def test_a_configuration_mixes(tmp_path):
     moved = [dict(p, data=dict(p["data"], buckets={"step": 4})) for p in parts]
     with pytest.raises(ValueError, match="different size or buckets"):
         run_config([parts[0], moved[1]])
-    assert json.loads(_meaning(run))["data"]["parts"][0]["weight"] == 3
+    assert json.loads(meaning(run))["data"]["parts"][0]["weight"] == 3
 
 
 def test_with_buckets_a_batch_is_of_one_corpus(tmp_path):

@@ -14,9 +14,11 @@ from torch.distributed.run import get_args_parser
 from bdm import cli, config
 from bdm.config import (
     BENCHES,
+    BenchGpuConfig,
     IndexConfig,
     PrepareConfig,
     RunConfig,
+    ShipConfig,
     VocabularyConfig,
     read_config,
     read_evaluation,
@@ -54,6 +56,11 @@ def check(words):
             check_bdm(["train", *rest])
         case ["python" | ".venv/bin/python", "-m", "sphinx", *_]:
             pass
+        case ["docker", *rest]:  # its files have tests of their own
+            for name in re.findall(r"[\w.]+\.yaml", " ".join(rest)):
+                check_exists(name)
+            if "serve" in rest:
+                check_bdm(rest[rest.index("serve") :])
         case ["python" | ".venv/bin/python", script, *rest]:
             check_exists(script)
             if script in ("train.py", "infer.py"):
@@ -82,8 +89,11 @@ def check_bdm(arguments):
         "prepare": PrepareConfig,
         "index": IndexConfig,
         "vocabulary": VocabularyConfig,
+        "ship": ShipConfig,
     }
-    schema = BENCHES[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
+    schema = (
+        {**BENCHES, "gpu": BenchGpuConfig}[options.kind] if arguments[0] == "bench" else schemas[arguments[0]]
+    )
     read_config(ROOT / named, options.overrides, schema)
 
 
@@ -133,6 +143,7 @@ def options_of_all():
 def test_options_in_sentences(page):
     # What a prompt file says in its lines is A1111's.
     text = re.sub(r"^```text\n.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^docker .*?(?= serve |$)", "", text, flags=re.MULTILINE)  # its own
     named = set(re.findall(r"(?<![\w=-])--[a-z][\w-]+", text))
     assert named <= options_of_all()
 

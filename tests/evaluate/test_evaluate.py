@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,10 +12,11 @@ from bdm.emoji.judge import JudgeModel, Verdict, augment, augment_crops
 from bdm.emoji.phrases import read_phrases
 from bdm.emoji.world import COLOUR_NAMES, World
 from bdm.errors import UserError
-from bdm.evaluate import languages, modes, report, setup
-from bdm.evaluate.combinations import NAMES, combination_trial, edge_agreement, evaluate_combinations, ratios
+from bdm.evaluate import ablation, demo, guidance, languages, modes, report, setup
+from bdm.evaluate.combinations import NAMES, Combined, combination_trial, edge_agreement, ratios
+from bdm.evaluate.plugins import evaluate_combinations
 from bdm.evaluate.shares import Share
-from bdm.evaluate.trials import draw, make_trials, score, sweep_trials
+from bdm.evaluate.trials import draw, make_trials, score, sweep_mixed, sweep_trials
 from bdm.files import check_writable
 
 
@@ -178,7 +180,7 @@ class KnowingJudge:
             "concepts": CONCEPTS,
             "colours": len(COLOUR_NAMES),
             "width": 8,
-            "size": 16,
+            "size": 64,
             "treatments": ["plain", "grey"],
         }
         self.trial = None
@@ -205,7 +207,9 @@ def knowing(pipe, tmp_path, monkeypatch):
         judge.trial = trial
         return draw(pipe, trial, *arguments, **named)
 
+    monkeypatch.setattr(report, "JUDGED", 16)
     monkeypatch.setattr(report, "draw", noted)
+    monkeypatch.setattr(guidance, "draw", noted)
     monkeypatch.setattr(modes, "draw", noted)
     monkeypatch.setattr(languages, "draw", noted)
     monkeypatch.setattr(setup.JudgeModel, "from_pretrained", lambda _: judge)
@@ -234,8 +238,8 @@ def test_an_evaluation_writes_what_the_judge_said(knowing, capsys):
     sixths = len(range(0, pairs, 6)) / pairs
     expected = {
         "chinese_top1": thirds(CONCEPTS),
-        "native_top1": sum(i % 3 == 0 for i in native) / len(native),
-        "native_look": sum(i % 2 for i in different) / len(different),
+        "native_top1": thirds(len(native)),
+        "native_look": (len(different) // 2) / len(different),
         "held_out_pairs": sixths,
         "trained_pairs": sixths,
         "control_scale_0_top1": thirds(6),
@@ -293,7 +297,7 @@ def test_a_judge_that_cannot_see_the_plugins_is_refused(knowing):
         "embedding_colour": "red"
     }
     config = evaluation(knowing, plugins=files)
-    with pytest.raises(UserError, match=r"tells apart plain, grey; .*configs/emoji/judge\.yaml"):
+    with pytest.raises(UserError, match=r"tells apart plain, grey; .*configs/emoji_64/judge\.yaml"):
         evaluate_combinations(config, config.plugins)
 
 
@@ -391,3 +395,115 @@ def test_a_folder_that_cannot_be_made_is_refused_and_none_is_made(tmp_path):
     for wrong in ("file", "file/a/b"):
         with pytest.raises(UserError, match="file is a file; choose another with out="):
             check_writable(tmp_path / wrong)
+
+
+def test_what_is_chosen_is_chosen_elsewhere_and_used(knowing, monkeypatch):
+    tried = []
+
+    def scored(judge, pictures, trial):
+        tried.append(trial)
+        found = score(judge, pictures, trial)
+        return replace(found, concept=Share(float(len(tried) in (3, 4)), 6), both=None)
+
+    monkeypatch.setattr(guidance, "score", scored)
+    config = evaluation(knowing, choose=True, guidance_sweep=(1.5, 3.0, 4.0), controls=6)
+    opened = setup.open_evaluation(config)
+    reported = make_trials(opened.world, 6, 0)
+    chosen, sweeps = guidance.choose(opened, config, reported)
+    assert (chosen.guidance, sweeps.best_guidance) == (3.0, 3.0)
+    asked = {prompt for trial in reported for prompt in trial.prompts}
+    assert not [prompt for trial in tried if trial.colours for prompt in trial.prompts if prompt in asked]
+    plain = config.model_copy(update={"choose": False})
+    assert guidance.choose(opened, plain, reported)[0].guidance == 4.0
+    with pytest.raises(ValueError, match="name values to try"):
+        evaluation(knowing, choose=True, guidance_sweep=())
+    with pytest.raises(ValueError, match="may be 1: try values above 1"):
+        evaluation(knowing, choose=True, guidance_sweep=(1.0, 2.0), english_guidance_sweep=(1.0,))
+
+
+def test_rows_have_as_many_prompts_as_are_wanted_and_no_more():
+    world = World()
+    trials = {t.name: t for t in make_trials(world, controls=128, seed=0, pictures=200)}
+    assert all(len(trial.native) >= 128 for trial in trials.values())
+    assert max(len(trial.native) for trial in trials.values()) == 200
+    assert {world.concepts[i].group for i in trials["native"].concepts} == {"native"}
+    assert trials["native"].native[:70] == trials["native"].native[70:], "again, with other seeds"
+    reported = {prompt for trial in trials.values() for prompt in trial.prompts}
+    mixed = sweep_mixed(world, 64, 0, reported)
+    assert not reported & {*mixed.prompts}
+    for sweep in sweep_trials(world, 64, 0, "zh", reported):
+        assert len(sweep.native) == 64
+        assert not reported & {*sweep.prompts}
+    assert all(f"{colour} background" == text for colour, text in zip(mixed.colours, mixed.english))
+
+
+def test_branches_are_compared_on_one_backbone(knowing, monkeypatch):
+    monkeypatch.setattr(ablation, "draw", report.draw)
+    monkeypatch.setattr(ablation, "make_trials", lambda *given: [cut(one) for one in make_trials(*given)])
+    branch = str(knowing / "model/branch")
+    rows = dict(
+        plain=dict(branch=branch), apart=dict(title="composed", branch=branch, composed=True)
+    )  # fmt: skip
+    config = evaluation(
+        knowing, ablation=rows, guidance_sweep=(), guidance=2.0, english_guidance=1.5, controls=2,
+        second_judge="stub",
+    )  # fmt: skip
+    result = ablation.evaluate_ablation(config, config.ablation)
+    assert result["rows"].keys() == {"plain", "apart"}
+    plain, apart = result["rows"].values()
+    assert (plain["english_guidance"], apart["english_guidance"]) == (None, 1.5)
+    assert plain["mixed_both"] == plain["second_mixed_both"] == 0.5
+    text = (knowing / "out/report.md").read_text()
+    assert "| composed | 2.000 | 1.500 |" in text
+    assert (knowing / "out/grid.png").exists()
+    with pytest.raises(ValueError, match="says how strongly"):
+        evaluation(knowing, ablation=rows)
+
+
+def cut(trial):
+    parts = {name: getattr(trial, name)[:2] for name in ("native", "english", "concepts")}
+    return replace(trial, colours=trial.colours and trial.colours[:2], **parts)
+
+
+def test_no_ratio_needs_two_plugins_alone():
+    files = evaluation_plugins()
+    every = Combined(None, files, [], []).combinations()
+    needed = Combined(None, files.model_copy(update={"pairs": False}), [], []).combinations()
+    assert (len(every), len(needed)) == (16, 10)
+    figures = {on: {name: Share(0.5, 8) for name in ("content", *NAMES)} for on in needed}
+    assert ratios(figures, figures)["single_content_ratio"] == 1.0
+
+
+def test_a_judge_of_pictures_of_another_size_is_refused(knowing):
+    opened = setup.open_evaluation(evaluation(knowing))
+    opened.judge.config["size"] = 32
+    with pytest.raises(UserError, match=r"draws pictures of 64x64 pixels and the judge in stub knows"):
+        setup.open_evaluation(evaluation(knowing))
+
+
+def test_the_demo_has_a_row_for_each_promise(knowing, files):
+    plugins = dict(
+        checkpoint=str(files["style"]), lora=str(files["ink"]), controlnet=str(files["edges"]),
+        embedding=str(files["mood"]), lora_trigger="ink", embedding_colour="red",
+    )  # fmt: skip
+    setup.JudgeModel.from_pretrained(None).config["treatments"] = ["plain", "outlined", "sealed",
+                                                                   "outlined_sealed"]  # fmt: skip
+    figures = demo.draw_demo(evaluation(knowing, demo=1, plugins=plugins, guidance=2.0), 1)
+    rows = ["native", "seen here", "seen there", "two languages", *NAMES, "all together"]
+    assert [name for name in figures if not name.endswith("_se")] == rows
+    grid = Image.open(knowing / "out/grid.png")
+    assert grid.height > len(rows) * 128
+    report = (knowing / "out/report.md").read_text()
+    assert all(f"| {name} |" in report for name in rows)
+
+
+def test_the_demo_asks_for_what_people_know():
+    world = World()
+    native, here, there, both = demo.demo_trials(world, 6)
+    assert native.native[0] == "红灯笼"
+    assert {world.concepts[i].group for i in native.concepts} == {"native"}
+    assert here.concepts == there.concepts
+    assert (there.branch_scale, here.branch_scale) == (0, 1.0)
+    assert {world.concepts[i].group for i in here.concepts} == {"different"}
+    assert all(text.endswith(" background") for text in both.english)
+    assert all(len(trial.native) == 6 for trial in (native, here, there, both))

@@ -5,7 +5,8 @@ import json
 import pytest
 from linear_run import LinearRecipe, Stop, StoppingRecipe, run
 
-from bdm.training.metrics import plot_metrics, read_metrics
+from bdm.training.metrics import read_metrics
+from bdm.training.plots import plot_metrics
 
 
 def test_a_resume_between_two_log_rows_logs_a_mean(tmp_path):
@@ -65,3 +66,18 @@ def test_metrics_and_grids_go_to_the_trackers(tmp_path):
     ]
     settings = next((tmp_path / "trackers/bdm").rglob("hparams.yml")).read_text()
     assert "optimizer.steps: 12" in settings
+
+
+def test_a_run_that_goes_on_is_one_run_for_its_trackers(tmp_path):
+    """What they had of steps that are done again is taken back; its name stays."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(Stop):
+        run(tmp_path, StoppingRecipe(), trackers=("tensorboard",), log_every=1)
+    name = (tmp_path / "trackers/id").read_text()
+    run(tmp_path, trackers=("tensorboard",), log_every=1)
+    assert (tmp_path / "trackers/id").read_text() == name
+    assert len(name) == 21
+    events = EventAccumulator(str(tmp_path / "trackers/bdm"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))

@@ -1,5 +1,6 @@
 """States on disk: the newest whole one counts, whatever happened to the others."""
 
+import threading
 import zipfile
 
 import pytest
@@ -8,6 +9,7 @@ from linear_run import Stop, StoppingRecipe, run
 
 from bdm import files
 from bdm.errors import UserError
+from bdm.parallel.whole import gathered, part_state
 from bdm.training import states
 
 
@@ -89,3 +91,58 @@ def test_full_disk_leaves_the_last_state(tmp_path, monkeypatch):
         states.save_state(tmp_path / "states", 13, {"step": 13})
     assert states.state_files(tmp_path / "states")[0].read_bytes() == before
     assert len(list((tmp_path / "states").iterdir())) == 2
+
+
+def test_training_goes_on_while_a_state_is_written(tmp_path, monkeypatch):
+    """What is written is what was, whatever changes meanwhile; the next one waits for it."""
+    begun, go = threading.Event(), threading.Event()
+    plain = files._sync
+
+    def slow(path):
+        begun.set()
+        assert go.wait(20)
+        plain(path)
+
+    monkeypatch.setattr(files, "_sync", slow)
+    writer = states.StateWriter()
+    weight = torch.zeros(3)
+    writer.write(tmp_path, 1, gathered({"weight": weight}, keep=True))
+    assert begun.wait(20)
+    weight += 1
+    assert not states.state_files(tmp_path), "whole or not there"
+    go.set()
+    writer.write(tmp_path, 2, gathered({"weight": weight}, keep=True))
+    writer.wait()
+    saved = [torch.load(path)["weight"] for path in states.state_files(tmp_path)[::-1]]
+    assert [tensor.tolist() for tensor in saved] == [[0.0] * 3, [1.0] * 3]
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_at_the_next_state(tmp_path, monkeypatch):
+    states.save_state(tmp_path, 1, {"step": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    writer = states.StateWriter()
+    writer.write(tmp_path, 2, {"step": 2})
+    with pytest.raises(UserError, match="the state of step 2 cannot be written"):
+        writer.write(tmp_path, 3, {"step": 3})
+    writer.write(tmp_path, 3, {"step": 3})
+    writer.close()
+    monkeypatch.undo()
+    assert states.load_state(tmp_path) == {"step": 1}
+
+
+def test_weights_that_are_one_stay_one_in_a_state(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    network[1].weight = network[0].weight
+    state = part_state(network)
+    assert state["0.weight"] is state["1.weight"]
+    assert state["0.weight"].data_ptr() != network[0].weight.data_ptr()
+
+
+def test_the_best_state_stays(tmp_path):
+    for step in range(1, 6):
+        states.save_state(tmp_path, step, {"step": step}, 1, 0, 2)
+    assert [states._step_of(path) for path in states.state_files(tmp_path)] == [5, 2]

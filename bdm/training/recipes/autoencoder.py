@@ -27,6 +27,8 @@ class AutoencoderRecipe(Recipe):
         seed: seed of the weights.
     """
 
+    divisible = True
+
     def __init__(self, source: Source, model: dict[str, Any], kl_weight: float, seed: int = 0) -> None:
         super().__init__(source, seed)
         torch.manual_seed(seed)

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from ...data.batch import Batch, fixed_batch
 from ...data.source import Source
 from ...errors import UserError
+from ...parallel.processes import Share
+from .terms import mean_of
+
+#: Examples of a validation.
+VALIDATED = 64
 
 
 class Recipe(nn.Module):
@@ -25,7 +30,13 @@ class Recipe(nn.Module):
     Args:
         source: the examples.
         seed: of the run.
+
+    Attributes:
+        divisible: whether what ``forward`` says of a batch is the mean of what it says of its samples one by
+            one, all of them scalars, so that processes can share a validation.
     """
+
+    divisible = False
 
     def __init__(self, source: Source, seed: int = 0) -> None:
         super().__init__()
@@ -33,6 +44,8 @@ class Recipe(nn.Module):
         self.seed = seed
         #: Most pictures of a sample grid.
         self.grid_size = 24
+        #: Of validation and grids, where several processes train.
+        self.share = Share()
 
     def parts(self) -> dict[str, nn.Module]:
         """The sub-modules that are trained, by name. Everything else must be frozen."""
@@ -89,14 +102,36 @@ class Recipe(nn.Module):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Losses on examples that training never sees, with fixed noise, so that every call is comparable."""
-        return {
-            name: value.item()
-            for name, value in self(fixed_batch(self.source.validation, 64, self.seed)).items()
-        }
+        """Losses on examples that training never sees, with fixed noise, so that every call is comparable.
+
+        The processes share the examples where they can (see ``divisible``), and each has all figures.
+        """
+        if not self.divisible:
+            batch = fixed_batch(self.source.validation, VALIDATED, self.seed)
+            return {name: mean_of(term) for name, term in self(batch).items()}
+        batch, count = self.fixed_share(VALIDATED, self.seed)
+        return {name: self.share.mean(term.float() * count, count) for name, term in self(batch).items()}
+
+    def fixed_share(self, count: int, seed: int) -> tuple[Batch, int]:
+        """This process's share of ``count`` validation examples, and how many of them count."""
+        own: list[int] = []
+
+        def part(of: int) -> range:
+            own.append(self.share.own(of))
+            return self.share.part(of)
+
+        batch = fixed_batch(self.source.validation, count, seed, part)
+        return batch, len(batch) if own[0] else 0
 
     def grid(self) -> Image.Image | None:
         """A picture that shows what the parts can do now."""
+        return None
+
+    def draw(self, prompts: Sequence[str], guidance: float, seed: int) -> Tensor | None:
+        """Pictures (N, 3, H, W) in [-1, 1] of N texts, or None where nothing is drawn from texts.
+
+        Picture i uses ``seed`` + i. The processes share them, and each gets all.
+        """
         return None
 
     def finish(self) -> None:

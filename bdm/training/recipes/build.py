@@ -13,6 +13,7 @@ from ...config import (
     MixConfig,
     ParquetConfig,
     PicturesConfig,
+    PreparedConfig,
     RecipeConfig,
     RunConfig,
     ShardsConfig,
@@ -75,6 +76,8 @@ def build_source(config: DataConfig) -> Source:
     if isinstance(config, MixConfig):
         sources = [build_source(part.data) for part in config.parts]
         return source_maker(config.kind)(sources, [part.weight for part in config.parts])
+    if isinstance(config, PreparedConfig):
+        return _prepared_source(config)
     if isinstance(config, PicturesConfig):
         arguments["buckets"] = build_buckets(config)
     if config.kind == "emoji":
@@ -82,6 +85,16 @@ def build_source(config: DataConfig) -> Source:
 
         arguments["world"] = World(**arguments["world"])
     return source_maker(config.kind)(**arguments)
+
+
+def _prepared_source(config: PreparedConfig) -> Source:
+    """Prepared shards, in partitions if asked."""
+    source = source_maker(config.kind)(config.path, config.min_score, config.duplicates)
+    if config.partitions is None:
+        return source
+    from ...data.partitioned import PartitionedPrepared
+
+    return PartitionedPrepared(source, config.partitions, config.local, config.local_gb)
 
 
 def _sharded_source(config: ShardsConfig | ParquetConfig) -> Source:

@@ -12,19 +12,17 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from ...data.batch import Batch, fixed_batch
+from ...data.batch import Batch
 from ...data.source import Source, to_pixels
 from ...drawing.grid import labelled_grid
 from ...errors import UserError
 from ...method.loss import DenoisingLoss, LossWeight, TimestepDensity
 from ...models.noise_schedule import NoiseSchedule, Prediction
-from .base import Recipe
+from .base import VALIDATED, Recipe
 from .captions import Captions, TextFeatures
 from .latents import draw_latents, encode_source
 from .preview import Preview, spread_captions
-
-#: Timestep buckets of the validation loss.
-BUCKETS = 4
+from .terms import BUCKETS, bucket_names, by_timestep
 
 
 class Denoiser(nn.Module):
@@ -169,7 +167,8 @@ class DenoisingRecipe(Recipe):
         t = self.loss.draw_timesteps(batch)
         told = self._tell(batch, self._drop(batch))
         x_0 = draw_latents(self.vae, batch)
-        return {"loss": self.loss(told, x_0, t, batch).mean()}
+        errors = self.loss(told, x_0, t, batch)
+        return {"loss": errors.mean(), **by_timestep(errors, t, len(self.loss.schedule))}
 
     def _drop(self, batch: Batch) -> list[Any]:
         """The texts of a batch, some of them dropped."""
@@ -187,12 +186,13 @@ class DenoisingRecipe(Recipe):
         """Unweighted error per timestep bucket on held-out examples, noise and captions fixed."""
         width = len(self.loss.schedule) // BUCKETS
         figures = {}
-        for bucket in range(BUCKETS):
-            batch = fixed_batch(self.source.validation, 64, self.seed + bucket)
+        for bucket, name in enumerate(bucket_names(len(self.loss.schedule))):
+            batch, count = self.fixed_share(VALIDATED, self.seed + bucket)
             t = (bucket * width + batch.randint(width)).to(self.vae.device)
             told = self._tell(batch, self.denoiser.captions.of(batch))
             errors = self.loss.error(told, draw_latents(self.vae, batch), t, batch)
-            figures[f"t{bucket * width}-{(bucket + 1) * width}"] = errors.mean().item()
+            total = errors.sum() if count else errors.new_zeros(())
+            figures[name] = self.share.mean(total, len(errors) if count else 0)
         return figures
 
     @torch.no_grad()
@@ -201,8 +201,20 @@ class DenoisingRecipe(Recipe):
         prompts = [*self.grid_prompts[: self.grid_size]] or spread_captions(held_out, self.grid_size)
         if not prompts:
             return None
-        pictures = self.denoiser.preview.draw(prompts, self.grid_guidance, self.seed, held_out)
+        pictures = self.draw(prompts, self.grid_guidance, self.seed)
         return labelled_grid(to_pixels(pictures.cpu()), prompts, columns=8, scale=3)
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], guidance: float, seed: int) -> Tensor:
+        """See ``Recipe.draw``."""
+        places, size = self.share.places(len(prompts)), self.grid_size
+        drawn = [
+            self.denoiser.preview.draw(
+                [prompts[i] for i in chosen], guidance, seed + chosen[0], self.source.validation
+            )
+            for chosen in (places[i : i + size] for i in range(0, len(places), size))
+        ]
+        return self.share.join(torch.cat(drawn), len(prompts))
 
     def moments(self) -> Mapping[str, Mapping[str, Any]]:
         return self.denoiser.moments()

@@ -32,6 +32,7 @@ from .captions import TextFeatures
 from .denoising import DenoisingRecipe, Told
 from .latents import draw_latents
 from .pool import BackbonePool, Variation
+from .terms import by_timestep
 
 #: What is right on another backbone: its answer to the English caption where there is one, always the data
 #: moved by its difference, or the data (the control, which teaches the branch to undo what a plug-in does).
@@ -155,7 +156,8 @@ class RobustBranchRecipe(DenoisingRecipe):
         native, english = self._texts(batch)
         x_0 = draw_latents(self.vae, batch)
         told = self._tell_varied(batch, native, english, variation)
-        return {"loss": self.loss(told, x_0, t, batch).mean()}
+        errors = self.loss(told, x_0, t, batch)
+        return {"loss": errors.mean(), **by_timestep(errors, t, len(self.loss.schedule))}
 
     def _texts(self, batch: Batch) -> tuple[list[Any], list[str]]:
         """What each sample is told, natively and in English."""
@@ -221,6 +223,11 @@ class RobustBranchRecipe(DenoisingRecipe):
     def grid(self) -> Image.Image | None:
         with self._as_it_is():
             return super().grid()
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], guidance: float, seed: int) -> Tensor:
+        with self._as_it_is():
+            return super().draw(prompts, guidance, seed)
 
     def finish(self) -> None:
         """Give the backbone its own weights back, for whoever goes on with it."""

@@ -1,0 +1,1 @@
+"""Requests that enter and leave a running batch."""

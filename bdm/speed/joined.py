@@ -1,0 +1,240 @@
+"""Calls of one network from several drawings, each at a step of its own, in one batch.
+
+Samples of a batch do not see each other, so a drawing's part of a joined batch is what it is alone, but for
+how sums are rounded. What a guided step would do twice is done once here too (see ``bdm.speed.sharing``):
+the rows of one drawing's call have the same latents, and often the same English text.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .recognise import KNOWN_ARGUMENTS, all_known, computes_plainly, hooks_are_ours
+from .rows import DistinctRows, Rows
+from .sharing import encoder_of, equal_rows, prefix_of
+
+#: Joined texts that are kept, with what was found of them.
+_MOST_TEXTS = 8
+
+
+class JoinedNetwork(Protocol):
+    """A network whose calls can be joined."""
+
+    def hang(self, stack: ExitStack) -> None:
+        """Hang its savings until ``stack`` closes."""
+        ...
+
+    def key(self, values: Mapping[str, Any]) -> Hashable | None:
+        """Of calls that can be joined; None for one that cannot be with any.
+
+        Args:
+            values: the call's arguments by name.
+        """
+        ...
+
+    def __call__(self, calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """The results of calls of one key, in their order."""
+        ...
+
+
+class JoinedUNet:
+    """The backbone's calls.
+
+    Args:
+        unet: the backbone.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self._unet, self._texts = unet, _JoinedTexts()
+        self._rows, self._known = DistinctRows(), False
+
+    def hang(self, stack: ExitStack) -> None:
+        """Let the encoder run on distinct rows, if it is known."""
+        self._known = hooks_are_ours(self._unet) and all_known(encoder_of(self._unet))
+        self._rows.hang(stack, encoder_of(self._unet))
+
+    def key(self, values: Mapping[str, Any]) -> Hashable | None:
+        """Size, kind of numbers and length of the text."""
+        other = any(value is not None and name not in KNOWN_ARGUMENTS for name, value in values.items())
+        down, middle = _residuals_of(values)
+        if other or values.get("return_dict") is not False or (down is None) != (middle is None):
+            return None
+        return _key(values)
+
+    def __call__(self, calls: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor]]:
+        """See ``JoinedNetwork``."""
+        sample, timestep, text, counts = _joined(calls, self._texts)
+        rows, chosen = None, None
+        if self._known and computes_plainly(sample, self._unet):
+            rows, chosen = self._texts.rows(calls)
+        self._rows.set(rows, None if chosen is None else (text, chosen))
+        down, middle = _joined_residuals(calls, counts)
+        try:
+            (output,) = self._unet(
+                sample, timestep, text, down_block_additional_residuals=down,
+                mid_block_additional_residual=middle, return_dict=False,
+            )  # fmt: skip
+        finally:
+            self._rows.set(None)
+        return [(part,) for part in output.split(counts)]
+
+
+class JoinedBranch:
+    """The branch's calls.
+
+    Args:
+        branch: the branch.
+    """
+
+    def __init__(self, branch: Any) -> None:
+        self._branch, self._texts = branch, _JoinedTexts()
+        self._rows, self._known = DistinctRows(), False
+
+    def hang(self, stack: ExitStack) -> None:
+        """Let what lies before the first cross-attention run on distinct rows, if it is known."""
+        self._known = all_known(prefix_of(self._branch))
+        self._rows.hang(stack, prefix_of(self._branch))
+
+    def key(self, values: Mapping[str, Any]) -> Hashable | None:
+        """Size, kind of numbers and length of the text."""
+        return None if values.get("return_dict") is not False else _key(values)
+
+    def __call__(self, calls: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        """See ``JoinedNetwork``."""
+        sample, timestep, text, counts = _joined(calls, self._texts)
+        if self._known and computes_plainly(sample, self._branch):
+            self._rows.set(_one_each(calls))
+        scales = [call["conditioning_scale"] for call in calls]
+        scale = scales[0]
+        if any(other != scale for other in scales):
+            each = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
+            scale = torch.tensor(each, dtype=torch.float32, device=sample.device)
+        try:
+            down, middle = self._branch(sample, timestep, text, scale, return_dict=False)
+        finally:
+            self._rows.set(None)
+        parts = zip(*(one.split(counts) for one in down), strict=True)
+        return list(zip(parts, middle.split(counts), strict=True))
+
+
+class _JoinedTexts:
+    """Text features of several calls as one: the same tensor as long as the calls bring the same ones.
+
+    What others make of it (keys and values, see ``bdm.speed.sharing.KeptProjections``) stays valid so long.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, tuple[list[Tensor], Tensor]] = OrderedDict()
+        self._rows: dict[Hashable, tuple[Rows | None, Tensor | None]] = {}
+
+    def of(self, calls: Sequence[Mapping[str, Any]]) -> Tensor:
+        """(B, L, D) of all calls."""
+        texts, key = _texts_of(calls)
+        if key not in self._kept:
+            self._kept[key] = (texts, torch.cat(texts))
+            while len(self._kept) > _MOST_TEXTS:
+                self._rows.pop(self._kept.popitem(last=False)[0], None)
+        self._kept.move_to_end(key)
+        return self._kept[key][1]
+
+    def rows(self, calls: Sequence[Mapping[str, Any]]) -> tuple[Rows | None, Tensor | None]:
+        """Which rows of the batch stand for all, latents and text alike, and their text."""
+        if not all(map(_has_one_picture, calls)):
+            return None, None
+        texts, key = _texts_of(calls)
+        if key not in self._rows:
+            rows = _side_by_side([equal_rows(text, len(text)) for text in texts], texts[0].device)
+            self._rows[key] = (rows, None if rows is None else rows.select(self.of(calls)))
+        return self._rows[key]
+
+
+def _texts_of(calls: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], Hashable]:
+    texts = [call["encoder_hidden_states"] for call in calls]
+    return texts, tuple((id(text), text._version) for text in texts)
+
+
+def _has_one_picture(call: Mapping[str, Any]) -> bool:
+    """Whether all rows of a call have the same latents.
+
+    Drawings of one picture stack theirs, so elsewhere than on the CPU, where looking waits for all work
+    before, they are taken at their word.
+    """
+    sample = call["sample"]
+    return sample.device.type != "cpu" or all(torch.equal(sample[0], other) for other in sample[1:])
+
+
+def _one_each(calls: Sequence[Mapping[str, Any]]) -> Rows | None:
+    """The first row of each call for all of its rows."""
+    if not all(map(_has_one_picture, calls)):
+        return None
+    return _side_by_side([[0] * len(call["sample"]) for call in calls], calls[0]["sample"].device)
+
+
+def _side_by_side(stand_for: Sequence[Sequence[int]], device: Any) -> Rows | None:
+    """Rows of calls side by side, by which row of its call each one is equal to; None where all differ."""
+    starts = [sum(map(len, stand_for[:i])) for i in range(len(stand_for))]
+    rows = [start + row for start, each in zip(starts, stand_for, strict=True) for row in each]
+    return Rows.standing_for(rows, device)
+
+
+def _key(values: Mapping[str, Any]) -> Hashable | None:
+    sample, text, timestep = values["sample"], values["encoder_hidden_states"], values["timestep"]
+    one_step = not isinstance(timestep, Tensor) or timestep.numel() == 1
+    if sample.ndim != 4 or text.ndim != 3 or len(text) != len(sample) or not one_step:
+        return None
+    return sample.shape[1:], sample.dtype, sample.device, text.shape[1:], text.dtype
+
+
+def _joined(
+    calls: Sequence[Mapping[str, Any]], texts: _JoinedTexts
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Samples, a timestep for each, their texts, and how many each call has."""
+    samples = [call["sample"] for call in calls]
+    counts, device = [len(sample) for sample in samples], samples[0].device
+    # Networks read timesteps in single precision, whole ones too.
+    steps = [
+        torch.as_tensor(call["timestep"]).to(device, torch.float32).reshape(1).expand(count)
+        for call, count in zip(calls, counts, strict=True)
+    ]
+    return torch.cat(samples), torch.cat(steps), texts.of(calls), counts
+
+
+def _residuals_of(values: Mapping[str, Any]) -> tuple[Any, Any]:
+    return values.get("down_block_additional_residuals"), values.get("mid_block_additional_residual")
+
+
+def _joined_residuals(calls: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> tuple[Any, Any]:
+    """Residuals of all calls; zeros for those that have none, None where none has any."""
+    each = [_residuals_of(call) for call in calls]
+    some = next((one for one in each if one[1] is not None), None)
+    if some is None:
+        return None, None
+    pieces = [
+        (*down, middle) if middle is not None else [_zeros(like, count) for like in (*some[0], some[1])]
+        for (down, middle), count in zip(each, counts, strict=True)
+    ]
+    *down, middle = [joined_rows(same) for same in zip(*pieces, strict=True)]
+    return tuple(down), middle
+
+
+def _zeros(like: Tensor, count: int) -> Tensor:
+    return like.new_zeros(count, *like.shape[1:])
+
+
+def joined_rows(pieces: Sequence[Tensor]) -> Tensor:
+    """Tensors one behind the other; nothing is copied where they lie so in memory already."""
+    first = pieces[0]
+    place, strides = first.storage_offset(), first.stride()
+    memory = first.untyped_storage().data_ptr()
+    for piece in pieces:
+        beside = piece.untyped_storage().data_ptr() == memory and piece.storage_offset() == place
+        if not beside or piece.stride() != strides or piece.dtype != first.dtype:
+            return torch.cat(list(pieces))
+        place += len(piece) * strides[0]
+    return first.as_strided((sum(map(len, pieces)), *first.shape[1:]), strides, first.storage_offset())

@@ -1,0 +1,153 @@
+"""Requests that make no sense are answered in one line: no server error, and the server draws on."""
+
+import json
+import random
+
+import pytest
+from serving_running import running
+
+from bdm.serving.limits import Limits
+
+LIMITS = Limits(body=200_000, side=64, steps=20, pictures=3, queue=10)
+NUMBERS = [
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**63 - 1,
+    -(2**70),
+    10**400,
+    1.5,
+    1e308,
+    -1e308,
+    True,
+    "7",
+    "x",
+    None,
+    [],
+    {},
+]
+TEXTS = [
+    "",
+    "龙",
+    "x" * 20_000,
+    "\0",
+    "\ud800",
+    "(((",
+    "[a:b:",
+    "<lora:",
+    "{a|b",
+    "a AND b:",
+    "\u202e",
+    5,
+    None,
+    ["x"],
+]
+ROUTES = ["/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/v1/images/generations", "/v1/jobs", "/sdapi/v1/options",
+          "/sdapi/v1/png-info", "/v1/split", "/v1/pictures", "/v1/info", "/sdapi/v1/interrupt"]  # fmt: skip
+KEYS = {
+    "prompt": TEXTS, "negative_prompt": TEXTS, "native_prompt": TEXTS, "seed": NUMBERS, "steps": NUMBERS,
+    "width": NUMBERS, "height": NUMBERS, "cfg_scale": NUMBERS, "batch_size": NUMBERS, "n_iter": NUMBERS,
+    "n": NUMBERS, "size": [*TEXTS, "0x0", "9x9", "99999x1", "64x64"],
+    "sampler_name": [*TEXTS, "Euler a", "DPM fast"],
+    "scheduler": [*TEXTS, "karras"], "denoising_strength": NUMBERS, "enable_hr": [True, "x", 1],
+    "hr_scale": NUMBERS, "hr_upscaler": TEXTS, "hr_second_pass_steps": NUMBERS, "mask": TEXTS,
+    "init_images": [[], ["x"], [""], ["!!"], [5], "x", None, ["aGk="] * 3], "branch_scale": NUMBERS,
+    "override_settings": [{}, [], "x", {"sd_model_checkpoint": 5}, {"sd_model_checkpoint": "x"},
+                          {"CLIP_stop_at_last_layers": -5}, {"a" * 5000: 1}],
+    "alwayson_scripts": [{}, [], {"controlnet": {}}, {"controlnet": {"args": 5}},
+                         {"controlnet": {"args": [5]}},
+                         {"ControlNet": {"args": [{"model": "x", "image": 5}]}}, {"x": None}],
+    "model": TEXTS, "response_format": TEXTS, "output_format": TEXTS, "world": NUMBERS, "text": TEXTS,
+    "image": TEXTS, "count": NUMBERS, "sd_vae": TEXTS, "branch_schedule": TEXTS, "unknown": [None],
+    "request": [{}, [], "x", None, {"steps": 10**400}, {"steps": 1, "seed": -1}, {"prompt": "\ud800"},
+                {"width": 9, "height": 9, "steps": 1},
+                {"mode": {"name": "hires", "settings": {"scale": "x"}}},
+                {"mode": {"name": "outpaint", "pictures": {"image": {"name": "x"}}}}, {"mode": {"name": 5}},
+                {"mode": {"name": "text", "settings": {"tiling": 5}}}, {"enlarge": 10**400}, {"enlarge": 60},
+                {"plugins": [{"kind": "adapter", "file": {"name": "x"}}] * 50}, {"plugins": [5]},
+                {"model": {"name": "x", "hash": "y" * 9000}}, {"rules": {"emphasis": "x"}}, {"world": 5},
+                {"approximation": {"deep_every": 10**30}}, {"branch_schedule": "0:" * 4000},
+                {"clip_skip": 99},
+                {"precision": "bf16"}, {"versions": {"bdm": 5}}, {"file": "x"}, {"english_guidance": 1e300}],
+}  # fmt: skip
+BODIES = [b"", b"{", b"[]", b"null", b"5", b'"x"', b"\xff\xfe", b"[" * 50_000, b'{"a":' * 20_000, b"NaN",
+          b'{"steps": NaN}', b'{"steps": Infinity}', b'{"prompt": "\\ud800"}', b"\0" * 100, b"1" * 30_000,
+          b'{"seed": ' + b"9" * 5000 + b"}", b"x" * 250_000, b"\x89PNG\r\n\x1a\n" + b"\0" * 50]  # fmt: skip
+
+
+def case(random):
+    """(address, how it is called) of a request that makes little sense."""
+    address = random.choice(ROUTES)
+    if random.random() < 0.25:
+        kind = random.choice(
+            ["application/json", "text/plain", "image/png", "", "application/json; charset=x"]
+        )
+        return address, {"content": random.choice(BODIES), "headers": {"content-type": kind}}
+    chosen = random.sample(sorted(KEYS), random.randint(0, 6))
+    body = {"width": 32, "height": 32, "steps": 1} | {key: random.choice(KEYS[key]) for key in chosen}
+    return address, {"content": json.dumps(body), "headers": {"content-type": "application/json"}}
+
+
+def try_all(site, cases):
+    codes = set()
+    for address, call in cases:
+        answer = site.client.post(address, **call)
+        assert answer.status_code < 500, (address, call, answer.text)
+        if answer.status_code >= 400:
+            said = answer.json()["detail"]
+            assert "\n" not in said
+            assert len(said) < 2100
+        codes.add(answer.status_code)
+    return codes
+
+
+def still_draws(site):
+    body = {"prompt": "龙", "width": 32, "height": 32, "steps": 1}
+    return site.client.post("/sdapi/v1/txt2img", json=body).status_code == 200
+
+
+def test_every_value_of_every_key_is_answered(tmp_path):
+    body = {"width": 32, "height": 32, "steps": 1, "prompt": "龙"}
+    with running(tmp_path, limits=LIMITS) as site:
+        for address in ("/sdapi/v1/txt2img", "/v1/jobs"):
+            values = [(key, value) for key, values in KEYS.items() for value in values]
+            said = [body | {key: value} if address[1] == "s" else {key: value} for key, value in values]
+            try_all(site, [(address, {"content": json.dumps(one), **JSON}) for one in said])
+        for content in BODIES:
+            try_all(site, [(address, {"content": content, **JSON}) for address in ROUTES])
+        assert still_draws(site)
+
+
+JSON = {"headers": {"content-type": "application/json"}}
+
+
+def test_bodies_of_no_told_length_are_bounded_too(tmp_path):
+    with running(tmp_path, limits=LIMITS) as site:
+        for address in ("/sdapi/v1/txt2img", "/v1/pictures"):
+            pieces = (b" " * 10_000 for _ in range(30))
+            assert site.client.post(address, content=pieces, **JSON).status_code == 413
+
+
+def test_limits_are_named(tmp_path):
+    with running(tmp_path, limits=LIMITS) as site:
+        for said, named in (
+            ({"width": 128}, "width is 128; this server allows 8 to 64"),
+            ({"steps": 21}, "steps is 21; this server allows 1 to 20"),
+            ({"batch_size": 2, "n_iter": 2}, "the number of pictures is 4; this server allows 1 to 3"),
+            ({"prompt": "a" * 10_001}, "prompt_en: the number of characters is 10001"),
+            ({"enable_hr": True, "width": 32, "height": 40, "hr_scale": 2}, "height, enlarged, is 80"),
+        ):
+            answer = site.client.post("/sdapi/v1/txt2img", json={"steps": 1} | said)
+            assert answer.status_code == 422
+            assert answer.json()["detail"].startswith(named)
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_that_make_no_sense(tmp_path):
+    chance = random.Random(0)
+    with running(tmp_path, limits=LIMITS) as site:
+        codes = try_all(site, [case(chance) for _ in range(10_000)])
+        assert codes >= {200, 202, 413, 422}
+        assert still_draws(site)
