@@ -64,7 +64,7 @@ def _infer(options: argparse.Namespace) -> None:
     check_numbers(options)
     _check_sources(options)
     if options.grid is not None:
-        check_ending(options.grid)
+        check_ending(options.grid, "--grid")
     stages = Stages()
     with importing():
         import_module("bdm.drawing.painter")

@@ -150,14 +150,14 @@ def numbered(out: Path, count: int) -> list[Path]:
     return paths
 
 
-def check_ending(out: Path) -> None:
+def check_ending(out: Path, option: str = "--out") -> None:
     """Refuse a file that is none of a picture's.
 
     Raises:
         UserError: names the endings that are.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"--out {out}: allowed endings are .png, .jpg and .webp")
+        raise UserError(f"{option} {out}: allowed endings are .png, .jpg and .webp")
 
 
 def refuse_unusable(out: Path) -> None:

@@ -83,7 +83,7 @@ MISTAKES = [
     (drawing("--lang", "tlh"), "argument --lang: 'tlh' is not spoken here; give en or zh"),
     (drawing("--out", "x.bmp"), "--out x.bmp: allowed endings are .png, .jpg and .webp"),
     (drawing("--out", "x" * 300 + ".png"), "File name too long; choose another file"),
-    (drawing("--grid", "sheet.pdf"), "allowed endings are"),
+    (drawing("--grid", "sheet.pdf"), "--grid sheet.pdf: allowed endings are"),
     (drawing("--names", "[date]"), "[date] would give every picture another name"),
     (drawing("--names", "[prmpt]"), "[prmpt] stands for nothing in a file's name"),
     (drawing("--names", "[seed].gif"), "[seed].gif: allowed endings are"),
