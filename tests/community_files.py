@@ -5,6 +5,7 @@ import json
 import torch
 from diffusers import ControlNetModel
 from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from bdm.formats import names
 from bdm.formats.checkpoint import CONFIG_KEY, write_checkpoint
@@ -40,6 +41,31 @@ def make_controlnet(unet, blocks=(8, 16, 16, 32)):
     ):
         torch.nn.init.normal_(convolution.weight, std=0.2)
     return controlnet.eval().requires_grad_(False)
+
+
+def ip_adapter_tensors(unet):
+    """An IP-Adapter's file for a tiny UNet, whose image encoder's features are 32 wide."""
+    weights, key = {}, 1
+    for name in unet.attn_processors:
+        if not name.endswith("attn1.processor"):
+            wide = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+            weights |= {f"ip_adapter.{key}.to_{kind}_ip.weight": torch.randn(wide, 32) for kind in "kv"}
+            key += 2
+    projection = {
+        "proj.weight": torch.randn(128, 32),
+        "proj.bias": torch.zeros(128),
+        "norm.weight": torch.ones(32),
+        "norm.bias": torch.zeros(32),
+    }
+    return weights | {f"image_proj.{name}": value for name, value in projection.items()}
+
+
+def make_image_encoder():
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32,
+        patch_size=16, projection_dim=32,
+    )  # fmt: skip
+    return CLIPVisionModelWithProjection(config).eval()
 
 
 def mutate(content, dice):

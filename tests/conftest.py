@@ -24,6 +24,8 @@ ATTENTION = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 # Processes that tests start get one thread each; without it accelerate warns, and warnings are errors here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Messages are compared in English, whatever the machine speaks.
+os.environ["LC_ALL"] = "C.UTF-8"
 
 
 def pytest_configure(config: pytest.Config) -> None:

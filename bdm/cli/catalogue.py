@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What a template leaves open: the next value, or the one of a number.
-_OPEN = re.compile(r"\{(\d?)\}")
-#: Messages within messages within messages, at most.
-_DEEPEST = 5
-#: Parts of one message that a joint divides, at most.
-_MOST_PIECES = 4
+#: What a template leaves open: the next value, a whole number, or the value of a place.
+_OPEN = re.compile(r"\{(n|\d?)\}")
+#: Between the messages of a list.
+_JOINT = "; "
+#: Messages of a list at most; of its parts that one message may hold, which has joints of its own; of joints
+#: within a value.
+_MOST_PIECES, _MOST_JOINED, _MOST_WITHIN = 150, 3, 6
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class _Template:
 
     literals: tuple[str, ...]
     other: str
+    numbers: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, english: str, other: str) -> _Template:
-        return cls(tuple(_OPEN.split(english)[::2]), other)
+        parts = _OPEN.split(english)
+        return cls(tuple(parts[::2]), other, tuple(kind == "n" for kind in parts[1::2]))
 
     @property
     def weight(self) -> int:
@@ -47,22 +50,25 @@ class _Template:
             found.append(text[at:end])
             at = end + len(literal)
         last = len(text) - len(inner[-1])
-        fits = at < last and text.endswith(inner[-1])
-        return [*found, text[at:last]] if fits else None
+        if at >= last or not text.endswith(inner[-1]):
+            return None
+        found.append(text[at:last])
+        fits = all(value.isdigit() for value, number in zip(found, self.numbers) if number)
+        return found if fits else None
 
     def filled(self, values: Iterable[str]) -> str:
         """The other language's text with values."""
         said = list(values)
         numbers = iter(range(len(said)))
-        return _OPEN.sub(lambda open: said[int(open[1]) if open[1] else next(numbers)], self.other)
+        return _OPEN.sub(lambda open: said[int(open[1]) if open[1].isdigit() else next(numbers)], self.other)
 
 
 class Catalogue:
     """Translates messages.
 
     Args:
-        templates: English texts, with ``{}`` where a value stands, and the same in the other language, where
-            ``{0}`` and ``{1}`` say another order.
+        templates: English texts, with ``{}`` where a value stands and ``{n}`` where a whole number does, and
+            the same in the other language, where ``{0}`` and ``{1}`` say another order.
     """
 
     def __init__(self, templates: Mapping[str, str]) -> None:
@@ -76,48 +82,85 @@ class Catalogue:
         files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
         return cls({english: other for said in files for english, other in said.items()})
 
-    def told(self, text: str, depth: int = 0) -> str | None:
+    def told(self, text: str) -> str | None:
         """A message in the other language, what it quotes of other messages too; None for none of ours.
 
-        Of several templates that fit, the one that says most is taken.
+        Where a message can be read in several ways, the one is taken that explains most of its characters.
         """
-        return self._one(text, depth) or self._list(text, depth)
+        found = self._best(text, {})
+        return found.text if found else None
 
-    def _one(self, text: str, depth: int) -> str | None:
+    def _best(self, text: str, known: _Known) -> _Told | None:
+        """The best reading of a text; ``known`` are those of its parts that were looked for already."""
+        if text not in known:
+            known[text] = None
+            readings = (self._sentences(text, known), self._words(text, known), self._single(text, known))
+            known[text] = _heaviest(readings)
+        return known[text]
+
+    def _single(self, text: str, known: _Known) -> _Told | None:
+        """A text as one message."""
         if text in self._exact:
-            return self._exact[text]
-        if depth > _DEEPEST:
+            return _Told(self._exact[text], len(text))
+        return _heaviest([self._filled(template, text, known) for template in self._open])
+
+    def _filled(self, template: _Template, text: str, known: _Known) -> _Told | None:
+        values = template.values(text)
+        if values is None or any(value.count(_JOINT) > _MOST_WITHIN for value in values):
             return None
-        for template in self._open:
-            values = template.values(text)
-            if values is not None:
-                return template.filled(self.told(value, depth + 1) or value for value in values)
-        return None
+        found = [self._best(value, known) or _Told(value, 0) for value in values]
+        weight = template.weight + sum(one.weight for one in found)
+        return _Told(template.filled(one.text for one in found), weight, bool(template.literals[0]))
 
-    def _list(self, text: str, depth: int) -> str | None:
-        """Several messages in one line: each in turn is the longest that is known.
+    def _sentences(self, text: str, known: _Known) -> _Told | None:
+        """A text as several messages in one line, divided so that most is explained; unknown ones stay."""
+        pieces = text.split(_JOINT)
+        if not 1 < len(pieces) <= _MOST_PIECES:
+            return None
+        ways = [_Told("", 0)]
+        for end in range(1, len(pieces) + 1):
+            parts = {i: _JOINT.join(pieces[i:end]) for i in range(max(0, end - _MOST_JOINED), end)}
+            found = {i: self._single(part, known) for i, part in parts.items() if part != text}
+            found[end - 1] = found[end - 1] or _Told(parts[end - 1], 0)
+            ends = [_joined(ways[i], one) for i, one in found.items() if one is not None]
+            ways.append(max(ends, key=lambda one: one.weight))
+        return ways[-1] if ways[-1].weight else None
 
-        Of sentences some may be unknown, which stay as they are; between commas all are known or none is
-        taken for ours.
-        """
-        sentences = _told_in_turn(text.split("; "), "; ", lambda part: self._one(part, depth))
-        if any(other for _, other in sentences):
-            return "；".join(other or part for part, other in sentences)
-        words = _told_in_turn(text.split(", "), ", ", lambda part: self._one(part, depth))
-        return "，".join(other for _, other in words if other) if all(other for _, other in words) else None
+    def _words(self, text: str, known: _Known) -> _Told | None:
+        """A text as messages between commas, all of which are known."""
+        pieces = text.split(", ")
+        found: list[_Told] = []
+        for piece in pieces if 1 < len(pieces) <= _MOST_PIECES else ():
+            one = self._single(piece, known)
+            if one is None:
+                return None
+            found.append(one)
+        return _Told("，".join(o.text for o in found), sum(o.weight for o in found)) if found else None
 
 
-def _told_in_turn(
-    pieces: list[str], joint: str, tell: Callable[[str], str | None]
-) -> list[tuple[str, str | None]]:
-    """The parts of a text that was divided, each as long as it is known, with what is told of it."""
-    found: list[tuple[str, str | None]] = []
-    while len(pieces) and not (len(pieces) == 1 and not found):  # a single piece is no list
-        for count in range(min(_MOST_PIECES, len(pieces)), 0, -1):
-            part = joint.join(pieces[:count])
-            other = tell(part)
-            if other is not None or count == 1:
-                found.append((part, other))
-                pieces = pieces[count:]
-                break
-    return found
+@dataclass(frozen=True)
+class _Told:
+    """A text in the other language.
+
+    Attributes:
+        text: itself.
+        weight: how many characters of the English one templates explain.
+        begins: a template's words stand at its beginning, so that it is the message around others.
+    """
+
+    text: str
+    weight: int
+    begins: bool = False
+
+
+_Known = dict[str, "_Told | None"]
+
+
+def _heaviest(readings: Iterable[_Told | None]) -> _Told | None:
+    """The first of those that explain most."""
+    return max(filter(None, readings), key=lambda one: (one.weight, one.begins), default=None)
+
+
+def _joined(before: _Told, behind: _Told) -> _Told:
+    text = f"{before.text}；{behind.text}" if before.text else behind.text
+    return _Told(text, before.weight + behind.weight, begins=True)

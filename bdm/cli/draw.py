@@ -24,6 +24,7 @@ from .draw_requests import (
     prompt_jobs,
 )
 from .heavy import importing
+from .language import say, told
 from .quiet import quiet
 from .stages import Stages
 
@@ -63,7 +64,7 @@ def _infer(options: argparse.Namespace) -> None:
     check_numbers(options)
     _check_sources(options)
     if options.grid is not None:
-        check_ending(options.grid)
+        check_ending(options.grid, "--grid")
     stages = Stages()
     with importing():
         import_module("bdm.drawing.painter")
@@ -163,7 +164,7 @@ def _draw_prompts(options: argparse.Namespace, jobs: list[Job], stages: Stages) 
             print(*map(printable, (job.path, *([job.strip] if job.words is not None else []))), sep="\n")
     counts = todo.counts(failed)
     if len(jobs) > 1 or not counts.drawn:
-        print(counts)
+        say(str(counts))
     _draw_grid(options, jobs)
     if options.stages:
         stages.show()
@@ -208,7 +209,7 @@ def _draw_file(options: argparse.Namespace, jobs: list[Job], failed: list[Failur
     if undrawn is None:  # this process is not the one that tells
         return
     counts = todo.counts([*failed, *undrawn])
-    print(f"{counts.pictures} pictures in {printable(options.out)}: {counts}")
+    say(f"{counts.pictures} pictures in {printable(options.out)}: {counts}")
     _draw_grid(options, jobs)
     refuse_failures([*failed, *undrawn], counts.pictures)
 
@@ -235,7 +236,10 @@ def _draw_in_processes(options: argparse.Namespace, parts: list[list[Any]]) -> l
     ours = parts[state.process_index :: state.num_processes]
     failures: list[Any] = []
     with tqdm(
-        total=sum(map(len, ours)), desc="drawing", unit="picture", disable=not state.is_main_process
+        total=sum(map(len, ours)),
+        desc=told("drawing"),
+        unit=told("picture"),
+        disable=not state.is_main_process,
     ) as bar:
         painter = Painter(options.device) if ours else None
         for part in ours:

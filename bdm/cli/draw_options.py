@@ -234,3 +234,13 @@ def _plugins(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="turn the control images into conditions first: canny, or a controlnet_aux detector",
     )
+    group.add_argument(
+        "--ip-adapter", metavar="FILE", help="IP-Adapter for SD1.5, which shows --ip-image to the backbone"
+    )
+    group.add_argument("--ip-image", metavar="IMAGE", help="picture as a prompt, for --ip-adapter")
+    group.add_argument("--ip-scale", type=float, help="strength of --ip-adapter (default 1)")
+    group.add_argument(
+        "--ip-encoder",
+        metavar="FOLDER",
+        help="image encoder that the IP-Adapter was made for (default: the pipeline's own)",
+    )

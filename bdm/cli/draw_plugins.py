@@ -40,6 +40,7 @@ def named_plugins(options: argparse.Namespace, library: Library) -> Iterator[Plu
         source, numbers = split_numbers(text, "--lora", (0, 1, 2))
         settings = dict(zip(("strength", "text_strength"), numbers, strict=False))
         yield PluginUse(kind="adapter", file=FileRef.to(library.find(source, "adapter")), **settings)
+    yield from _ip_adapter(options, library)
     for i, (source, text) in enumerate(zip(options.controlnet, options.control_image, strict=True)):
         image, numbers = split_numbers(text, "--control-image", (0, 1, 3))
         window: dict[str, Any] = dict(zip(("strength", "start", "end"), numbers, strict=False))
@@ -51,6 +52,33 @@ def named_plugins(options: argparse.Namespace, library: Library) -> Iterator[Plu
             annotator=options.annotator,
             **window,
         )
+
+
+def _ip_adapter(options: argparse.Namespace, library: Library) -> Iterator[PluginUse]:
+    from ..drawing.request import FileRef, PluginUse
+
+    beside = {
+        "--ip-image": options.ip_image,
+        "--ip-scale": options.ip_scale,
+        "--ip-encoder": options.ip_encoder,
+    }
+    given = [name for name, value in beside.items() if value is not None]
+    if options.ip_adapter is None:
+        if given:
+            raise UserError(f"{given[0]} is of an IP-Adapter; give its file with --ip-adapter")
+        return
+    if options.ip_image is None:
+        raise UserError("--ip-adapter needs --ip-image, the picture that it shows to the backbone")
+    encoder = None
+    if options.ip_encoder is not None:
+        encoder = FileRef.to(library.find(options.ip_encoder, "image_encoder"))
+    yield PluginUse(
+        kind="ip_adapter",
+        file=FileRef.to(library.find(options.ip_adapter, "ip_adapter")),
+        picture=FileRef.to(options.ip_image),
+        strength=1.0 if options.ip_scale is None else options.ip_scale,
+        encoder=encoder,
+    )
 
 
 def split_numbers(text: str, option: str, counts: tuple[int, ...]) -> tuple[str, list[float]]:

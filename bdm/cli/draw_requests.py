@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import re
@@ -149,14 +150,14 @@ def numbered(out: Path, count: int) -> list[Path]:
     return paths
 
 
-def check_ending(out: Path) -> None:
+def check_ending(out: Path, option: str = "--out") -> None:
     """Refuse a file that is none of a picture's.
 
     Raises:
         UserError: names the endings that are.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"--out {out}: allowed endings are .png, .jpg and .webp")
+        raise UserError(f"{option} {out}: allowed endings are .png, .jpg and .webp")
 
 
 def refuse_unusable(out: Path) -> None:
@@ -183,6 +184,11 @@ def file_jobs(options: argparse.Namespace, base: Request, failed: list[Failure])
     if os.path.isfile(options.out):
         raise UserError(f"--out {options.out} is a file; with --prompts it is the folder of the pictures")
     refuse_unusable(options.out)
+    if options.translations:
+        logging.warning(
+            "--translations: the branch was trained beside an empty English prompt; beside an English text"
+            " things come out right less often, and seldom as in the native world"
+        )
     rows = read_prompt_file(options.prompts, BDM870(options.long_prompts, options.translations))
     jobs, wrong = row_jobs(rows, base, options.out, options.names, options.count, _wildcards(options))
     failed += wrong

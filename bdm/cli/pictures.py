@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, printable
+from .columns import columns
+from .language import told
 from .quiet import quiet
 
 
@@ -55,13 +57,14 @@ def _shown(path: Path, parameters: str, has_json: bool) -> list[str]:
 
     lines = [f"  {printable(line)}" for line in parameters.split("\n") if line]
     if not has_json:
-        return [*lines, "  without the JSON of bdm: it cannot be drawn again by --from"]
+        return [*lines, f"  {told('without the JSON of bdm: it cannot be drawn again by --from')}"]
     request = picture_request(path)
     for file in request.files():
-        lines.append(f"  needs {printable(file.name)} (hash {file.hash})")
+        lines.append(f"  {told(f'needs {printable(file.name)} (hash {file.hash})')}")
     versions = request.versions
     drawn = f"torch {versions.torch}, diffusers {versions.diffusers}, transformers {versions.transformers}"
-    return [*lines, f"  drawn by bdm {versions.bdm} with {drawn} on {printable(versions.device)}"]
+    drawn = f"drawn by bdm {versions.bdm} with {drawn} on {printable(versions.device)}"
+    return [*lines, f"  {told(drawn)}"]
 
 
 def _models(options: argparse.Namespace) -> None:
@@ -79,14 +82,8 @@ def _models(options: argparse.Namespace) -> None:
         for model in found:
             print(json.dumps(model, ensure_ascii=False))
         return
-    rows = [COLUMNS, *([printable(model[name], 60) for name in COLUMNS] for model in found)]
-    widths = [max(_width(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    titles = [told(f"column: {name}").removeprefix("column: ") for name in COLUMNS]
+    rows = [titles, *([printable(model[name], 60) for name in COLUMNS] for model in found)]
+    widths = [max(columns(row[i]) for row in rows) for i in range(len(COLUMNS))]
     for row in rows:
-        print("  ".join(text + " " * (width - _width(text)) for text, width in zip(row, widths)).rstrip())
-
-
-def _width(text: str) -> int:
-    """Columns of a terminal that a text takes; Chinese characters take two each."""
-    import unicodedata
-
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+        print("  ".join(text + " " * (width - columns(text)) for text, width in zip(row, widths)).rstrip())

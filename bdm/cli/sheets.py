@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError, printable
 from .draw_options import infer_options
 from .draw_requests import base_request, check_ending, check_numbers, numbered, refuse_unusable
+from .language import told
 from .quiet import quiet
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _drawing(options: argparse.Namespace, library: Library) -> Any:
         precision = usual_precision(choose_device(options.device))
         whole = [complete(request, library, precision) for request in requests]
         painter, images = Painter(options.device), []
-        for request in tqdm(whole, desc="drawing", unit="picture"):
+        for request in tqdm(whole, desc=told("drawing"), unit=told("picture")):
             (drawn,) = painter.draw([request])
             if drawn is None:
                 raise UserError(NONE_DRAWN.format("a picture of the sheet"))

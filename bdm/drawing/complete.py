@@ -93,10 +93,10 @@ def _located(file: FileRef, kind: str, library: Library, missing: list[str]) -> 
 def _located_plugin(plugin: PluginUse, library: Library, missing: list[str]) -> PluginUse:
     file = _located(plugin.file, plugin.kind, library, missing)
     picture = plugin.picture and _located(plugin.picture, "picture", library, missing)
+    encoder = plugin.encoder and _located(plugin.encoder, "image_encoder", library, missing)
     text = plugin.strength if plugin.text_strength is None else plugin.text_strength
-    return replace(
-        plugin, file=file, picture=picture, text_strength=text if plugin.kind == "adapter" else None
-    )
+    text = text if plugin.kind == "adapter" else None
+    return replace(plugin, file=file, picture=picture, encoder=encoder, text_strength=text)
 
 
 def _named(plugins: Sequence[PluginUse]) -> tuple[PluginUse, ...]:

@@ -139,10 +139,14 @@ def describe(job: Job) -> str:
 
 
 def parts(jobs: Sequence[Job], most: int) -> list[list[Job]]:
-    """Jobs that can be drawn together, in their order: they differ in texts and seeds alone."""
+    """Jobs that can be drawn together, in their order: they differ in texts and seeds alone.
+
+    Those with an IP-Adapter are drawn alone, as its picture is one prompt's.
+    """
     groups: list[list[Job]] = []
     for job in jobs:
-        fits = groups and len(groups[-1]) < most and _shared(groups[-1][0]) == _shared(job)
+        alone = any(plugin.kind == "ip_adapter" for plugin in job.request.plugins)
+        fits = groups and len(groups[-1]) < (1 if alone else most) and _shared(groups[-1][0]) == _shared(job)
         groups[-1].append(job) if fits else groups.append([job])
     return groups
 

@@ -178,7 +178,8 @@ class Library:
 
     def _may_be(self, entry: Entry, kind: str) -> bool:
         """Whether an entry may be of a kind: its folder says so, or itself where that says nothing."""
-        fitting = ("vae", "checkpoint") if kind == "vae" else (kind,)
+        fitting = {"vae": ("vae", "checkpoint"), "ip_adapter": (kind, "other", "unknown"),
+                   "image_encoder": (kind, "other", "unknown")}.get(kind, (kind,))  # fmt: skip
         return (entry.kind or kind_of(entry.path)) in fitting
 
 

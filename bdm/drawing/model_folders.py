@@ -28,10 +28,10 @@ FOLDER_KINDS = {
     "t2i_adapter": "other",
     "upscale_models": "upscaler",
     "clip": "other",
-    "clip_vision": "other",
+    "clip_vision": "image_encoder",
     "text_encoders": "other",
     "hypernetworks": "other",
-    "ipadapter": "other",
+    "ipadapter": "ip_adapter",
 }
 #: Where A1111 and ComfyUI keep models, below their own folder.
 _INSIDE = ("models", "embeddings", "extensions/sd-webui-controlnet/models")

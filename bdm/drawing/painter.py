@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from ..parallel.processes import cpu_only
 from ..pipeline import BridgePipeline
 from ..pipeline.attention import record_attention
 from ..pipeline.onlooker import Look, Onlooker
-from .attached import attach, needs_english
+from .attached import attach, needs_english, shown_picture
 from .attention_strip import recorded_strip
 from .grid import save_picture
 from .jobs import Failure, Job, draw_each, refuse_common_failure
@@ -109,6 +110,7 @@ class Painter:
         self._model: Any = None if given is None else given[:2]
         self._plugins: tuple[PluginUse, ...] = ()
         self._conditions: dict[str, Image.Image] = {}
+        self._stack = ExitStack()
         self._parts, self._written = 0, set[Path]()
         self._failures: list[Failure] = []
         self._fruitless: list[Failure] | None = []  # until the first picture is drawn
@@ -153,6 +155,7 @@ class Painter:
         assert request.precision is not None
         has_english = self._pipe is not None and self._pipe.text_encoder is not None
         if (request.model, request.precision) != self._model or (english and not has_english):
+            self._stack.close()
             self._pipe, self._model, self._plugins, self._conditions = None, None, (), {}
             self._pipe = BridgePipeline.from_pretrained(
                 str(request.model.source), torch_dtype=DTYPES[request.precision], english=english
@@ -168,14 +171,18 @@ class Painter:
 
     def _attach(self, plugins: tuple[PluginUse, ...]) -> None:
         """Attach plug-ins in place of those that are there; none are where one of them cannot be."""
-        self._pipe.plugins.clear()
-        self._plugins, self._conditions = (), {}
+        self._detach()
         try:
-            self._conditions = attach(self._pipe, plugins)
+            self._conditions = attach(self._pipe, plugins, self._stack)
         except BaseException:
-            self._pipe.plugins.clear()
+            self._detach()
             raise
         self._plugins = plugins
+
+    def _detach(self) -> None:
+        self._stack.close()
+        self._pipe.plugins.clear()
+        self._plugins, self._conditions = (), {}
 
     def draw_and_save(self, jobs: Sequence[Job]) -> None:
         """Draw pictures together and write those that are some.
@@ -318,6 +325,7 @@ def _call(requests: Sequence[Request]) -> dict[str, Any]:
         clip_skip=first.clip_skip,
         approximation=first.approximation,
         output_type="pt",
+        **shown_picture(first.plugins),
     )
 
 

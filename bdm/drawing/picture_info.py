@@ -75,6 +75,9 @@ def _settings(
         yield name, '"' + ", ".join(hashes) + '"' if hashes else ""
     for i, control in enumerate(p for p in request.plugins if p.kind == "controlnet"):
         yield f"ControlNet {i}", _control(control)
+    for shown in (p for p in request.plugins if p.kind == "ip_adapter"):
+        model = f"Model: {_name(shown.name)} [{shown.file.hash}]"
+        yield "IP-Adapter", f'"{model}, Weight: {_number(shown.strength)}"'
     if request.enlarge != 1:
         yield "Enlarged", request.enlarge
     yield "Version", f"bdm {request.versions.bdm}" if request.versions.bdm else ""

@@ -22,7 +22,7 @@ from ..text.rules import A1111, PromptRules
 from .typed_json import from_plain, has_half_characters, to_plain
 
 #: Kinds of plug-ins.
-KINDS = ("checkpoint", "vae", "adapter", "controlnet", "embedding")
+KINDS = ("checkpoint", "vae", "adapter", "controlnet", "embedding", "ip_adapter")
 #: Precisions of the networks.
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -63,13 +63,14 @@ class PluginUse:
         kind: one of ``KINDS``.
         file: its file.
         name: how it is called; "" for the file's stem. An embedding's is its trigger word.
-        strength: of an adapter's part in the UNet, or a ControlNet's.
+        strength: of an adapter's part in the UNet, a ControlNet's, or an IP-Adapter's.
         text_strength: of an adapter's part in the text encoder; None for ``strength``.
         start: share of the steps before which a ControlNet is off.
         end: share of the steps after which it is off.
         pooled: whether its residuals are averaged over the picture (shuffle ControlNets).
-        picture: a ControlNet's condition.
+        picture: a ControlNet's condition, or what an IP-Adapter shows to the backbone.
         annotator: what turns the picture into a condition first.
+        encoder: folder of an IP-Adapter's image encoder; None for the pipeline's own.
     """
 
     kind: str
@@ -82,6 +83,7 @@ class PluginUse:
     pooled: bool | None = None
     picture: FileRef | None = None
     annotator: str | None = None
+    encoder: FileRef | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -213,6 +215,8 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plugins", tuple(self.plugins))
+        if sum(plugin.kind == "ip_adapter" for plugin in self.plugins) > 1:
+            raise UserError("two IP-Adapters are asked for; give one")
         for name in ("prompt", "negative", "prompt_en", "negative_en"):
             _check_text(name, getattr(self, name))
         if (seed := whole_number(self.seed)) is None or not 0 <= seed < 2**63:
@@ -253,7 +257,7 @@ class Request:
         del said["versions"]
         files = [said["model"], *said["mode"]["pictures"].values()]
         for plugin in said["plugins"]:
-            files += [plugin["file"], plugin["picture"]]
+            files += [plugin["file"], plugin["picture"], plugin["encoder"]]
             if plugin["kind"] != "embedding":
                 del plugin["name"]
         for file in filter(None, files):
@@ -262,9 +266,9 @@ class Request:
 
     def files(self) -> list[FileRef]:
         """All files that it needs."""
-        pictures = [plugin.picture for plugin in self.plugins if plugin.picture]
-        files = [plugin.file for plugin in self.plugins] + pictures + [file for _, file in self.mode.pictures]
-        return [self.model, *files] if self.model else files
+        files = [self.model, *(plugin.file for plugin in self.plugins)]
+        files += [file for plugin in self.plugins for file in (plugin.picture, plugin.encoder)]
+        return [file for file in (*files, *(file for _, file in self.mode.pictures)) if file is not None]
 
 
 def _check_text(name: str, text: Any) -> None:

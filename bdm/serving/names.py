@@ -143,6 +143,8 @@ class Names:
         raise UserError(f"not here: {kind} {printable(file.name, 100)} (hash {printable(file.hash, 70)})")
 
     def _plugin(self, plugin: PluginUse) -> PluginUse:
+        if plugin.kind == "ip_adapter" or plugin.encoder is not None:
+            raise UserError("IP-Adapters are not drawn with by this server; leave them out")
         if plugin.annotator not in ANNOTATORS:
             raise UserError(f"annotator {printable(plugin.annotator, 60)}: this server has canny alone")
         picture = plugin.picture and self._picture(plugin.picture)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from bdm import Request
+from bdm.cli import parse
+from bdm.cli.draw_requests import file_jobs
 from bdm.drawing.jobs import Failure, Job
 from bdm.drawing.prompt_file import BDM870, read_prompt_file
 from bdm.drawing.row_jobs import row_jobs
@@ -309,3 +311,14 @@ def test_a_line_with_nothing_but_ascii_controls_is_a_prompt_like_any_other(tmp_p
     jobs, failed = read(tmp_path, "\x00\x1b[2J\x7f\n", ".txt")
     assert prompts(jobs) == ["\x00\x1b[2J\x7f"]
     assert not failed
+
+
+def test_the_official_translations_come_with_a_warning(tmp_path, caplog):
+    row = [["a.png", "龙", "a dragon", "一条龙", "a long dragon", "t", "c"]]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    arguments = ["infer", "--prompts", str(path), "--out", str(tmp_path / "out")]
+    for more in ([], ["--translations"]):
+        (job,) = file_jobs(parse([*arguments, *more]), Request(), [])
+        assert job.request.prompt_en == ("a dragon" if more else "")
+        assert ("trained beside an empty English prompt" in caplog.text) == bool(more)

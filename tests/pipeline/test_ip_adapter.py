@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from community_files import ip_adapter_tensors, make_image_encoder
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor
 
 from bdm.errors import UserError
 from bdm.pipeline import modes
@@ -20,28 +21,12 @@ def picture():
 
 @pytest.fixture
 def encoder():
-    config = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32,
-        patch_size=16, projection_dim=32,
-    )  # fmt: skip
-    return CLIPVisionModelWithProjection(config).eval()
+    return make_image_encoder()
 
 
 @pytest.fixture
 def tensors(pipe):
-    weights, key = {}, 1
-    for name in pipe.unet.attn_processors:
-        if not name.endswith("attn1.processor"):
-            wide = pipe.unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
-            weights |= {f"ip_adapter.{key}.to_{kind}_ip.weight": torch.randn(wide, 32) for kind in "kv"}
-            key += 2
-    projection = {
-        "proj.weight": torch.randn(128, 32),
-        "proj.bias": torch.zeros(128),
-        "norm.weight": torch.ones(32),
-        "norm.bias": torch.zeros(32),
-    }
-    return weights | {f"image_proj.{name}": value for name, value in projection.items()}
+    return ip_adapter_tensors(pipe.unet)
 
 
 @pytest.fixture
