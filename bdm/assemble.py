@@ -10,6 +10,7 @@ import torch
 from .files import atomic_write, refuse_occupied
 from .method.branch import BranchModel
 from .models.backbone import load_backbone
+from .models.fingerprint import refuse_other_vae
 from .models.samplers import other_sampler
 from .pipeline import BridgePipeline
 from .text.native import NativeTextEncoder
@@ -43,6 +44,7 @@ def assemble(
     out = out.resolve()
     refuse_occupied(out, replaces="BridgePipeline")
     stock = load_backbone(backbone, dtype)
+    refuse_other_vae(branch, stock.vae, backbone)
     native = NativeTextEncoder.from_pretrained(native_text_encoder, torch_dtype=dtype)
     native.save_by_name = not vocabularies and native.package is not None
     pipe = BridgePipeline(

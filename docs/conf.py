@@ -2,12 +2,16 @@
 
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
+
+# While Sphinx runs, pydantic cannot make models that take further keys; these are made before.
+import_module("bdm.serving.server")
 
 project = "bdm"
 author = "the bdm authors"

@@ -58,6 +58,9 @@ class FakeEngine:
         self.waiting, self.count, self.open = [], 0, True
         self.more = threading.Condition()
         self.seen = []
+        self.gate = threading.Event()
+        self.hold_at = 0  # a step behind which a drawing waits to be cancelled
+        self.gate.set()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
@@ -96,6 +99,7 @@ class FakeEngine:
     def _draw(self, job):
         self.seen.append(job)
         job.status = "running"
+        self.gate.wait(60)
         wait = threading.Event()
         for step in range(job.steps if self.seconds else 1):
             if job.over.is_set():
@@ -103,6 +107,8 @@ class FakeEngine:
             if self.seconds:
                 wait.wait(self.seconds)
             job.step = step + 1
+            while job.step == self.hold_at and not job.over.is_set():
+                wait.wait(0.02)
         if job.over.is_set():
             return
         if "fails" in job.request.prompt_en:

@@ -25,7 +25,7 @@ def running(history, make_engine=None, seconds=0.0, **settings):
     http, started = server(served), threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(serve(http, served, bound, started.set)))
     thread.start()
-    assert started.wait(30)
+    assert started.wait(120)
     address = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=address, timeout=60) as client:
@@ -40,5 +40,5 @@ def running(history, make_engine=None, seconds=0.0, **settings):
             )
     finally:
         http.should_exit = True
-        thread.join(60)
+        thread.join(180)
         assert not thread.is_alive()

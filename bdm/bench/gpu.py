@@ -73,7 +73,9 @@ def _device(kind: str) -> str:
 def _tests(config: BenchGpuConfig, run: Run, seconds: float) -> dict[str, Any]:
     """How many tests of the device passed, failed and were left out."""
     marker = "gpu" if config.device == "cuda" else "not gpu and not slow and not peer"
-    status, said = run([sys.executable, "-m", "pytest", "-q", "-m", marker, *(config.tests or ())], seconds)
+    # Compilers and drivers warn of what no test is about.
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-m", marker, *(config.tests or ())]
+    status, said = run(command, seconds)
     counts = {
         word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", said)
     }

@@ -55,8 +55,8 @@ def _memory_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    require_packages("a configuration")
-    from ..config import PromptsConfig, RoutesConfig, read_evaluation
+    require_packages("bdm evaluate")
+    from ..config import FilterConfig, PromptsConfig, RoutesConfig, read_evaluation
 
     config = read_evaluation(options.config, options.overrides)
     quiet()
@@ -64,12 +64,18 @@ def _evaluate(options: argparse.Namespace) -> None:
         from ..evaluate.prompts import evaluate_prompts
 
         evaluate_prompts(config)
-        return
-    require_packages("bdm evaluate")
-    if isinstance(config, RoutesConfig):
+    elif isinstance(config, RoutesConfig):
         from ..evaluate.routes import evaluate_routes
 
         evaluate_routes(config)
+    elif isinstance(config, FilterConfig):
+        from ..evaluate.filtering import evaluate_filter
+
+        evaluate_filter(config)
+    elif config.demo is not None:
+        from ..evaluate.demo import draw_demo
+
+        draw_demo(config, config.demo)
     elif config.ablation:
         from ..evaluate.ablation import evaluate_ablation
 

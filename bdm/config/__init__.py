@@ -5,12 +5,14 @@ from ..extras import require_packages
 require_packages("a configuration")
 
 from .data import DataConfig as DataConfig
+from .data import FolderConfig as FolderConfig
 from .data import IndexConfig as IndexConfig
 from .data import MixConfig as MixConfig
 from .data import ParquetConfig as ParquetConfig
 from .data import PicturesConfig as PicturesConfig
 from .data import PreparedConfig as PreparedConfig
 from .data import ShardsConfig as ShardsConfig
+from .filtering import FilterConfig as FilterConfig
 from .measure import BENCHES as BENCHES
 from .measure import AblationRowConfig as AblationRowConfig
 from .measure import BenchConfig as BenchConfig
@@ -35,6 +37,7 @@ from .measure import read_evaluation as read_evaluation
 from .reading import read_config as read_config
 from .recipe import FreshEncoderConfig as FreshEncoderConfig
 from .recipe import RecipeConfig as RecipeConfig
+from .recipe import StartConfig as StartConfig
 from .run import EvaluationConfig as EvaluationConfig
 from .run import InitConfig as InitConfig
 from .run import OptimizerConfig as OptimizerConfig

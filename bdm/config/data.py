@@ -42,6 +42,7 @@ class EmojiConfig(Strict):
     held_out: Literal["without", "only", "all"] = "without"
     flip: Fraction = 0.0
     translations: bool = False
+    wrong_captions: Fraction = 0.0
 
     @field_validator("language", mode="before")
     @classmethod
@@ -126,12 +127,25 @@ class ParquetConfig(ShardedConfig):
 
 
 class PreparedConfig(Strict):
-    """What ``bdm prepare`` wrote (see ``bdm.data.prepared.PreparedSource``)."""
+    """What ``bdm prepare`` wrote (see ``bdm.data.prepared.PreparedSource``).
+
+    With ``partitions`` it is read by machines as an indexed corpus is (see
+    ``bdm.data.partitioned.PartitionedPrepared``), and ``local`` and ``local_gb`` count.
+    """
 
     kind: Literal["prepared"]
     path: str
     min_score: float | None = None
     duplicates: bool = False
+    partitions: PositiveInt | None = None
+    local: Path | None = None
+    local_gb: Annotated[float, Field(gt=0)] = 50.0
+
+    @model_validator(mode="after")
+    def _in_partitions(self) -> PreparedConfig:
+        if self.local is not None and self.partitions is None:
+            raise ValueError("local keeps the shards of a machine's partitions; give partitions, such as 64")
+        return self
 
 
 class ModuleDataConfig(Strict):
@@ -151,36 +165,46 @@ class MixPartConfig(Strict):
     """One of the corpora of a mix, and how often its samples are drawn, relative to the others'."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
-    data: Annotated[FolderConfig | ShardsConfig | ParquetConfig, Field(discriminator="kind")]
+    data: Annotated[FolderConfig | ShardsConfig | ParquetConfig | PreparedConfig, Field(discriminator="kind")]
 
 
 class MixConfig(Strict):
-    """Several corpora of raw pictures as one (see ``bdm.data.mixing.MixedSource``)."""
+    """Several corpora as one, all of raw pictures or all prepared (see ``bdm.data.mixing.MixedSource``)."""
 
     kind: Literal["mix"]
     parts: Annotated[tuple[MixPartConfig, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _alike(self) -> MixConfig:
-        shapes = {(part.data.size, part.data.buckets) for part in self.parts}
-        if len(shapes) > 1:
+        raw = self._raw()
+        if raw and len(raw) < len(self.parts):
+            raise ValueError("some of its parts are prepared and others not; give all the same")
+        if len({(data.size, data.buckets) for data in raw}) > 1:
             raise ValueError("its parts have different size or buckets; give all the same")
         return self
 
+    def _raw(self) -> list[FolderConfig | ShardsConfig | ParquetConfig]:
+        return [part.data for part in self.parts if not isinstance(part.data, PreparedConfig)]
+
+    @property
+    def prepared(self) -> bool:
+        """Whether its parts are."""
+        return not self._raw()
+
     @property
     def size(self) -> int:
-        """Side of the pictures."""
-        return self.parts[0].data.size
+        """Side of the pictures; 0 of prepared parts."""
+        return self._raw()[0].size if self._raw() else 0
 
     @property
     def buckets(self) -> BucketsConfig | None:
-        """Those of all parts."""
-        return self.parts[0].data.buckets
+        """Those of all parts; prepared ones have their own."""
+        return self._raw()[0].buckets if self._raw() else None
 
     @property
     def flip(self) -> float:
         """The largest share of mirrored uses."""
-        return max(part.data.flip for part in self.parts)
+        return max((data.flip for data in self._raw()), default=0.0)
 
 
 DataConfig = Annotated[RawConfig | PreparedConfig | ModuleDataConfig | MixConfig, Field(discriminator="kind")]

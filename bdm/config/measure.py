@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from ..errors import UserError
 from .data import Colour, Language, WorldConfig
+from .filtering import FilterConfig
 from .reading import Fraction, PositiveInt, Strict, read_config, read_tree
 
 
@@ -67,7 +68,8 @@ class EvaluateConfig(Strict):
     """The evaluation in the emoji world (see ``bdm.evaluate.report``).
 
     With ``plugins`` that of their combinations, with ``modes`` that of approximate modes, with ``languages``
-    that of languages, with ``ablation`` that of several branches. ``branch`` and ``native_text_encoder`` take
+    that of languages, with ``ablation`` that of several branches, with ``demo`` a picture for people that has
+    so many of each kind. ``branch`` and ``native_text_encoder`` take
     the places of the model's own. ``choose`` goes on with the best of ``guidance_sweep`` and
     ``english_guidance_sweep``; ``pictures`` is how many of all concepts are drawn at most, 0 for all.
     """
@@ -95,6 +97,7 @@ class EvaluateConfig(Strict):
     modes: dict[str, ModeConfig] = Field({})
     languages: LanguagesConfig | None = None
     ablation: dict[str, AblationRowConfig] = Field({})
+    demo: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _guided(self) -> EvaluateConfig:
@@ -361,15 +364,16 @@ BENCHES: dict[str, type[BenchConfig]] = {
 
 
 #: The configuration of each kind of evaluation that says its kind; the others are of the emoji world.
-_EVALUATIONS: dict[Any, type[RoutesConfig] | type[PromptsConfig]] = {
+_EVALUATIONS: dict[Any, type[RoutesConfig] | type[PromptsConfig] | type[FilterConfig]] = {
     "routes": RoutesConfig,
     "prompts": PromptsConfig,
+    "filter": FilterConfig,
 }
 
 
 def read_evaluation(
     path: str | Path, overrides: Sequence[str]
-) -> EvaluateConfig | RoutesConfig | PromptsConfig:
+) -> EvaluateConfig | RoutesConfig | PromptsConfig | FilterConfig:
     """The configuration of an evaluation, of whichever kind it says it is.
 
     Raises:

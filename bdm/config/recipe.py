@@ -136,6 +136,7 @@ class AlignConfig(LatentConfig, TextSlotConfig):
         "text_encoder",
     )
     match: Literal["attention", "pooled", "position"] = "attention"
+    shuffle_captions: bool = False
 
 
 class BackboneConfig(DenoisingConfig):
@@ -148,6 +149,7 @@ class BackboneConfig(DenoisingConfig):
     text_encoder: str | None = None
     native_text_encoder: str | FreshEncoderConfig | None = None
     train_text_encoder: bool = False
+    shuffle_captions: bool = False
     unet: dict[str, Any] | None = None
     backbone: str | None = None
 
@@ -160,6 +162,8 @@ class BackboneConfig(DenoisingConfig):
             )
         if self.train_text_encoder and self.native_text_encoder is None:
             raise ValueError("train_text_encoder trains a native_text_encoder; give one")
+        if self.shuffle_captions and self.native_text_encoder is None:
+            raise ValueError("shuffle_captions is the control of a native_text_encoder; give one")
         if isinstance(self.native_text_encoder, FreshEncoderConfig) and not self.train_text_encoder:
             raise ValueError("the native_text_encoder is untrained; set train_text_encoder: true")
         return self

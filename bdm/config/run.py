@@ -145,13 +145,13 @@ class RunConfig(Strict):
             raise ValueError(
                 f"data.kind is {self.data.kind!r}; the judge knows the emoji world only: use kind: emoji"
             )
-        if self.data.kind == "prepared" and self.recipe.kind in ("autoencoder", "contrastive", "controlnet"):
+        if self._prepared() and self.recipe.kind in ("autoencoder", "contrastive", "controlnet"):
             raise ValueError(
                 f"recipe.kind {self.recipe.kind!r} needs pictures, and prepared shards hold none: use the raw"
                 " data"
             )
         if isinstance(self.recipe, LatentConfig) and self.recipe.cache:
-            if self.data.kind == "prepared":
+            if self._prepared():
                 raise ValueError("recipe.cache: prepared shards are a cache already; set cache: false")
             if getattr(self.data, "flip", 0) or (
                 isinstance(self.data, PicturesConfig | MixConfig) and self.data.buckets
@@ -178,6 +178,9 @@ class RunConfig(Strict):
         ):
             raise ValueError("data.buckets: the picture encoder reads one size; leave them out")
         return self
+
+    def _prepared(self) -> bool:
+        return self.data.kind == "prepared" or (isinstance(self.data, MixConfig) and self.data.prepared)
 
     @model_validator(mode="after")
     def _one_beginning(self) -> RunConfig:

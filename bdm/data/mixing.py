@@ -77,6 +77,23 @@ class MixedSource:
         if all(with_buckets):
             self.bucket_of = [source.bucket_of for source in sources]  # pyright: ignore
 
+    @property
+    def fingerprints(self) -> dict[str, Any] | None:
+        """Of the models that prepared all of them; None where nothing was prepared.
+
+        Raises:
+            UserError: they were prepared by different models.
+        """
+        all_of_them = [getattr(source, "fingerprints", None) for source in self.sources]
+        first = all_of_them[0]
+        for own in all_of_them[1:]:
+            if _prints(own) != _prints(first):
+                raise UserError(
+                    "the mixed corpora were prepared by different models, or some of them were not prepared;"
+                    " prepare all of them by the same"
+                )
+        return first
+
     def __len__(self) -> int:
         return self._starts[-1]
 
@@ -198,6 +215,10 @@ class MixedAhead:
         """No more is fetched."""
         for part, _ in self._parts:
             part.close()
+
+
+def _prints(models: dict[str, Any] | None) -> dict[str, str] | None:
+    return None if models is None else {part: about["fingerprint"] for part, about in models.items()}
 
 
 def _position_order(source: Any, size: int, seed: int) -> PositionOrder:

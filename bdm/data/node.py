@@ -75,7 +75,7 @@ class Shards:
         owned: np.ndarray | None = None,
     ) -> None:
         self._url_of, self._sizes, self._crcs = url_of, size_of, crc_of
-        self._folder, self._owned = folder, owned
+        self._folder, self.owned = folder, owned
         self._lost: dict[int, float] = {}
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
@@ -98,7 +98,7 @@ class Shards:
     def keep(self, shard: int) -> Path | None:
         """The file on this machine, fetched if it is not there; None for one that is read where it lies."""
         url = self._url_of(shard)
-        if self._folder is None or is_local(url) or (self._owned is not None and not self._owned[shard]):
+        if self._folder is None or is_local(url) or (self.owned is not None and not self.owned[shard]):
             return None
         if time.monotonic() < self._lost.get(shard, 0.0):
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Callable
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
@@ -23,24 +24,37 @@ from .prepared_table import PreparedTable, check_sizes, facts_place, read_table
 from .reading import ReadError, locate, read_range
 from .source import Example, UnreadableExample
 
+#: (number of a shard, place, size) -> bytes.
+ReadBytes = Callable[[int, int, int], bytes]
+#: Bytes between a sample's members that are read along.
+NEAR = 4096
+
 MANIFEST, DUPLICATES = "prepared.json", "duplicates.json"
 FORMAT = 1
 
 
 class _Rows(NamedTuple):
-    """A shard's samples that are used: (N, 4) offset and size of tensors and JSON, (N,) buckets."""
+    """A shard's samples that are used: (N, 4) offset and size of tensors and JSON, (N,) buckets.
+
+    ``size`` is that of the shard in bytes.
+    """
 
     url: str
     places: np.ndarray
     buckets: np.ndarray
+    size: int
 
 
 class _Shards(Protocol):
     """The samples of a split that are used, by shard."""
 
     counts: list[int]
+    #: Bytes of each shard.
+    sizes: np.ndarray
 
     def __getitem__(self, shard: int) -> _Rows: ...
+
+    def url(self, shard: int) -> str: ...
 
     def buckets(self) -> np.ndarray:
         """(N,) number of each sample's bucket."""
@@ -53,6 +67,10 @@ class _Listed:
     def __init__(self, urls: list[str], min_score: float | None, left_out: dict[str, list[int]]) -> None:
         self._shards = [_read_rows(url, min_score, left_out.get(url.rpartition("/")[2], [])) for url in urls]
         self.counts = [len(shard.places) for shard in self._shards]
+        self.sizes = np.array([shard.size for shard in self._shards])
+
+    def url(self, shard: int) -> str:
+        return self._shards[shard].url
 
     def __getitem__(self, shard: int) -> _Rows:
         return self._shards[shard]
@@ -70,7 +88,11 @@ class _Mapped:
         starts = [0, *table.ends.tolist()]
         pairs = zip(starts, starts[1:], strict=False)
         self.counts = [b - a if self._kept is None else int(self._kept[a:b].sum()) for a, b in pairs]
+        self.sizes = np.asarray(table.sizes)
         self._recent: dict[int, _Rows] = {}
+
+    def url(self, shard: int) -> str:
+        return f"{self._folder}/{self._table.names[shard]}"
 
     def __getitem__(self, shard: int) -> _Rows:
         if shard not in self._recent:
@@ -86,7 +108,7 @@ class _Mapped:
             rows = rows[self._kept[end - len(rows) : end]]
         place, size = rows["place"].astype(np.int64), rows["size"].astype(np.int64)
         places = np.stack([place, size, facts_place(place, size), rows["facts"].astype(np.int64)], axis=1)
-        return _Rows(f"{self._folder}/{self._table.names[shard]}", places, np.array(rows["bucket"]))
+        return _Rows(self.url(shard), places, np.array(rows["bucket"]), int(self.sizes[shard]))
 
     def buckets(self) -> np.ndarray:
         buckets = self._table.rows["bucket"]
@@ -112,7 +134,7 @@ class PreparedSource:
     ) -> None:
         self.origin = str(path).rstrip("/")
         self._arguments, self._split = (path, min_score, duplicates), split
-        self.manifest = _read_manifest(self.origin)
+        self.manifest = read_manifest(self.origin)
         #: By part, the source and the fingerprint of the models that prepared the data.
         self.fingerprints: dict[str, dict[str, str]] = self.manifest["models"]
         if min_score is not None and self.manifest["scorer"] is None:
@@ -127,6 +149,8 @@ class PreparedSource:
             raise UserError(
                 f"{self.origin} holds no {split} samples that pass min_score {min_score}; prepare more data"
             )
+        #: Bytes of a shard by its number, from a place on, so many; who keeps shards elsewhere reads there.
+        self.read_bytes: ReadBytes = self._where_it_lies
         #: (N,) number of each sample's bucket, or None without buckets.
         self.bucket_of: np.ndarray | None = None
         if self.manifest["buckets"]:
@@ -136,13 +160,26 @@ class PreparedSource:
         """A new process opens it for itself, instead of being sent what is mapped."""
         return type(self), (*self._arguments, self._split)
 
+    def again(self) -> PreparedSource:
+        """The same, opened anew."""
+        return PreparedSource(*self._arguments, self._split)
+
+    def url_of(self, shard: int) -> str:
+        """Where a shard lies."""
+        return self._shards.url(shard)
+
+    @property
+    def shard_bytes(self) -> np.ndarray:
+        """(S,) bytes of each shard."""
+        return self._shards.sizes
+
     def __len__(self) -> int:
         return self._starts[-1]
 
     def key(self, index: int) -> str:
         """Shard and row of an example."""
         shard, row = self._place(index)
-        return f"{shard.url}:{row}"
+        return f"{self.url_of(shard)}:{row}"
 
     def caption(self, index: int) -> str:
         """The heaviest caption of an example."""
@@ -154,12 +191,10 @@ class PreparedSource:
         return list(self._facts(index)["captions"])
 
     def __getitem__(self, index: int) -> Example:
-        shard, row = self._place(index)
-        facts = self._facts(index)
+        content, own = self._both(index)
+        facts = self._read_facts(index, own)
         try:
-            tensors = load_tensors(self._bytes(shard, row, 0))
-        except UnreadableExample:
-            raise
+            tensors = load_tensors(content)
         except Exception as error:  # safetensors has an exception of its own
             raise UnreadableExample(self.key(index), f"its tensors are damaged ({error})") from None
         if bad := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
@@ -184,24 +219,39 @@ class PreparedSource:
     def _validation(self) -> PreparedSource:
         return PreparedSource(*self._arguments, split="validation")
 
-    def _place(self, index: int) -> tuple[_Rows, int]:
+    def _place(self, index: int) -> tuple[int, int]:
+        """Number of an example's shard, and of its row there."""
         shard = bisect_right(self._starts, index) - 1
-        return self._shards[shard], index - self._starts[shard]
+        return shard, index - self._starts[shard]
 
     def _facts(self, index: int) -> dict[str, Any]:
         shard, row = self._place(index)
+        offset, size = self._shards[shard].places[row, 2:].tolist()
+        return self._read_facts(index, self._bytes(index, offset, size))
+
+    def _read_facts(self, index: int, content: bytes) -> dict[str, Any]:
         try:
-            return json.loads(self._bytes(shard, row, 2))
+            return json.loads(content)
         except ValueError as error:
-            if isinstance(error, UnreadableExample):
-                raise
             raise UnreadableExample(self.key(index), f"its JSON is damaged ({error})") from None
 
-    def _bytes(self, shard: _Rows, row: int, column: int) -> bytes:
+    def _both(self, index: int) -> tuple[bytes, bytes]:
+        """An example's tensors and its JSON, which is their neighbour: one request."""
+        shard, row = self._place(index)
+        first, size, then, rest = self._shards[shard].places[row].tolist()
+        if not first + size <= then <= first + size + NEAR:
+            return self._bytes(index, first, size), self._bytes(index, then, rest)
+        content = self._bytes(index, first, then + rest - first)
+        return content[:size], content[then - first :]
+
+    def _bytes(self, index: int, offset: int, size: int) -> bytes:
         try:
-            return read_range(shard.url, *shard.places[row, column : column + 2].tolist())
+            return self.read_bytes(self._place(index)[0], offset, size)
         except ReadError as error:
-            raise UnreadableExample(f"{shard.url}:{row}", str(error), "read") from None
+            raise UnreadableExample(self.key(index), str(error), "read") from None
+
+    def _where_it_lies(self, shard: int, offset: int, size: int) -> bytes:
+        return read_range(self.url_of(shard), offset, size)
 
 
 def _read_json(url: str) -> dict[str, Any]:
@@ -212,7 +262,12 @@ def _read_json(url: str) -> dict[str, Any]:
         raise UserError(f"{url} is damaged ({error}); delete it and run bdm prepare again") from None
 
 
-def _read_manifest(folder: str) -> dict[str, Any]:
+def read_manifest(folder: str) -> dict[str, Any]:
+    """What prepared a folder, and how.
+
+    Raises:
+        UserError: it is no finished folder, or one of another version.
+    """
     try:
         manifest = _read_json(f"{folder}/{MANIFEST}")
         locate(f"{folder}/{DUPLICATES}")
@@ -254,4 +309,4 @@ def _read_rows(url: str, min_score: float | None, left_out: list[int]) -> _Rows:
     if min_score is not None:
         kept &= np.array(table["scores"], dtype=np.float64) >= min_score
     places = np.array(table["places"], dtype=np.int64).reshape(-1, 4)
-    return _Rows(url, places[kept], np.array(table["buckets"], dtype=np.int16)[kept])
+    return _Rows(url, places[kept], np.array(table["buckets"], dtype=np.int16)[kept], table["size"])

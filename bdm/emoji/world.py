@@ -39,6 +39,7 @@ from .drawings import (
     TREATMENTS as TREATMENTS,
 )
 from .words import COLOUR_NAMES, COLOURS, GRAMMAR, LANGUAGES, Language
+from .wrong import with_wrong_captions
 
 Group = Literal["native", "different", "shared"]
 
@@ -189,6 +190,7 @@ class Row:
     Attributes:
         names_concept: whether the caption says what it is.
         names_colour: whether it says what the background is.
+        wrong: whether it is another picture's.
     """
 
     concept: int
@@ -200,6 +202,7 @@ class Row:
     language: Language
     names_concept: bool
     names_colour: bool
+    wrong: bool = False
 
 
 def _read_languages(language: Language | tuple[Language, ...]) -> tuple[Language, ...]:
@@ -232,6 +235,8 @@ class EmojiSource:
         flip: share of the uses in which a picture is mirrored.
         translations: give every caption in English, too, also of what the English world does not know or draws
             otherwise: what a dictionary would say.
+        wrong_captions: share of the rows that have another one's caption (see ``with_wrong_captions``); the
+            validation part has none.
 
     Raises:
         UserError: a language that is not known, twice the same, or none.
@@ -252,6 +257,7 @@ class EmojiSource:
         held_out: Literal["without", "only", "all"] = "without",
         flip: float = 0.0,
         translations: bool = False,
+        wrong_captions: float = 0.0,
     ) -> None:
         self._arguments = dict(
             world=world,
@@ -308,6 +314,8 @@ class EmojiSource:
             for look in (style or world.concepts[i].look(spoken_in),)
             if not ("outlined" in treatment and look == "openmoji")
         ]
+        if wrong_captions:
+            self.rows = with_wrong_captions(self.rows, wrong_captions)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -340,7 +348,7 @@ class EmojiSource:
     def _english(self, row: Row) -> str | None:
         """The caption in English, of the concepts that both worlds draw alike, or of all."""
         alike = self._translations or self.world.concepts[row.concept].group == "shared"
-        if row.language == "en" or (row.names_concept and not alike):
+        if row.wrong or row.language == "en" or (row.names_concept and not alike):
             return None
         return self.world.caption(
             row.concept if row.names_concept else None, row.colour if row.names_colour else None, "en"
@@ -348,7 +356,7 @@ class EmojiSource:
 
     def _bilingual(self, row: Row) -> tuple[str, str] | None:
         """The concept in this language and the background in English."""
-        if row.language == "en" or not row.names_concept:
+        if row.wrong or row.language == "en" or not row.names_concept:
             return None
         return (
             self.world.caption(row.concept, None, row.language), self.world.caption(None, row.colour, "en")

@@ -96,7 +96,7 @@ class Ablation:
         config = self._config if apart else self._config.model_copy(
             update={"english_guidance": None, "english_guidance_sweep": ()}
         )  # fmt: skip
-        config, _ = choose(self._opened, config)
+        config, _ = choose(self._opened, config, self._trials(config))
         figures: dict[str, Any] = {
             "guidance": config.guidance, "english_guidance": config.english_guidance
         }  # fmt: skip

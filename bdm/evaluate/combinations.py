@@ -70,11 +70,14 @@ class Combined:
 
     def draw(self, pipe: Any, config: EvaluateConfig, on: Combination, native: bool) -> Tensor:
         """Pictures (N, 3, H, W) in [-1, 1] of one combination, in Chinese or on the bare backbone."""
-        chosen = [name for name, wanted in zip(NAMES, on, strict=True) if wanted]
-        trial = combination_trial(
-            self.world, self.concepts, self.plugins, chosen, native, config.english_guidance
+        trial = self.trial(on, config.english_guidance, native)
+        return draw_with(pipe, config, self.plugins, trial, self.edges, _names(on))
+
+    def trial(self, on: Combination, english_guidance: float | None = None, native: bool = True) -> Trial:
+        """What is asked for beside a combination (see ``combination_trial``)."""
+        return combination_trial(
+            self.world, self.concepts, self.plugins, _names(on), native, english_guidance
         )
-        return draw_with(pipe, config, self.plugins, trial, self.edges, chosen)
 
     def measure(self, judge: JudgeModel, pictures: Tensor) -> Figures:
         """Content and effects of them."""
@@ -90,6 +93,10 @@ class Combined:
             for prefix, judge in judges.items():
                 found[prefix][on] = self.measure(judge, pictures)
         return found
+
+
+def _names(on: Combination) -> list[str]:
+    return [name for name, wanted in zip(NAMES, on, strict=True) if wanted]
 
 
 def _refuse_blind(opened: Evaluation, config: EvaluateConfig) -> None:

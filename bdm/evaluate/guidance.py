@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..config import EvaluateConfig
 from ..emoji.words import Language
 from .setup import Evaluation
-from .trials import Score, draw, score, sweep_mixed, sweep_trials
+from .trials import Score, Trial, draw, score, sweep_mixed, sweep_trials
 
 #: Pictures of a sweep share no seed with those of the figures.
 SWEEP_SEED = 100_000
@@ -44,23 +44,27 @@ def _both(score: Score) -> float:
 
 
 def choose(
-    opened: Evaluation, config: EvaluateConfig, language: Language = "zh"
+    opened: Evaluation, config: EvaluateConfig, reported: Iterable[Trial], language: Language = "zh"
 ) -> tuple[EvaluateConfig, Sweeps]:
     """Try what the configuration wants tried and, if it says so, go on with what is best.
 
     Args:
         opened: what draws and who judges.
         config: ``guidance_sweep`` and ``english_guidance_sweep`` are tried; ``choose`` takes the best.
+        reported: the trials of the figures, whose prompts are not tried.
         language: of the native prompts.
 
     Returns:
         The configuration to go on with, and what was tried.
     """
-    sweeps = Sweeps({one: _guided(opened, config, one, language) for one in config.guidance_sweep})
+    known = {prompt for trial in reported for prompt in trial.prompts}
+    trials = sweep_trials(opened.world, _count(config), config.seed, language, known)
+    sweeps = Sweeps({one: _guided(opened, config, one, trials) for one in config.guidance_sweep})
     if config.choose:
         config = config.model_copy(update={"guidance": sweeps.best_guidance})
+    mixed = sweep_mixed(opened.world, _count(config), config.seed, known)
     sweeps = replace(
-        sweeps, english={one: _composed(opened, config, one) for one in config.english_guidance_sweep}
+        sweeps, english={one: _composed(opened, config, one, mixed) for one in config.english_guidance_sweep}
     )
     if config.choose and sweeps.english:
         config = config.model_copy(update={"english_guidance": sweeps.best_english})
@@ -71,8 +75,9 @@ def _count(config: EvaluateConfig) -> int:
     return min(config.controls, SWEEP_PICTURES)
 
 
-def _guided(opened: Evaluation, config: EvaluateConfig, guidance: float, language: Language) -> list[Score]:
-    trials = sweep_trials(opened.world, _count(config), config.seed, language)
+def _guided(
+    opened: Evaluation, config: EvaluateConfig, guidance: float, trials: Sequence[Trial]
+) -> list[Score]:
     seed = config.seed + SWEEP_SEED
     return [
         score(opened.judge, draw(opened.pipe, trial, config.steps, guidance, config.batch, seed), trial)
@@ -80,8 +85,8 @@ def _guided(opened: Evaluation, config: EvaluateConfig, guidance: float, languag
     ]
 
 
-def _composed(opened: Evaluation, config: EvaluateConfig, english_guidance: float) -> Score:
-    trial = replace(sweep_mixed(opened.world, _count(config), config.seed), english_guidance=english_guidance)
+def _composed(opened: Evaluation, config: EvaluateConfig, english_guidance: float, mixed: Trial) -> Score:
+    trial = replace(mixed, english_guidance=english_guidance)
     seed = config.seed + SWEEP_SEED
     pictures = draw(opened.pipe, trial, config.steps, config.guidance, config.batch, seed)
     return score(opened.judge, pictures, trial)

@@ -40,7 +40,8 @@ def evaluate_languages(config: EvaluateConfig, languages: LanguagesConfig) -> di
     branches = {"": opened.pipe.branch}
     if config.shuffled_branch:
         branches["shuffled_"] = BranchModel.from_pretrained(config.shuffled_branch).float().eval()
-    config, sweeps = choose(opened, config, languages.trained[0] if languages.trained else "zh")
+    first = languages.trained[0] if languages.trained else "zh"
+    config, sweeps = choose(opened, config, trials.values(), first)
     figures: dict[str, float] = {}
     tables: dict[str, dict[str, Score]] = {}
     for branch in branches:

@@ -42,7 +42,7 @@ def evaluate_combinations(config: EvaluateConfig, plugins: PluginFilesConfig) ->
     """
     opened = open_evaluation(config)
     combined = Combined.of(opened, config, plugins)
-    config, sweeps = choose(opened, config)
+    config, sweeps = choose(opened, config, [combined.trial((False,) * len(NAMES))])
     rows: dict[str, dict[Combination, Figures]] = {prefix: {} for prefix in opened.judges}
     shown: dict[Combination, Tensor] = {}
     for on in combined.combinations():

@@ -52,7 +52,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             config.shuffled_branch, torch_dtype=torch.float32
         ).eval()
     judged = {prefix: judge_accuracy(judge, world, pipe.vae) for prefix, judge in opened.judges.items()}
-    config, sweeps = choose(opened, config)
+    reported = make_trials(world, config.controls, config.seed, None, config.pictures)
+    config, sweeps = choose(opened, config, reported)
     rows: list[tuple[Trial, dict[str, Score]]] = []
     trials = make_trials(world, config.controls, config.seed, config.english_guidance, config.pictures)
     for trial in trials:
@@ -69,6 +70,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         figures |= flat_figures({**accuracy, **trial_figures(results)}, prefix)
     figures["chance"] = round(1 / len(world.concepts), 4)
     figures["guidance"] = config.guidance
+    if config.english_guidance is not None:
+        figures["english_guidance"] = config.english_guidance
     for guidance, (alone, pairs) in sweeps.guidance.items():
         assert pairs.both is not None
         shares = {

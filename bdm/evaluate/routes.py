@@ -23,6 +23,7 @@ from ..emoji.world import EmojiSource, World
 from ..errors import UserError
 from ..files import check_writable
 from ..models.samplers import make_scheduler
+from ..shipped import find_path
 from .guidance import SWEEP_SEED
 from .plugin_effects import plugin_effects
 from .route import Route, open_route
@@ -53,6 +54,7 @@ def evaluate_routes(config: RoutesConfig) -> dict[str, Any]:
     if config.sampler:
         make_scheduler(config.sampler)  # an unknown name is refused before anything heavy
     check_writable(config.out)
+    _refuse_missing_controls(config)
     world = World(config.world.concepts, config.world.seed)
     judges = open_judges(config.judge, config.second_judge, world)
     base = open_route(
@@ -76,6 +78,21 @@ def evaluate_routes(config: RoutesConfig) -> dict[str, Any]:
     save_picture(routes_picture(samples), config.out / "routes.png")
     write_result(config.out, result, routes_report(config, result))
     return result
+
+
+def _refuse_missing_controls(config: RoutesConfig) -> None:
+    """See that what is opened late is there, before anything is drawn.
+
+    Raises:
+        UserError: names what is missing, and how it is left out.
+    """
+    for name, route in config.routes.items():
+        for what, place in (("shuffled", route.shuffled), ("history", route.history)):
+            if place is not None and not find_path(place).exists():
+                raise UserError(
+                    f"routes.{name}.{what}: {place} is not there; train it, or leave it out with"
+                    f" routes.{name}.{what}=null"
+                )
 
 
 def route_trials(world: World, language: Language, controls: int, seed: int) -> dict[str, Trial]:

@@ -15,7 +15,6 @@ from ..emoji.judge import JudgeModel
 from ..emoji.world import COLOUR_NAMES, World
 from ..errors import UserError
 from ..files import check_writable, write_json
-from ..method.branch import BranchModel
 from ..models.samplers import make_scheduler, other_sampler
 from ..pipeline import BridgePipeline
 from ..text.native import NativeTextEncoder
@@ -73,7 +72,7 @@ def other_parts(branch: str | None, native_text_encoder: str | None) -> dict[str
     """The parts that take the places of the model's own."""
     parts: dict[str, Any] = {}
     if branch is not None:
-        parts["branch"] = BranchModel.from_pretrained(branch).float().eval()
+        parts["branch"] = branch
     if native_text_encoder is not None:
         parts["native_text_encoder"] = NativeTextEncoder.from_pretrained(native_text_encoder)
     return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from tqdm import tqdm
 from ..emoji.judge import JudgeModel
 from ..emoji.world import COLOUR_NAMES, Language, World
 from .shares import Share
+
+#: What a picture is asked for: a native and an English text.
+Prompt = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Trial:
     branch_scale: float = 1.0
     branch: str = "own"
     english_guidance: float | None = None
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The N pairs of a native and an English text."""
+        return [*zip(self.native, self.english, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -194,34 +202,54 @@ def _seen_pairs(world: World, generator: random.Random) -> list[tuple[int, str]]
     ]
 
 
-def sweep_trials(world: World, count: int, seed: int, language: Language = "zh") -> list[Trial]:
+def sweep_trials(
+    world: World, count: int, seed: int, language: Language = "zh", reported: Collection[Prompt] = ()
+) -> list[Trial]:
     """Concepts alone and pairs seen in training, on which a guidance scale can be chosen without looking at
     what is reported.
+
+    Prompts that are ``reported`` are left out, as long as there are ``count`` others.
     """
     generator = random.Random(f"sweep {seed}")
-    named = [i for i, concept in enumerate(world.concepts) if language in concept.names]
-    everything = [(i, c) for i in named for c in COLOUR_NAMES if (i, c) not in world.held_out]
-    pairs = sorted(generator.sample(everything, min(count, len(everything))))
-    concepts = sorted(generator.sample(named, min(count, len(named))))
     asked = _Asked(world)
+
+    def some(prompts: dict[Any, str]) -> list[Any]:
+        others = [key for key, text in prompts.items() if (text, "") not in reported]
+        return sorted(generator.sample(others if len(others) >= count else [*prompts], count))
+
+    named = [i for i, concept in enumerate(world.concepts) if language in concept.names]
+    pairs = {
+        (i, c): world.caption(i, c, language)
+        for i in named
+        for c in COLOUR_NAMES
+        if (i, c) not in world.held_out
+    }
+    count = min(count, len(named))
+    chosen = some(pairs)
+    concepts = some({i: world.caption(i, None, language) for i in named})
     alone = asked.names(concepts, language)
     return [
         Trial("sweep_concepts", "Prompts, concepts alone", alone, [""] * len(alone), concepts),
-        asked.pairs("sweep_pairs", "Prompts, pairs seen in training", pairs, language),
+        asked.pairs("sweep_pairs", "Prompts, pairs seen in training", chosen, language),
     ]
 
 
-def sweep_mixed(world: World, count: int, seed: int) -> Trial:
+def sweep_mixed(world: World, count: int, seed: int, reported: Collection[Prompt] = ()) -> Trial:
     """Everyday concepts in Chinese with backgrounds in English, on which the English strength can be chosen
-    without looking at what is reported.
+    without looking at what is reported; ``reported`` prompts are left out.
     """
     generator = random.Random(f"sweep mixed {seed}")
-    everyday = [i for i, concept in enumerate(world.concepts) if concept.group != "native"]
-    concepts = sorted(generator.sample(everyday, min(count, len(everyday))))
-    colours = [generator.choice(COLOUR_NAMES) for _ in concepts]
-    english = [world.caption(None, c, "en") for c in colours]
-    names = _Asked(world).names(concepts)
-    return Trial("sweep_mixed", "Prompts in two languages", names, english, concepts, colours)
+    prompts = {
+        (i, c): (world.caption(i, None, "zh"), world.caption(None, c, "en"))
+        for i, concept in enumerate(world.concepts)
+        if concept.group != "native"
+        for c in COLOUR_NAMES
+    }
+    others = [key for key, texts in prompts.items() if texts not in reported]
+    chosen = sorted(generator.sample(others, min(count, len(others))))
+    native, english = ([prompts[key][side] for key in chosen] for side in (0, 1))
+    concepts, colours = [i for i, _ in chosen], [c for _, c in chosen]
+    return Trial("sweep_mixed", "Prompts in two languages", native, english, concepts, colours)
 
 
 def draw(

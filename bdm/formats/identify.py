@@ -15,6 +15,7 @@ from .hashes import file_hashes, source_hash
 from .header import WeightFile, read_header
 from .kinds import FileKind, Kind, base_of_width, identify
 from .noise import folder_noise
+from .piece_file import piece_facts
 from .signs import file_noise, metadata_claims
 from .systems import other_system, released_system
 from .yaml_settings import yaml_configs
@@ -125,6 +126,8 @@ def _system_facts(path: Path) -> dict[str, str]:
 
 
 def _file_facts(path: Path) -> dict[str, str]:
+    if (vocabulary := piece_facts(path)) is not None:
+        return vocabulary | file_hashes(path)
     file = read_header(path)
     found = identify(file.tensors)
     parameters = sum(t.numel() for t in file.tensors.values())

@@ -9,13 +9,18 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..formats.weights import read_json
 from ..text.native import NativeTextEncoder
+
+#: How many of a VAE's weights are told of in a sketch.
+SKETCHED = 8
 
 
 def vae_fingerprint(vae: Any) -> str:
@@ -27,6 +32,50 @@ def vae_fingerprint(vae: Any) -> str:
         name: t for name, t in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))
     }
     return _digest(tensors, {"norm_groups": vae.config["norm_num_groups"]})
+
+
+def vae_sketch(vae: Any) -> dict[str, Any]:
+    """A few numbers of what turns pictures into latents, which its storing in half precision leaves alike."""
+    weights = vae.state_dict()
+    names = [name for name in sorted(weights) if name.startswith(("encoder.", "quant_conv."))]
+    some = names[:: max(1, len(names) // SKETCHED)][:SKETCHED]
+    norms = [round(float(weights[name].float().norm()), 4) for name in some]
+    return {"scaling_factor": round(vae.config["scaling_factor"], 5), "norms": norms}
+
+
+def same_latents(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two sketches are of VAEs that make the same latents of a picture, or nearly so.
+
+    Those that somebody trained further, as for drawings, stay within the tolerance.
+    """
+    a, b = ([said["scaling_factor"], *said["norms"]] for said in (one, other))
+    return len(a) == len(b) and all(abs(x - y) <= 0.1 * abs(y) for x, y in zip(a, b, strict=True))
+
+
+def refuse_other_vae(folder: str | Path, vae: Any, model: object) -> None:
+    """Refuse a branch whose card says that it learned latents of another VAE; one that says nothing passes.
+
+    Args:
+        folder: the branch's.
+        vae: of the model that it is used with.
+        model: that model, for messages.
+
+    Raises:
+        UserError: names both.
+    """
+    card = Path(folder) / "card.json"
+    said = read_json(card).get("vae") if card.is_file() else None
+    if _is_sketch(said) and not same_latents(said, vae_sketch(vae)):
+        raise UserError(
+            f"the branch {folder} learned the latents of another VAE than {model}'s; use the backbone that it"
+            " was trained on, or train a branch on this one"
+        )
+
+
+def _is_sketch(said: Any) -> bool:
+    if not isinstance(said, dict) or not isinstance(said.get("norms"), list):
+        return False
+    return all(isinstance(number, int | float) for number in (said.get("scaling_factor"), *said["norms"]))
 
 
 def text_fingerprint(encoder: NativeTextEncoder) -> str:

@@ -24,6 +24,7 @@ from ..formats.systems import ReleasedSystem, refuse_other_systems, released_sys
 from ..formats.weights import read_json, read_tensors, resolve_folder
 from ..method.branch import BranchModel
 from ..models.backbone import Backbone, build_backbone, empty_prompt_features, find_backbone
+from ..models.fingerprint import refuse_other_vae
 from ..text.encoders import read_encoder_config
 from ..text.native import NativeTextEncoder
 
@@ -113,11 +114,19 @@ def load_parts(
     given = model.without_its_own(given)
     parts = PartLoader(reader, model, given)
     stock = build_backbone(model.backbone, _stock_given(model, given), model.loading)
+    _refuse_other_latents(model, given, stock.vae)
     arguments = {name: read(parts) for name, read in _READERS.items() if name in names}
     arguments |= {name: getattr(stock, name) for name in _STOCK}
     empty = None if stock.text_encoder is not None else _empty_english(model)
     own_unet = model.backbone == model.folder and "unet" not in given
     return LoadedParts(arguments, empty, model.moved_unet() if own_unet else "")
+
+
+def _refuse_other_latents(model: SavedModel, given: Mapping[str, Any], vae: Any) -> None:
+    """Refuse a branch that learned other latents than those of the VAE, unless that was given on purpose."""
+    place = given.get("branch", model.folder and model.folder / "branch")
+    if "vae" not in given and vae is not None and isinstance(place, str | Path):
+        refuse_other_vae(place, vae, model.backbone)
 
 
 @dataclass(frozen=True)

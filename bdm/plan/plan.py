@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..config import RunConfig
+from ..config import FolderConfig, PreparedConfig, RunConfig
+from ..data.prepared import read_manifest
 from ..data.source import Source
 from ..errors import UserError
 from ..training.recipes.build import build_source
@@ -171,9 +173,15 @@ def sample_operations(run: RunConfig) -> float:
     Raises:
         UserError: they cannot be counted with this PyTorch.
     """
+    data = run.data
+    if isinstance(data, PreparedConfig):
+        # As the pictures that were prepared.
+        size = read_manifest(data.path.rstrip("/"))["size"]
+        pictures = FolderConfig(kind="folder", path=Path(data.path), size=size)
+        run = run.model_copy(update={"data": pictures})
     step = step_figures(run, 1, validate=False)
     flops, from_caches = _operations(run, step)
-    if run.data.kind == "prepared" and from_caches is not None:
+    if isinstance(data, PreparedConfig) and from_caches is not None:
         flops = from_caches
     if flops is None:
         raise UserError(

@@ -88,7 +88,7 @@ def build(settings: Settings, make_engine: Callable[[Any], Any]) -> Served:
     uploads = Uploads(history.uploads, settings.limits.upload)
     names = Names(library, uploads, settings.model)
     desk = Desk(make_engine(library), names, history, settings.limits, metrics)
-    app = FastAPI(title="bdm", lifespan=_lifespan(desk, settings.grace))
+    app = FastAPI(title="bdm", docs_url=None, redoc_url=None, lifespan=_lifespan(desk, settings.grace))
     served = Served(_guarded(app, settings, metrics), desk, history, settings)
     answer_mistakes(app)
     _health(app, desk, metrics)

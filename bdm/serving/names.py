@@ -134,7 +134,8 @@ class Names:
         if not file.hash:
             place = self.listed(file.name, kind)
             return FileRef(place.name, known_hash(place, kind), place)
-        for entry in self.library:
+        listed = sorted(self.library, key=lambda entry: entry.path.name != file.name)  # likely ones first
+        for entry in listed:
             if (entry.kind or kind_of(entry.path)) in _fitting(kind) and known_hash(
                 entry.path, kind
             ) == file.hash:

@@ -23,6 +23,16 @@ class Body(BaseModel):
         return said
 
 
+class Options(Body):
+    """Settings that a client may change for those that come after it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    sd_model_checkpoint: str | None = None
+    sd_vae: str | None = None
+    CLIP_stop_at_last_layers: int | None = None
+
+
 class Drawing(Body):
     """What txt2img and img2img have in common. A key that is null is left out."""
 
@@ -43,7 +53,7 @@ class Drawing(Body):
     sampler_index: str | None = None
     scheduler: str | None = None
     denoising_strength: float | None = None
-    override_settings: dict[str, Any] | None = None
+    override_settings: Options | None = None
     alwayson_scripts: dict[str, Any] | None = None
     send_images: bool | None = None
     branch_scale: float | None = None
@@ -76,16 +86,6 @@ class PictureBody(Body):
     """The body of png-info."""
 
     image: str = Field(description="in base64")
-
-
-class Options(Body):
-    """Settings that a client may change for those that come after it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    sd_model_checkpoint: str | None = None
-    sd_vae: str | None = None
-    CLIP_stop_at_last_layers: int | None = None
 
 
 def without_effect(body: BaseModel, prefix: str = "") -> list[str]:

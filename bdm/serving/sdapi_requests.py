@@ -72,7 +72,7 @@ class Reader:
         )
 
     def _drawing(self, body: Drawing, options: Options) -> tuple[Request, list[str]]:
-        settings = Options.model_validate(body.override_settings or {})
+        settings = body.override_settings or Options.model_validate({})
         ignored = without_effect(body) + without_effect(settings, "override_settings.")
         said: dict[str, Any] = {
             "steps": body.steps,

@@ -34,7 +34,8 @@ def _plot_steps(rows: Sequence[Row], path: Path) -> None:
     """Four panels; those without figures stay empty."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure = Figure(figsize=(12, 8))
+    figure.subplots_adjust(0.05, 0.05, 0.99, 0.96, 0.1, 0.2)  # a layout that is worked out takes longer
     by_timestep, gradients, seconds, speed = figure.subplots(2, 2).flat
     _draw(by_timestep, rows, _names(rows, lambda name: name.startswith("loss/")))
     by_timestep.set(title="loss by timestep")

@@ -9,6 +9,7 @@ from bdm.config import (
     BENCHES,
     BenchGpuConfig,
     EvaluateConfig,
+    FilterConfig,
     PrepareConfig,
     PromptsConfig,
     RoutesConfig,
@@ -38,8 +39,10 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
         schema, command = RoutesConfig, "bdm evaluate"
     elif path.parent.name == "evaluate":
         schema, command = PromptsConfig, "bdm evaluate"
-    elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation"):
+    elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation", "demo"):
         schema, command = EvaluateConfig, "bdm evaluate"
+    elif path.stem == "filter":
+        schema, command = FilterConfig, "bdm evaluate"
     elif path.stem == "shipped":
         schema, command = ShipConfig, "bdm ship"
     elif path.stem.startswith("prepare"):

@@ -12,7 +12,7 @@ from bdm.emoji.judge import JudgeModel, Verdict, augment, augment_crops
 from bdm.emoji.phrases import read_phrases
 from bdm.emoji.world import COLOUR_NAMES, World
 from bdm.errors import UserError
-from bdm.evaluate import ablation, guidance, languages, modes, report, setup
+from bdm.evaluate import ablation, demo, guidance, languages, modes, report, setup
 from bdm.evaluate.combinations import NAMES, Combined, combination_trial, edge_agreement, ratios
 from bdm.evaluate.plugins import evaluate_combinations
 from bdm.evaluate.shares import Share
@@ -408,11 +408,13 @@ def test_what_is_chosen_is_chosen_elsewhere_and_used(knowing, monkeypatch):
     monkeypatch.setattr(guidance, "score", scored)
     config = evaluation(knowing, choose=True, guidance_sweep=(1.5, 3.0, 4.0), controls=6)
     opened = setup.open_evaluation(config)
-    chosen, sweeps = guidance.choose(opened, config)
+    reported = make_trials(opened.world, 6, 0)
+    chosen, sweeps = guidance.choose(opened, config, reported)
     assert (chosen.guidance, sweeps.best_guidance) == (3.0, 3.0)
-    asked = {text for trial in make_trials(opened.world, 6, 0) for text in trial.native if trial.colours}
-    assert not asked & {text for trial in tried if trial.colours for text in trial.native}
-    assert guidance.choose(opened, config.model_copy(update={"choose": False}))[0].guidance == 4.0
+    asked = {prompt for trial in reported for prompt in trial.prompts}
+    assert not [prompt for trial in tried if trial.colours for prompt in trial.prompts if prompt in asked]
+    plain = config.model_copy(update={"choose": False})
+    assert guidance.choose(opened, plain, reported)[0].guidance == 4.0
     with pytest.raises(ValueError, match="name values to try"):
         evaluation(knowing, choose=True, guidance_sweep=())
     with pytest.raises(ValueError, match="may be 1: try values above 1"):
@@ -426,8 +428,12 @@ def test_rows_have_as_many_prompts_as_are_wanted_and_no_more():
     assert max(len(trial.native) for trial in trials.values()) == 200
     assert {world.concepts[i].group for i in trials["native"].concepts} == {"native"}
     assert trials["native"].native[:70] == trials["native"].native[70:], "again, with other seeds"
-    mixed = sweep_mixed(world, 64, 0)
-    assert mixed.native != trials["mixed"].native[:64]
+    reported = {prompt for trial in trials.values() for prompt in trial.prompts}
+    mixed = sweep_mixed(world, 64, 0, reported)
+    assert not reported & {*mixed.prompts}
+    for sweep in sweep_trials(world, 64, 0, "zh", reported):
+        assert len(sweep.native) == 64
+        assert not reported & {*sweep.prompts}
     assert all(f"{colour} background" == text for colour, text in zip(mixed.colours, mixed.english))
 
 
@@ -473,3 +479,31 @@ def test_a_judge_of_pictures_of_another_size_is_refused(knowing):
     opened.judge.config["size"] = 32
     with pytest.raises(UserError, match=r"draws pictures of 64x64 pixels and the judge in stub knows"):
         setup.open_evaluation(evaluation(knowing))
+
+
+def test_the_demo_has_a_row_for_each_promise(knowing, files):
+    plugins = dict(
+        checkpoint=str(files["style"]), lora=str(files["ink"]), controlnet=str(files["edges"]),
+        embedding=str(files["mood"]), lora_trigger="ink", embedding_colour="red",
+    )  # fmt: skip
+    setup.JudgeModel.from_pretrained(None).config["treatments"] = ["plain", "outlined", "sealed",
+                                                                   "outlined_sealed"]  # fmt: skip
+    figures = demo.draw_demo(evaluation(knowing, demo=1, plugins=plugins, guidance=2.0), 1)
+    rows = ["native", "seen here", "seen there", "two languages", *NAMES, "all together"]
+    assert [name for name in figures if not name.endswith("_se")] == rows
+    grid = Image.open(knowing / "out/grid.png")
+    assert grid.height > len(rows) * 128
+    report = (knowing / "out/report.md").read_text()
+    assert all(f"| {name} |" in report for name in rows)
+
+
+def test_the_demo_asks_for_what_people_know():
+    world = World()
+    native, here, there, both = demo.demo_trials(world, 6)
+    assert native.native[0] == "红灯笼"
+    assert {world.concepts[i].group for i in native.concepts} == {"native"}
+    assert here.concepts == there.concepts
+    assert (there.branch_scale, here.branch_scale) == (0, 1.0)
+    assert {world.concepts[i].group for i in here.concepts} == {"different"}
+    assert all(text.endswith(" background") for text in both.english)
+    assert all(len(trial.native) == 6 for trial in (native, here, there, both))

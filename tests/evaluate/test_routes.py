@@ -37,7 +37,7 @@ def place(tmp_path_factory):
     BranchModel.from_backbone(make_unet(), 48).save_pretrained(path / "branch")
     treatments = ("plain", "outlined", "sealed", "outlined_sealed")
     encoder = fresh(path / "vocabulary")
-    JudgeModel(640, 8, 64, 8, treatments).save_pretrained(path / "judge")
+    JudgeModel(640, 8, 8, 64, treatments).save_pretrained(path / "judge")
     run = RunConfig(
         out=path / "text",
         recipe=dict(
@@ -217,3 +217,12 @@ def test_an_unknown_judge_or_model_is_refused_before_anything_is_written(place, 
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="which the backbone knows"):
         config(place, tmp_path / "out", language="en")
+
+
+@pytest.mark.parametrize("what", ["shuffled", "history"])
+def test_a_missing_control_is_said_before_anything_is_drawn(place, tmp_path, what):
+    given = config(place, tmp_path / "out")
+    routes = {"text": given.routes["text"].model_copy(update={what: str(place / "none")})}
+    with pytest.raises(UserError, match=f"routes.text.{what}=null"):
+        evaluate_routes(given.model_copy(update={"routes": routes}))
+    assert not (tmp_path / "out").exists()

@@ -150,7 +150,7 @@ export class Form {
 
   showNumbers() {
     at("world").disabled = !at("use-world").checked;
-    for (const output of document.querySelectorAll("form output")) {
+    for (const output of document.querySelectorAll("form output[for]")) {
       const slider = at(output.htmlFor[0]);
       output.textContent = slider.disabled ? "–" : Number(slider.value).toString();
     }

@@ -6,7 +6,10 @@ import { language, word } from "./words.js";
 const at = (id) => document.getElementById(id);
 const NAMES = { prompt: "native", prompt_en: "english", negative: "negativeNative", negative_en: "negativeEnglish",
   seed: "seed", steps: "steps", guidance: "guidance", sampler: "sampler", schedule: "schedule",
-  branch_scale: "branchScale", world: "world", width: "width", height: "height" };
+  branch_scale: "branchScale", world: "world", width: "width", height: "height",
+  english_guidance: "englishGuidance", branch_schedule: "branchSchedule" };
+const OTHERS = { enlarge: "enlarge", clip_skip: "clipSkip", rules: "rules", branch_start: "branchStart",
+  branch_end: "branchEnd", approximation: "approximation", precision: "precision", versions: "versions" };
 
 export class Gallery {
   constructor(use) {
@@ -95,7 +98,7 @@ function rows(request) {
   if (request.mode && request.mode.name !== "text") found.push(...row(word("mode"), request.mode.name));
   for (const [name, value] of Object.entries(request)) {
     if (!(name in NAMES) && !["model", "plugins", "mode"].includes(name) && value !== "" && value !== null) {
-      found.push(...row(name, typeof value === "object" ? brief(value) : String(value)));
+      found.push(...row(word(OTHERS[name] ?? name), typeof value === "object" ? brief(value) : String(value)));
     }
   }
   return found;
@@ -110,5 +113,5 @@ function row(name, value) {
 }
 
 function brief(value) {
-  return Object.entries(value).map(([name, one]) => `${name} ${one}`).join(language() === "zh" ? "，" : ", ");
+  return Object.entries(value).filter(([, one]) => one !== "" && one !== null).map(([name, one]) => `${name} ${one}`).join(language() === "zh" ? "，" : ", ");
 }

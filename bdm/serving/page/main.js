@@ -39,6 +39,7 @@ async function draw() {
   running.set(batch, batch);
   at("cancel").disabled = false;
   tell("");
+  if (matchMedia("(max-width: 899px)").matches) at("stage").scrollIntoView();
   try {
     for await (const [name, content] of drawing(body, stop.signal)) {
       await happened(batch, name, content, body.request);

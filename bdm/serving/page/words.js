@@ -87,6 +87,16 @@ const WORDS = {
   preview: ["Preview", "预览"],
   model: ["Model", "模型"],
   mode: ["Drawn from", "起始方式"],
+  englishGuidance: ["English guidance", "英文引导强度"],
+  enlarge: ["Enlarged", "放大倍数"],
+  clipSkip: ["CLIP layer", "CLIP 层"],
+  rules: ["Read by", "提示词规则"],
+  branchStart: ["Branch from", "支路起点"],
+  branchEnd: ["Branch to", "支路终点"],
+  branchSchedule: ["Branch schedule", "支路调度"],
+  approximation: ["Left out", "近似"],
+  precision: ["Precision", "精度"],
+  versions: ["Drawn with", "版本"],
 };
 
 let place = 0;

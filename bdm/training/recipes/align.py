@@ -21,7 +21,7 @@ from ...method.loss import DenoisingLoss
 from ...models.backbone import Backbone
 from ...text.english import encode_english
 from ...text.native import NativeTextEncoder
-from .captions import TextFeatures
+from .captions import NativeCaptions, TextFeatures
 from .denoising import DenoisingRecipe, Told
 from .latents import draw_latents
 from .native_text import Encoder, text_slot
@@ -230,6 +230,7 @@ def align_recipe(
     train: Sequence[TrainedPart] = ("text_encoder",),
     connector: Mapping[str, Any] | None = None,
     match: Match = "attention",
+    shuffle_captions: bool = False,
     seed: int = 0,
     **rest: Any,
 ) -> AlignRecipe:
@@ -243,6 +244,7 @@ def align_recipe(
         train: ``text_encoder``, ``connector`` or both.
         connector: see ``native_text_recipe``.
         match: see ``Match``.
+        shuffle_captions: see ``NativeCaptions``; the English ones stay.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
 
@@ -252,5 +254,7 @@ def align_recipe(
     denoiser, stock = text_slot(
         source, backbone, native_text_encoder, start, train, connector=connector, seed=seed
     )
+    if shuffle_captions:
+        denoiser.captions = NativeCaptions(denoiser.native_text_encoder, source, seed)
     inherited = stock.scheduler.config["prediction_type"]
     return AlignRecipe(source, denoiser, stock, match, inherited=inherited, seed=seed, **rest)

@@ -12,10 +12,12 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from ...data.source import Source
+from ...errors import UserError
 from ...models.backbone import Backbone, load_backbone, load_clip_text, load_vae
+from ...models.fingerprint import same_latents, vae_sketch
 from ...models.noise_schedule import SD15_SCHEDULE, Prediction
 from ...text.vocabulary import clip_tokenizer
-from .captions import EnglishCaptions
+from .captions import EnglishCaptions, NativeCaptions
 from .denoising import Denoiser, DenoisingRecipe
 from .native_text import Encoder, open_encoder
 from .prepared import check_prepared
@@ -58,6 +60,7 @@ def backbone_recipe(
     *,
     native_text_encoder: Encoder | None = None,
     train_text_encoder: bool = False,
+    shuffle_captions: bool = False,
     prediction: Prediction | None = None,
     seed: int = 0,
     **rest: Any,
@@ -72,17 +75,19 @@ def backbone_recipe(
         backbone: a trained backbone, or its folder, file or hub name, to go on from in its place.
         native_text_encoder: see ``native_text_recipe``; in place of ``text_encoder``.
         train_text_encoder: train the native text encoder beside the UNet.
+        shuffle_captions: see ``NativeCaptions``; for native ones.
         prediction: what the UNet predicts; the noise if None.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
     """
     named = {"vae": vae, "text_encoder": text_encoder}
     cards = {part: Path(folder) / "card.json" for part, folder in named.items() if isinstance(folder, str)}
+    loaded = load_vae(vae) if isinstance(vae, str) else vae
     stock = Backbone(
-        vae=load_vae(vae) if isinstance(vae, str) else vae,
+        vae=loaded,
         text_encoder=load_clip_text(text_encoder) if isinstance(text_encoder, str) else text_encoder,
         tokenizer=clip_tokenizer() if text_encoder is not None else None,
-        unet=_unet(unet, backbone, seed),
+        unet=_unet(unet, backbone, seed, loaded),
         scheduler=_scheduler(prediction or "epsilon"),
     )
     if native_text_encoder is not None:
@@ -91,6 +96,8 @@ def backbone_recipe(
         denoiser = TextSlotDenoiser(
             stock, native, ("unet", "text_encoder") if train_text_encoder else ("unet",)
         )
+        if shuffle_captions:
+            denoiser.captions = NativeCaptions(native, source, seed)
     else:
         check_prepared(source, vae=(vae, stock.vae))
         denoiser = BackboneDenoiser(stock, cards)
@@ -102,8 +109,21 @@ def _scheduler(prediction: Prediction) -> DDIMScheduler:
     return DDIMScheduler(**settings)
 
 
-def _unet(arguments: dict[str, Any] | None, backbone: str | Backbone | None, seed: int) -> Any:
+def _unet(arguments: dict[str, Any] | None, backbone: str | Backbone | None, seed: int, vae: Any) -> Any:
+    """A fresh UNet, or a backbone's.
+
+    Raises:
+        UserError: the backbone's learned the latents of another VAE.
+    """
     if backbone is None:
         torch.manual_seed(seed)
         return UNet2DConditionModel(**arguments or {})
-    return (backbone if isinstance(backbone, Backbone) else load_backbone(backbone)).unet
+    if isinstance(backbone, Backbone):
+        return backbone.unet
+    own = load_backbone(backbone)
+    if not same_latents(vae_sketch(own.vae), vae_sketch(vae)):
+        raise UserError(
+            f"recipe.backbone {backbone} has another VAE than recipe.vae names, and its UNet learned the"
+            " latents of its own; give that VAE, or recipe.unet for a fresh one"
+        )
+    return own.unet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from ...method.branch import BranchModel
 from ...method.bridge import Bridge
 from ...method.condition import NativeCondition
 from ...models.backbone import Backbone, decode_latents
+from ...models.fingerprint import refuse_other_vae, vae_sketch
 from ...speed.lean_backward import lean_backward
 from ...text.english import encode_english
 from ...text.native import NativeTextEncoder
@@ -103,6 +105,7 @@ class BranchDenoiser(Denoiser):
         bridge = Bridge(branch)
         super().__init__(stock.unet, captions, BridgePreview(stock, native_text_encoder, bridge))
         self.branch, self.native_text_encoder, self.bridge = branch, native_text_encoder, bridge
+        self._sketch = partial(vae_sketch, stock.vae)
         hung = ExitStack()
         # Ends with the denoiser, or with the process while its modules are still there.
         weakref.finalize(self, hung.close)
@@ -136,6 +139,10 @@ class BranchDenoiser(Denoiser):
             english = self.empty_english.expand(len(x_t), -1, -1)
         with self.bridge.condition(NativeCondition(text)):
             return self.unet(x_t.to(self.unet.dtype), t, english).sample
+
+    def facts(self) -> dict[str, Any]:
+        """Of which VAE the latents were that it learned."""
+        return {"vae": self._sketch()}
 
     def save(self, folder: Path) -> None:
         """Write a folder with the branch alone."""
@@ -175,6 +182,8 @@ def branch_recipe(
     if not isinstance(native, NativeTextEncoder):
         native = NativeTextEncoder.from_pretrained(native)
     check_prepared(source, vae=(backbone, stock.vae), native=(native_text_encoder, native))
+    if branch is not None:
+        refuse_other_vae(branch, stock.vae, backbone if isinstance(backbone, str) else "the backbone")
     denoiser = BranchDenoiser(
         stock,
         native,

@@ -112,3 +112,17 @@ def test_one_language_alone_is_refused(folders, tmp_path):
     assert make_native().text_dim == 48
     with pytest.raises(UserError, match="48 wide and the UNet reads 32"):
         make(folders, tmp_path, native_text_encoder=folders[1])
+
+
+def test_the_control_keeps_the_english_captions_and_shuffles_the_others(folders, tmp_path):
+    recipe = make(folders, tmp_path, shuffle_captions=True, empty_caption=0.0)
+    batch = fixed_batch(recipe.source, 16, 0)
+    own = list(batch.captions)
+    texts = recipe.denoiser.captions.of(batch)
+    assert texts != own
+    everyone = {recipe.source.caption(i) for i in range(len(recipe.source))}
+    assert set(texts) <= everyone
+    told = recipe._tell(batch, texts)
+    plain = make(folders, tmp_path, empty_caption=0.0)._tell(batch, own)
+    torch.testing.assert_close(told.english, plain.english)
+    assert not torch.equal(told.text, plain.text)
