@@ -135,15 +135,16 @@ def test_what_cannot_be_drawn_is_told(tmp_path):
 
 
 def test_a_stop_finishes_what_was_accepted_and_hands_back_the_rest(tmp_path):
-    with running(tmp_path, seconds=0.05, grace=8) as site:
+    with running(tmp_path, seconds=0.05, grace=5) as site:
         answers = {}
         site.desk.engine.gate.clear()
+        site.desk.engine.hold_at = 100
 
         def ask(name, steps):
             body = {"prompt": name, "steps": steps, "width": 32, "height": 32}
             answers[name] = httpx.post(f"{site.address}/sdapi/v1/txt2img", json=body, timeout=60)
 
-        threads = [threading.Thread(target=ask, args=pair) for pair in (("short", 5), ("long", 1000))]
+        threads = [threading.Thread(target=ask, args=pair) for pair in (("short", 5), ("long", 150))]
         for count, thread in enumerate(threads, 1):
             thread.start()
             until(lambda count=count: len(site.desk.live) == count)
@@ -158,7 +159,7 @@ def test_a_stop_finishes_what_was_accepted_and_hands_back_the_rest(tmp_path):
         site.thread.join()
     with running(tmp_path) as again:
         found = again.client.get(f"/v1/jobs/{long}").json()
-        assert (found["status"], found["request"]["steps"]) == ("returned", 1000)
+        assert (found["status"], found["request"]["steps"]) == ("returned", 150)
         assert again.served.history.lost == []
 
 

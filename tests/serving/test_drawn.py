@@ -16,10 +16,11 @@ pytestmark = pytest.mark.skipif(not DEFAULT_MODEL.exists(), reason="assets/emoji
 
 
 def test_a_clients_picture_is_the_one_that_bdm_draws(tmp_path):
-    (alone,) = bdm.draw(bdm.Request(prompt="红灯笼", prompt_en="masterpiece", seed=7, steps=3, guidance=2.0))
+    texts = {"prompt": "红灯笼", "prompt_en": "masterpiece"}
+    (alone,) = bdm.draw(bdm.Request(**texts, seed=7, steps=3, guidance=2.0, sampler="Euler a"))
     with running(tmp_path, lambda library: Engine(models=library, device="cpu")) as site:
         api = webuiapi.WebUIApi(host="127.0.0.1", port=site.port)
-        said = {"width": 32, "height": 32, "steps": 3, "cfg_scale": 2, "seed": 7, "sampler_name": ""}
+        said = {"width": 32, "height": 32, "steps": 3, "cfg_scale": 2, "seed": 7, "sampler_name": "Euler a"}
         result = api.txt2img(prompt="红灯笼，masterpiece", **said)
         difference = np.asarray(result.image, int) - np.asarray(alone.image, int)
         assert np.abs(difference).max() <= 1
