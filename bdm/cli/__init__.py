@@ -115,7 +115,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(prog="bdm", description="Bridge Diffusion Models: train, draw, evaluate.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -54,6 +54,15 @@ class PartitionedPrepared:
     def __getitem__(self, index: int) -> Any:
         return self._source[index]
 
+    def caption(self, index: int) -> str:
+        """See ``Source``."""
+        return self._source.caption(index)
+
+    @property
+    def validation(self) -> PreparedSource:
+        """See ``Source``."""
+        return self._source.validation
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # asked for while a data worker unpickles it
             raise AttributeError(name)

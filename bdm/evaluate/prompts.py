@@ -49,7 +49,7 @@ def evaluate_prompts(config: PromptsConfig) -> dict[str, Any]:
     texts, wrong = read_texts(config)
     scores = PictureScores(config.scorer, config.features)
     drawn = _draw(config, texts)
-    real = _real_pictures(Path(config.real), tuple(drawn.shape[:-3:-1])) if config.real else []
+    real = _real_pictures(Path(config.real), (drawn.shape[-1], drawn.shape[-2])) if config.real else []
     cosines = scores.cosines(drawn, texts)
     figures: dict[str, Any] = {"prompts": len(texts), "left_out": len(wrong)}
     figures |= {name: round(value, 5) for name, value in scores(drawn, texts, real).items()}

@@ -65,7 +65,7 @@ def refuse_other_vae(folder: str | Path, vae: Any, model: object) -> None:
     """
     card = Path(folder) / "card.json"
     said = read_json(card).get("vae") if card.is_file() else None
-    if _is_sketch(said) and not same_latents(said, vae_sketch(vae)):
+    if said is not None and _is_sketch(said) and not same_latents(said, vae_sketch(vae)):
         raise UserError(
             f"the branch {folder} learned the latents of another VAE than {model}'s; use the backbone that it"
             " was trained on, or train a branch on this one"

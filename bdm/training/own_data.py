@@ -69,7 +69,7 @@ class OwnData:
         box: list[Any] = [None]
         if self._scores is not None:
             drawn = to_pixels(pictures.cpu())
-            box[0] = self._scores(drawn, self._prompts, () if self._real is None else self._real)
+            box[0] = self._scores(drawn, self._prompts, [] if self._real is None else list(self._real))
             grid = labelled_grid(drawn[:SHOWN], self._prompts[:SHOWN], columns=8, scale=1)
             log_picture(self._accelerator, self._out, grid, done, "own")
         if self._accelerator.num_processes > 1:
