@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tiny import TEXT_DIM, make_branch, make_native, make_text_encoder, make_unet, make_vae
 from transformers import CLIPTextModel
 
+from bdm.cli.language import speak
 from bdm.formats import names
 from bdm.method.branch import BranchModel
 from bdm.models.noise_schedule import SD15_SCHEDULE
@@ -37,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _deterministic() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # tiny models: more threads only wait for each other
+    speak("en")  # a command before may have spoken another language
 
 
 @pytest.fixture

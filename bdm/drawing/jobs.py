@@ -207,7 +207,7 @@ def refuse_failures(failed: Sequence[Failure], pictures: int) -> None:
     if failed:
         if not pictures:
             refuse_common_failure(failed)
-        reasons = "; ".join(str(failure)[:400] for failure in failed[:_MOST_REASONS])
+        reasons = "; ".join(str(failure)[:700] for failure in failed[:_MOST_REASONS])
         rest = ", ".join(failure.what for failure in failed[_MOST_REASONS:])
         raise RowsFailed(
             f"{len(failed)} gave no picture and {pictures} did: {reasons}"

@@ -15,7 +15,7 @@ from ..formats.identify import identify_source
 from ..formats.weights import WEIGHT_SUFFIXES, resolve_folder
 from ..shipped import find_path, shipped
 from .known_hashes import is_picture_of, known_hash, known_hashes, picture_hash
-from .model_folders import Entry, entries
+from .model_folders import Entry, check_there, entries
 from .picture_names import ENDINGS
 from .request import FileRef
 
@@ -33,6 +33,9 @@ class Library:
         folders: of community files (see ``bdm.drawing.model_folders.entries``); BDM_MODELS names some too.
         beside: folders that are looked through for pictures and files as well, without what is in them.
         accepts: whether something that lies in the folders is listed at all.
+
+    Raises:
+        UserError: a folder that is not there.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class Library:
     ) -> None:
         more = filter(None, os.environ.get("BDM_MODELS", "").split(os.pathsep))
         self._folders = [Path(os.path.expanduser(folder)) for folder in (*folders, *more)]
+        for folder in self._folders:
+            check_there(folder)
         self._beside = [Path(folder) for folder in beside]
         self._accepts = accepts
         self._entries: list[Entry] | None = None

@@ -66,14 +66,23 @@ def entries(folder: Path) -> Iterator[Entry]:
     if folder.suffix.lower() in (".yaml", ".yml"):
         yield from _of_yaml(folder)
         return
-    if not folder.is_dir():
-        raise UserError(f"--models {folder}: no such folder; give one that holds checkpoints, LoRA ...")
+    check_there(folder)
     if (folder / _YAML).is_file():
         yield from _of_yaml(folder / _YAML)
     inside = [folder / name for name in _INSIDE if (folder / name).is_dir()]
     whole = not (folder / "models").is_dir()
     for place in [folder] if whole else inside:
         yield from _walk(place, FOLDER_KINDS.get(place.name.lower(), ""), set(), 0)
+
+
+def check_there(folder: Path) -> None:
+    """Refuse a folder of models that is not there.
+
+    Raises:
+        UserError: names it.
+    """
+    if not folder.is_dir() and folder.suffix.lower() not in (".yaml", ".yml"):
+        raise UserError(f"--models {folder}: no such folder; give one that holds checkpoints, LoRA ...")
 
 
 def _of_yaml(file: Path) -> Iterator[Entry]:

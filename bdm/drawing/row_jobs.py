@@ -85,11 +85,11 @@ def _pictures(index: int, row: Row, base: Request, usual_count: int, wildcards: 
         raise UserError(row.wrong)
     said: dict[str, Any] = dict(row.said)
     file, count = said.pop("file", ""), said.pop("count", usual_count)
-    if said.keys() & {"sampler", "schedule"}:
-        sampler, schedule = said.get("sampler", base.sampler), said.get("schedule", "")
-        said["sampler"], said["schedule"] = named(sampler, schedule)
     first = said.pop("seed", base.seed + index * usual_count)
     try:
+        if said.keys() & {"sampler", "schedule"}:
+            sampler, schedule = said.get("sampler", base.sampler), said.get("schedule", "")
+            said["sampler"], said["schedule"] = named(sampler, schedule)
         requests = [replace(base, seed=first + i, **said) for i in range(count)]
     except UserError as error:
         raise UserError(f"asks for {error}") from None

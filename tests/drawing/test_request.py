@@ -16,6 +16,12 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 shares = st.floats(0, 1)
 numbers = st.floats(-1e6, 1e6)
 files = st.builds(FileRef, texts, texts)
+
+
+def at_most_one_ip_adapter(plugins):
+    return sum(plugin.kind == "ip_adapter" for plugin in plugins) <= 1
+
+
 plugins = st.builds(
     PluginUse,
     kind=st.sampled_from(KINDS),
@@ -49,7 +55,7 @@ requests = st.builds(
     enlarge=st.integers(1, 9),
     mode=modes,
     model=st.none() | files,
-    plugins=st.lists(plugins, max_size=3).map(tuple),
+    plugins=st.lists(plugins, max_size=3).filter(at_most_one_ip_adapter).map(tuple),
     sampler=texts,
     schedule=texts,
     steps=st.integers(1, 200),
