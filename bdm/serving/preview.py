@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
-from ..models.backbone import decode_latents
+from ..models.backbone import encode_moments
 
-#: Latents that are decoded for the fit, each of one colour, and their side.
-_SAMPLES, _SIDE = 32, 4
+#: Pictures of soft colours that are encoded for the fit, their side, and how many colours a side has.
+_SAMPLES, _SIDE, _COLOURS = 32, 64, 4
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Colours:
     @classmethod
     @torch.no_grad()
     def of(cls, vae: Any) -> Colours:
-        """The best fit to plain areas of many colours."""
-        channels = vae.config["latent_channels"]
-        colours = torch.randn(_SAMPLES, channels, generator=torch.Generator().manual_seed(0))
-        areas = colours.to(vae.device, vae.dtype)[:, :, None, None].expand(-1, -1, _SIDE, _SIDE)
-        pictures = decode_latents(vae, areas).float().cpu() / 2 + 0.5
-        known = torch.cat([colours, torch.ones(_SAMPLES, 1)], dim=1)
-        matrix = torch.linalg.lstsq(known, pictures.mean((2, 3))).solution
-        return cls(matrix, pictures.shape[-1] // _SIDE)
+        """The best fit to pictures of soft colours, which the VAE encodes."""
+        few = torch.rand(_SAMPLES, 3, _COLOURS, _COLOURS, generator=torch.Generator().manual_seed(0))
+        pictures = interpolate(few, (_SIDE, _SIDE), mode="bilinear")
+        mean, _ = encode_moments(vae, pictures.to(vae.device, vae.dtype) * 2 - 1).float().cpu().chunk(2, 1)
+        latents = _pixels(mean * vae.config["scaling_factor"])
+        known = torch.cat([latents, torch.ones(len(latents), 1)], dim=1)
+        factor = _SIDE // mean.shape[-1]
+        return cls(torch.linalg.lstsq(known, _pixels(avg_pool2d(pictures, factor))).solution, factor)
 
     @torch.no_grad()
     def show(self, latents: Tensor) -> Image.Image:
@@ -56,6 +56,11 @@ class Colours:
         large = interpolate(colours[None], scale_factor=self.factor, mode="bilinear")[0]
         pixels = (large.nan_to_num().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
         return Image.fromarray(pixels.numpy())
+
+
+def _pixels(maps: Tensor) -> Tensor:
+    """(N, C, h, w) as (N h w, C)."""
+    return maps.movedim(1, -1).flatten(0, 2)
 
 
 class Expected:

@@ -153,9 +153,20 @@ def test_one_that_fails_in_a_call_ends_none_of_the_others(painter, monkeypatch):
     check(painter, requests[::2])
 
 
-def test_nan_stays_where_it_is(painter):
-    requests = [asked(seed=0), asked(seed=1, guidance=1e37), asked(seed=2)]
-    courses = joined(painter, requests)
+def test_nan_stays_where_it_is(painter, monkeypatch):
+    plain = JoinedBranch.__call__
+
+    def broken(self, calls):
+        found = plain(self, calls)
+        for call, (_, middle) in zip(calls, found, strict=True):
+            if call["conditioning_scale"] == 0.25:
+                middle.fill_(torch.nan)
+        return found
+
+    requests = [asked(seed=0), asked(seed=1, branch_scale=0.25), asked(seed=2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(JoinedBranch, "__call__", broken)
+        courses = joined(painter, requests)
     assert not courses[1].result.isfinite().all()
     for i in (0, 2):
         torch.testing.assert_close(courses[i].result, alone(painter, requests[i]), rtol=3e-5, atol=3e-5)
