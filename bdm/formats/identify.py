@@ -126,7 +126,7 @@ def _system_facts(path: Path) -> dict[str, str]:
 
 
 def _file_facts(path: Path) -> dict[str, str]:
-    if (vocabulary := piece_facts(path)) is not None:
+    if os.path.isfile(path) and (vocabulary := piece_facts(path)) is not None:
         return vocabulary | file_hashes(path)
     file = read_header(path)
     found = identify(file.tensors)

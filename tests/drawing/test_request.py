@@ -14,7 +14,7 @@ from bdm.speed.approximate import Approximation
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 shares = st.floats(0, 1)
-numbers = st.floats(-1e6, 1e6)
+numbers = st.floats(-1e6, 1e6, allow_subnormal=False)
 files = st.builds(FileRef, texts, texts)
 
 

@@ -491,8 +491,8 @@ def test_the_demo_has_a_row_for_each_promise(knowing, files):
     figures = demo.draw_demo(evaluation(knowing, demo=1, plugins=plugins, guidance=2.0), 1)
     rows = ["native", "seen here", "seen there", "two languages", *NAMES, "all together"]
     assert [name for name in figures if not name.endswith("_se")] == rows
-    grid = Image.open(knowing / "out/grid.png")
-    assert grid.height > len(rows) * 128
+    with Image.open(knowing / "out/grid.png") as grid:
+        assert grid.height > len(rows) * 128
     report = (knowing / "out/report.md").read_text()
     assert all(f"| {name} |" in report for name in rows)
 
