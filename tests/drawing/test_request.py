@@ -13,7 +13,7 @@ from bdm.errors import UserError
 from bdm.speed.approximate import Approximation
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-shares = st.floats(0, 1)
+shares = st.floats(0, 1, allow_subnormal=False)
 numbers = st.floats(-1e6, 1e6, allow_subnormal=False)
 files = st.builds(FileRef, texts, texts)
 
