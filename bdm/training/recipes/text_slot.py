@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...models.backbone import Backbone
 from ...models.distance import weight_distance
+from ...speed.lean_backward import lean_backward
 from ...text.connector import Connector
 from ...text.native import NativeTextEncoder
 from .captions import NativeCaptions
@@ -57,6 +60,8 @@ class TextSlotDenoiser(Denoiser):
         check_width(stock.unet, native)
         super().__init__(stock.unet, captions, StockPreview(stock, captions))
         self.native_text_encoder = native
+        if not {"unet", "cross_attention"} & set(train):
+            self._lighten(stock.unet)
         if "text_encoder" in train and getattr(native.model, "pooler", None) is not None:
             # It reads the hidden states and is not part of them: processes would wait for its gradients.
             setattr(native.model, "pooler", None)  # noqa: B010  # not every model declares one
@@ -64,6 +69,15 @@ class TextSlotDenoiser(Denoiser):
             raise UserError(
                 "recipe.train names connector, and there is none; give recipe.connector, or leave it out"
             )
+
+    def _lighten(self, unet: Any) -> None:
+        """Let a UNet that stays as it is keep no more than its text's gradients need.
+
+        It ends with the denoiser, or with the process while its modules are still there.
+        """
+        hung = ExitStack()
+        weakref.finalize(self, hung.close)
+        hung.enter_context(lean_backward(unet))
 
     def parts(self) -> dict[str, nn.Module]:
         return {name: module for part in self._train for name, module in self.part(part).items()}

@@ -1,6 +1,7 @@
 """Native text in the text's place: what is trained, where it begins, what comes out."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from bdm.config import RunConfig
 from bdm.data.batch import fixed_batch
 from bdm.errors import UserError
 from bdm.models.backbone import load_backbone
+from bdm.speed import lean_backward
 from bdm.text.native import NativeTextEncoder
 from bdm.text.vocabulary import chinese_clip_tokenizer
 from bdm.training.loop import train
+from bdm.training.recipes import text_slot
 from bdm.training.recipes.backbone import backbone_recipe
 from bdm.training.recipes.build import build_recipe
 from bdm.training.recipes.native_text import native_text_recipe
@@ -314,3 +317,31 @@ def test_prepared_features_are_no_use_for_an_encoder_that_is_trained(folders):
         native_text_recipe(Prepared(make_source(), text_encoder=1), *folders, **options)
     with pytest.raises(UserError, match="prepared with other models: its tokenizer"):
         native_text_recipe(Prepared(make_source(), tokenizer=1), *folders, **options)
+
+
+def test_a_frozen_unet_keeps_less_and_gives_the_same_gradients(folders, monkeypatch):
+    """Beside the same recipe whose UNet keeps everything."""
+    monkeypatch.setattr(lean_backward, "LEAST_VALUES", 0)
+    kept: dict[str, int] = {}
+    gradients: dict[str, list[torch.Tensor]] = {}
+    for name, context in (("lean", lean_backward.lean_backward), ("plain", lambda unet: nullcontext())):
+        monkeypatch.setattr(text_slot, "lean_backward", context)
+        torch.manual_seed(0)
+        recipe = make_recipe("native_text", folders, train=("text_encoder", "connector"), empty_caption=0.0)
+        recipe.train_parts()
+        sizes: list[int] = []
+
+        def note(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        batch = fixed_batch(recipe.source, 2, 0)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = recipe(batch)["loss"]
+        loss.backward()
+        kept[name] = sum(sizes)
+        gradients[name] = [p.grad for p in recipe.parameters() if p.grad is not None]
+    assert kept["lean"] < 0.9 * kept["plain"]
+    assert len(gradients["lean"]) == len(gradients["plain"]) > 4
+    for ours, theirs in zip(gradients["lean"], gradients["plain"]):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=3e-5)
