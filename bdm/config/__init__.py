@@ -37,6 +37,7 @@ from .measure import read_evaluation as read_evaluation
 from .reading import read_config as read_config
 from .recipe import FreshEncoderConfig as FreshEncoderConfig
 from .recipe import RecipeConfig as RecipeConfig
+from .recipe import StartConfig as StartConfig
 from .run import EvaluationConfig as EvaluationConfig
 from .run import InitConfig as InitConfig
 from .run import OptimizerConfig as OptimizerConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config import RecipeConfig
+from ..config import RecipeConfig, StartConfig
 from ..errors import UserError
 from ..formats.checkpoint import PREFIXES, Parts, empty_part, read_parts
 from ..formats.weights import is_weight_file, read_json, read_weights, resolve_folder
@@ -28,6 +28,7 @@ from ..text.encoders import (
 from ..text.native import NativeTextEncoder, NativeTextSettings
 from ..text.packaged import find_packaged, named_package
 from ..text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
+from ..training.recipes.native_encoder import Start
 
 #: SD1.5's configurations, where its classes have other defaults (the config.json files of its repository).
 SD15: dict[str, dict[str, Any]] = {
@@ -71,6 +72,9 @@ CHINESE_CLIPS = {
 def make_meta_models(config: RecipeConfig) -> dict[str, Any]:
     """The models that a recipe would load, on the meta device, by the recipe's argument.
 
+    An untrained text encoder is left to the recipe, which makes it without reading anything but its
+    vocabulary.
+
     Raises:
         UserError: a model is neither here nor known, nor does the hub give its configuration.
     """
@@ -80,11 +84,24 @@ def make_meta_models(config: RecipeConfig) -> dict[str, Any]:
         "vae": lambda source: _make_part("vae", source),
         "text_encoder": lambda source: _make_part("text_encoder", source),
     }
+    if (start := getattr(config, "start", None)) is not None:
+        return _begun(start)
     return {
         name: make(source)
         for name, make in makers.items()
-        if (source := getattr(config, name, None)) is not None
+        if isinstance(source := getattr(config, name, None), str)
     }
+
+
+def _begun(start: str | StartConfig) -> dict[str, Any]:
+    """The models of an earlier run, which is none of the plan's any more.
+
+    Raises:
+        UserError: it has none.
+    """
+    folder = Start(start if isinstance(start, str) else start.run).model
+    native = make_meta_native_text_encoder(str(folder / "native_text_encoder"))
+    return {"backbone": make_meta_backbone(str(folder)), "native_text_encoder": native, "start": None}
 
 
 def make_meta_backbone(source: str) -> Backbone:

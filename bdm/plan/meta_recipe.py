@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..config import FreshEncoderConfig, RunConfig
+from ..config import RunConfig
 from ..data.source import Example, Source
 from ..errors import UserError
 from ..training.recipes.base import Recipe
@@ -79,11 +79,10 @@ def make_meta_recipe(run: RunConfig) -> Recipe:
             " run with recipe.pool.files=[] and recipe.pool.rank=1, which goes through the same steps, and"
             " add the size of the weights that they change"
         )
-    fresh = isinstance(getattr(run.recipe, "native_text_encoder", None), FreshEncoderConfig)
-    if run.recipe.kind in ("align", "module") or fresh or getattr(run.recipe, "start", None):
+    if run.recipe.kind == "module":
         raise UserError(
-            f"recipe.kind is {run.recipe.kind}; of align, module, and what begins with an untrained encoder"
-            " or an earlier run there is no plan: train.py --dry-run goes through a real step"
+            "recipe.kind is module, whose models a plan does not know; train.py --dry-run goes through a real"
+            " step"
         )
     size = picture_size(run)
     pixels = torch.zeros(3, size, size, dtype=torch.uint8)
@@ -91,4 +90,4 @@ def make_meta_recipe(run: RunConfig) -> Recipe:
     real = build_source(run.data) if run.recipe.kind == "judge" else None
     ready = make_meta_models(run.recipe)
     with FakeDevice(), torch.device("meta"):
-        return build_recipe(run, BlankSource(Example(CAPTION, pixels), real), **ready)
+        return build_recipe(run, BlankSource(Example(CAPTION, pixels, english=CAPTION), real), **ready)

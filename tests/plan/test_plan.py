@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from optimizer_names import NAMES
 from tiny import make_native, make_text_encoder, make_unet, make_vae
+from tiny_recipes import fresh
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -80,7 +81,7 @@ def branch_run(folder, size=SIZE, **recipe):
 
 def real_recipe(run):
     pixels = torch.zeros(3, run.data.size, run.data.size, dtype=torch.uint8)
-    return build_recipe(run, BlankSource(Example(CAPTION, pixels)))
+    return build_recipe(run, BlankSource(Example(CAPTION, pixels, english=CAPTION)))
 
 
 def real_batch(recipe, count):
@@ -141,6 +142,32 @@ def test_a_pool_and_two_languages_can_be_planned(run, plain):
     assert pooled.peak > bilingual.peak
     with pytest.raises(UserError, match="recipe.pool has files"):
         step_figures(branch_run(run.data.path, pool=dict(files=["ink.safetensors"])), 6)
+
+
+@pytest.fixture(scope="module")
+def first_stage(run, tmp_path_factory):
+    """A finished first stage: a pipeline's folder with a text encoder of its own."""
+    folder = tmp_path_factory.mktemp("first")
+    recipe = dict(kind="native_text", backbone=run.recipe.backbone, native_text_encoder=fresh(folder / "voc"))
+    first = RunConfig.model_validate(run.model_dump() | dict(recipe=recipe))
+    real_recipe(first).save(folder / "model")
+    return folder, first
+
+
+@pytest.mark.parametrize("route", ["first stage", "second stage", "align"])
+def test_memory_of_a_route_is_a_real_steps(run, first_stage, route):
+    folder, first = first_stage
+    second = dict(kind="native_text", backbone=run.recipe.backbone, start=str(folder))
+    recipe = {
+        "first stage": first.recipe.model_dump(),
+        "second stage": second | dict(train=["text_encoder", "unet"]),
+        "align": first.recipe.model_dump(include={"backbone", "native_text_encoder"}) | dict(kind="align"),
+    }[route]
+    planned = RunConfig.model_validate(run.model_dump() | dict(recipe=recipe))
+    step = step_figures(planned, 6, validate=False)
+    assert step.forward["unet"] > 0
+    assert ("unet" in step.trained) == (route == "second stage")
+    check_memory(planned, 6, step)
 
 
 @pytest.mark.slow
