@@ -25,7 +25,7 @@ from ..text.encoders import (
     load_tokenizer,
     read_encoder_config,
 )
-from ..text.native import NativeTextEncoder, NativeTextSettings
+from ..text.native import SETTINGS_FILE, NativeTextEncoder, NativeTextSettings
 from ..text.packaged import find_packaged, named_package
 from ..text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 from ..training.recipes.native_encoder import Start
@@ -143,8 +143,9 @@ def make_meta_native_text_encoder(source: str) -> NativeTextEncoder:
         folder = _configurations(source)
         package = named_package(folder)
         if package is None:
-            connector = read_connector_config(folder)
-            return _native(read_encoder_config(folder), load_tokenizer(folder), connector=connector)
+            connector, saved = read_connector_config(folder), folder / SETTINGS_FILE
+            settings = NativeTextSettings.read(saved) if saved.is_file() else None
+            return _native(read_encoder_config(folder), load_tokenizer(folder), settings, connector)
     packed = package.open()
     return _native(packed.config(), packed.tokenizer(), NativeTextSettings(**package.settings))
 
