@@ -437,7 +437,30 @@ def test_rows_have_as_many_prompts_as_are_wanted_and_no_more():
     assert all(f"{colour} background" == text for colour, text in zip(mixed.colours, mixed.english))
 
 
-def test_branches_are_compared_on_one_backbone(knowing, monkeypatch):
+def plugin_files(files):
+    return dict(
+        checkpoint=str(files["style"]), lora=str(files["ink"]), controlnet=str(files["edges"]),
+        embedding=str(files["mood"]), lora_trigger="ink", embedding_colour="red", pairs=False,
+    )  # fmt: skip
+
+
+def know_plugins():
+    """Let the judge tell apart what plug-ins draw."""
+    known = ["plain", "outlined", "sealed", "outlined_sealed"]
+    setup.JudgeModel.from_pretrained(None).config["treatments"] = known
+
+
+def test_plugins_are_compared_with_the_bare_backbone(knowing, files):
+    know_plugins()
+    config = evaluation(knowing, plugins=plugin_files(files), second_judge="stub", choose=True, controls=2)
+    result = evaluate_combinations(config, config.plugins)
+    assert len(result["rows"]) == len(result["second_english"]) == 10
+    assert result["guidance"] in config.guidance_sweep
+    assert {"all_content", "second_single_effect_ratio"} <= result.keys()
+    assert (knowing / "out/grid.png").exists()
+
+
+def test_branches_are_compared_on_one_backbone(knowing, files, monkeypatch):
     monkeypatch.setattr(ablation, "draw", report.draw)
     monkeypatch.setattr(ablation, "make_trials", lambda *given: [cut(one) for one in make_trials(*given)])
     branch = str(knowing / "model/branch")
@@ -446,8 +469,9 @@ def test_branches_are_compared_on_one_backbone(knowing, monkeypatch):
     )  # fmt: skip
     config = evaluation(
         knowing, ablation=rows, guidance_sweep=(), guidance=2.0, english_guidance=1.5, controls=2,
-        second_judge="stub",
+        second_judge="stub", plugins=plugin_files(files),
     )  # fmt: skip
+    know_plugins()
     result = ablation.evaluate_ablation(config, config.ablation)
     assert result["rows"].keys() == {"plain", "apart"}
     plain, apart = result["rows"].values()
@@ -455,6 +479,8 @@ def test_branches_are_compared_on_one_backbone(knowing, monkeypatch):
     assert plain["mixed_both"] == plain["second_mixed_both"] == 0.5
     text = (knowing / "out/report.md").read_text()
     assert "| composed | 2.000 | 1.500 |" in text
+    assert {"all_content_ratio", "second_all_effect_ratio"} <= apart.keys()
+    assert len(result["english"]) == 2 * 10
     assert (knowing / "out/grid.png").exists()
     with pytest.raises(ValueError, match="says how strongly"):
         evaluation(knowing, ablation=rows)
@@ -482,13 +508,8 @@ def test_a_judge_of_pictures_of_another_size_is_refused(knowing):
 
 
 def test_the_demo_has_a_row_for_each_promise(knowing, files):
-    plugins = dict(
-        checkpoint=str(files["style"]), lora=str(files["ink"]), controlnet=str(files["edges"]),
-        embedding=str(files["mood"]), lora_trigger="ink", embedding_colour="red",
-    )  # fmt: skip
-    setup.JudgeModel.from_pretrained(None).config["treatments"] = ["plain", "outlined", "sealed",
-                                                                   "outlined_sealed"]  # fmt: skip
-    figures = demo.draw_demo(evaluation(knowing, demo=1, plugins=plugins, guidance=2.0), 1)
+    know_plugins()
+    figures = demo.draw_demo(evaluation(knowing, demo=1, plugins=plugin_files(files), guidance=2.0), 1)
     rows = ["native", "seen here", "seen there", "two languages", *NAMES, "all together"]
     assert [name for name in figures if not name.endswith("_se")] == rows
     with Image.open(knowing / "out/grid.png") as grid:
