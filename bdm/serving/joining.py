@@ -7,6 +7,9 @@ from typing import Any
 from ..drawing.request import Request
 from ..text.reader import read_prompt
 
+#: Plug-ins that are in the weights or in the words, and so act in a joined call as in one alone.
+_JOINED_KINDS = ("checkpoint", "vae", "adapter", "embedding")
+
 
 def why_alone(request: Request) -> str:
     """Why a complete request is drawn alone; "" where its steps can be joined with others'.
@@ -14,9 +17,9 @@ def why_alone(request: Request) -> str:
     Everything that a drawing does between its calls of the networks, it does for itself: its sampler, its
     guidance, its branch's strength. So what matters is what else happens inside the networks.
     """
-    kinds = {plugin.kind for plugin in request.plugins}
-    if "controlnet" in kinds:
-        return "a ControlNet acts inside the networks' calls"
+    for plugin in request.plugins:
+        if plugin.kind not in _JOINED_KINDS:
+            return f"{plugin.name}, of the kind {plugin.kind}, acts inside the networks' calls"
     if request.approximation.branch_every > 1 or request.approximation.deep_every > 1:
         return "branch_every and deep_every keep features of one drawing inside the networks"
     if _changed_strengths(request):
