@@ -35,7 +35,8 @@ INSIDE = {
     "drawing": names("""
         typed_json other_names request picture_names encodings row_words prompt_lines prompt_file
         picture_info picture_reading strip_file jobs samplers chosen row_jobs known_hashes model_folders
-        library modes complete trigger_words model_list axes grid sheets attached attention_strip painter draw
+        library modes complete trigger_words model_list axes grid sheets attached beside attention_strip
+        painter draw
     """),
     "serving": names("""
         job waiting joining preview bound course deputies drawing batch engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .draw_beside import beside_options
 from .draw_modes import mode_options, rule_options
 
 
@@ -30,6 +31,7 @@ def infer_options(parser: argparse.ArgumentParser) -> None:
     _machine(parser)
     rule_options(parser.add_argument_group("how prompts are read"))
     mode_options(parser.add_argument_group("pictures to start from"))
+    beside_options(parser.add_argument_group("branches beside the model's own"))
     _approximations(parser.add_argument_group("approximate modes (another picture in less time)"))
     _plugins(parser.add_argument_group("plug-ins on the backbone (files from the English community)"))
 

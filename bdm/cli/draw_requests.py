@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, first_line
+from .draw_beside import named_beside
 from .draw_modes import named_mode, named_rules
 from .draw_plugins import named_plugins
 
@@ -69,6 +70,7 @@ def base_request(options: argparse.Namespace, library: Library, base: Request | 
         said["precision"] = options.dtype
     said["mode"] = named_mode(options, library, base.mode)
     said["rules"] = named_rules(options, base.rules)
+    said["beside"] = named_beside(options, library, base.beside)
     plugins = (*base.plugins, *named_plugins(options, library))
     return replace(base, plugins=plugins, approximation=_approximation(options, base.approximation), **said)
 

@@ -35,6 +35,7 @@ def complete(request: Request, library: Library, precision: str = "fp32") -> Req
     plugins = _named([_located_plugin(plugin, library, missing) for plugin in _with_called(request, library)])
     mode = with_defaults(request.mode)
     pictures = tuple((role, _located(file, _kind_of(role), library, missing)) for role, file in mode.pictures)
+    beside = [replace(use, file=_located(use.file, "checkpoint", library, missing)) for use in request.beside]
     if missing:
         raise UserError(
             f"not here: {'; '.join(missing)}. Give the folders that hold them with --models, or put them"
@@ -47,6 +48,7 @@ def complete(request: Request, library: Library, precision: str = "fp32") -> Req
         model=model,
         plugins=plugins,
         mode=replace(mode, pictures=pictures),
+        beside=tuple(beside),
         sampler=sampler,
         schedule=schedule,
         guidance=guidance,

@@ -75,7 +75,7 @@ def compared(request: Request, draw: DrawAll) -> Image.Image:
         raise UserError("there is no English text to compare with; give it with --prompt-en")
     three = [
         replace(request, prompt_en=""),
-        replace(request, prompt="", negative="", branch_scale=0.0),
+        replace(request, prompt="", negative="", branch_scale=0.0, beside=()),
         request,
     ]
     labels = [request.prompt, request.prompt_en, f"{request.prompt} + {request.prompt_en}"]

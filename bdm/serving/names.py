@@ -82,6 +82,7 @@ class Names:
                 model=self._model(request.model),
                 plugins=tuple(map(self._plugin, request.plugins)),
                 mode=self._mode(request.mode),
+                beside=tuple(replace(use, file=self._model(use.file)) for use in request.beside),
             )
 
     def refresh(self) -> None:
