@@ -57,6 +57,11 @@ def _sources(parser: argparse.ArgumentParser) -> None:
         help="draw pictures again by what is written in them; options that are given beside it change that",
     )
     parser.add_argument(
+        "--partly",
+        action="store_true",
+        help="with --from: draw what can be drawn of A1111's text, where it says more or files are missing",
+    )
+    parser.add_argument(
         "--long-prompts", action="store_true", help="the long prompts of rows of BDM-870, not the short ones"
     )
     parser.add_argument(
@@ -112,6 +117,12 @@ def _files(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model", default=None, help="pipeline folder or hub name (default: the shipped emoji model)"
+    )
+    parser.add_argument(
+        "--branch",
+        metavar="FOLDER",
+        help="another branch than the model's own: its folder, or that of a pipeline, whose native text"
+        " encoder comes along",
     )
 
 

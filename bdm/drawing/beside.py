@@ -1,13 +1,26 @@
-"""A request's branches beside the model's own, on a pipeline, and what they are told."""
+"""A request's branches: another in the place of the model's own, and those beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..method.branch import BranchModel
 from ..text.native import NativeTextEncoder
 from .request import BranchUse, Request
+
+
+def other_branch(request: Request) -> dict[str, Any]:
+    """What a pipeline's ``from_pretrained`` takes in place of its own branch: one, and the text encoder of a
+    pipeline that it is part of.
+    """
+    if request.branch is None:
+        return {}
+    folder = Path(str(request.branch.source))
+    if not (folder / "model_index.json").is_file():
+        return {"branch": folder}
+    return {"branch": folder / "branch", "native_text_encoder": folder / "native_text_encoder"}
 
 
 def put_branches(pipe: Any, uses: Sequence[BranchUse]) -> None:

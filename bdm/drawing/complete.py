@@ -33,6 +33,7 @@ def complete(request: Request, library: Library, precision: str = "fp32") -> Req
     missing: list[str] = []
     model = _model(request.model, library, missing)
     plugins = _named([_located_plugin(plugin, library, missing) for plugin in _with_called(request, library)])
+    branch = request.branch and _located(request.branch, "branch", library, missing)
     mode = with_defaults(request.mode)
     pictures = tuple((role, _located(file, _kind_of(role), library, missing)) for role, file in mode.pictures)
     beside = [replace(use, file=_located(use.file, "checkpoint", library, missing)) for use in request.beside]
@@ -46,6 +47,7 @@ def complete(request: Request, library: Library, precision: str = "fp32") -> Req
     return replace(
         request,
         model=model,
+        branch=branch,
         plugins=plugins,
         mode=replace(mode, pictures=pictures),
         beside=tuple(beside),

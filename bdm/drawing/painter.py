@@ -24,7 +24,7 @@ from ..pipeline.attention import record_attention
 from ..pipeline.onlooker import Look, Onlooker
 from .attached import attach, needs_english, shown_picture
 from .attention_strip import recorded_strip
-from .beside import put_branches, told_beside
+from .beside import other_branch, put_branches, told_beside
 from .grid import save_picture
 from .jobs import Failure, Job, draw_each, refuse_common_failure
 from .modes import MODES
@@ -108,7 +108,7 @@ class Painter:
         self._english = english
         self._pipe: Any = None if given is None else given[2]
         self._scheduler: Any = None if given is None else given[2].scheduler
-        self._model: Any = None if given is None else given[:2]
+        self._model: Any = None if given is None else (given[0], None, given[1])
         self._plugins: tuple[PluginUse, ...] = ()
         self._conditions: dict[str, Image.Image] = {}
         self._stack = ExitStack()
@@ -156,15 +156,19 @@ class Painter:
         assert request.model is not None
         assert request.precision is not None
         has_english = self._pipe is not None and self._pipe.text_encoder is not None
-        if (request.model, request.precision) != self._model or (english and not has_english):
+        model = (request.model, request.branch, request.precision)
+        if model != self._model or (english and not has_english):
             self._stack.close()
             self._pipe, self._model, self._plugins, self._conditions = None, None, (), {}
             self._beside = ()
             self._pipe = BridgePipeline.from_pretrained(
-                str(request.model.source), torch_dtype=DTYPES[request.precision], english=english
+                str(request.model.source),
+                torch_dtype=DTYPES[request.precision],
+                english=english,
+                **other_branch(request),
             ).to(self._device)
             self._scheduler = self._pipe.scheduler
-            self._model = (request.model, request.precision)
+            self._model = model
         if request.plugins != self._plugins:
             self._attach(request.plugins)
         self._put_beside(request.beside)

@@ -197,6 +197,8 @@ class Request:
         enlarge: whole factor by which the drawn picture is enlarged before it is saved.
         mode: what it is drawn from.
         model: the pipeline; None for the shipped one.
+        branch: folder of another branch than the model's own, or of a pipeline, whose branch and native text
+            encoder are taken.
         plugins: on its backbone.
         sampler: A1111's name; "" for the model's own.
         schedule: A1111's name; "" for the sampler's own.
@@ -226,6 +228,7 @@ class Request:
     enlarge: int = 1
     mode: Mode = Mode()
     model: FileRef | None = None
+    branch: FileRef | None = None
     plugins: tuple[PluginUse, ...] = ()
     sampler: str = ""
     schedule: str = ""
@@ -287,7 +290,8 @@ class Request:
         """
         said = self.to_json()
         del said["versions"]
-        files = [said["model"], *said["mode"]["pictures"].values(), *(use["file"] for use in said["beside"])]
+        files = [said["model"], said["branch"], *said["mode"]["pictures"].values()]
+        files += [use["file"] for use in said["beside"]]
         for plugin in said["plugins"]:
             files += [plugin["file"], plugin["picture"], plugin["encoder"]]
             if plugin["kind"] != "embedding":
@@ -298,7 +302,7 @@ class Request:
 
     def files(self) -> list[FileRef]:
         """All files that it needs."""
-        files = [self.model, *(plugin.file for plugin in self.plugins)]
+        files = [self.model, self.branch, *(plugin.file for plugin in self.plugins)]
         files += [file for plugin in self.plugins for file in (plugin.picture, plugin.encoder)]
         files += [*(file for _, file in self.mode.pictures), *(use.file for use in self.beside)]
         return [file for file in files if file is not None]

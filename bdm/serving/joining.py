@@ -30,8 +30,8 @@ def why_alone(request: Request) -> str:
 
 
 def house_of(request: Request) -> tuple[Any, ...]:
-    """What drawings have in common that share the networks' calls: model, precision and plug-ins."""
-    return request.model, request.precision, request.plugins
+    """What drawings have in common that share the networks' calls: model, branch, precision and plug-ins."""
+    return request.model, request.branch, request.precision, request.plugins
 
 
 def _changed_strengths(request: Request) -> bool:
