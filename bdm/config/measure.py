@@ -70,8 +70,9 @@ class EvaluateConfig(Strict):
     With ``plugins`` that of their combinations, with ``modes`` that of approximate modes, with ``languages``
     that of languages, with ``ablation`` that of several branches, with ``slider`` that of the world slider's
     values, with ``demo`` a picture for people that has so many of each kind. ``branch`` and
-    ``native_text_encoder`` take the places of the model's own. ``choose`` goes on with the best of ``guidance_sweep`` and
-    ``english_guidance_sweep``; ``pictures`` is how many of all concepts are drawn at most, 0 for all.
+    ``native_text_encoder`` take the places of the model's own. ``choose`` goes on with the best of
+    ``guidance_sweep`` and ``english_guidance_sweep``; ``pictures`` is how many of all concepts are drawn at
+    most, 0 for all.
     """
 
     model: str
