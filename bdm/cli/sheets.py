@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,11 @@ def add_commands(commands: Any) -> None:
         "compare", help="draw a native prompt, its English text, and both, beside each other at one seed"
     )
     infer_options(compare)
+    compare.add_argument(
+        "--translate",
+        metavar="TABLE",
+        help="what gives the English text: a table (.tsv, .json), or the folder of a translation model",
+    )
     compare.set_defaults(run=_compare)
 
 
@@ -76,14 +82,28 @@ def _compare(options: argparse.Namespace) -> None:
     check_ending(path)
     refuse_unusable(path)
     request, library = _request(options)
+    if options.translate is not None:
+        request = replace(request, prompt_en=_translated(options))
     save_picture(compared(request, _drawing(options, library)), path)
     print(printable(path))
 
 
+def _translated(options: argparse.Namespace) -> str:
+    """The prompt in English.
+
+    Raises:
+        UserError: an English text is given too, or there is no translation of that name.
+    """
+    from ..text.translate import read_translation
+
+    if options.prompt_en is not None:
+        raise UserError("--translate and --prompt-en are both given; give one of them")
+    (english,) = read_translation(options.translate)(options.prompt)
+    return english
+
+
 def _request(options: argparse.Namespace) -> tuple[Request, Library]:
     """What all pictures have in common, and where files are looked for."""
-    from dataclasses import replace
-
     from ..drawing.library import Library
 
     check_numbers(options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -183,22 +183,19 @@ class _Reading:
         vae, digits = self.left.pop("VAE", ""), self.left.pop("VAE hash", self.hashes.get("vae", ""))
         if (vae or digits) and vae.lower() not in _NONE:
             yield from self._found("vae", vae, digits)
-        for kind, title, prefix in (
-            ("adapter", "Lora hashes", "lora:"),
-            ("embedding", "TI hashes", "embed:"),
-        ):
-            hashes = self.take(title, read_pairs) or {}
-            more = {
-                name.removeprefix(prefix): said
-                for name, said in self.hashes.items()
-                if name.startswith(prefix)
-            }
-            hashes = more | hashes
-            names = {*hashes, *(self.called if kind == "adapter" else ())}
-            for name in sorted(names, key=[*hashes, *self.called].index):
-                if kind == "adapter" and name not in self.called:
-                    self.unknown.append(f"{title}: {name}")
-                    continue
+        yield from self._called("adapter", "Lora hashes", "lora:", self.called)
+        yield from self._called("embedding", "TI hashes", "embed:", {})
+
+    def _called(self, kind: str, title: str, prefix: str, called: Mapping[str, Any]) -> Iterator[PluginUse]:
+        """What prompts call by names, which the text gives hashes of."""
+        short = {
+            name.removeprefix(prefix): said for name, said in self.hashes.items() if name.startswith(prefix)
+        }
+        hashes = short | (self.take(title, read_pairs) or {})
+        for name in dict.fromkeys([*hashes, *called]):
+            if kind == "adapter" and name not in called:
+                self.unknown.append(f"{title}: {name}")
+            else:
                 yield from self._found(kind, name, hashes.get(name, ""), **self._strengths(kind, name))
 
     def _strengths(self, kind: str, name: str) -> dict[str, Any]:
@@ -207,8 +204,8 @@ class _Reading:
         called = self.called[name]
         return {"name": name, "strength": called.unet_strength, "text_strength": called.text_strength}
 
-    def _found(self, kind: str, name: str, digits: str, **settings: Any) -> Iterator[PluginUse]:
-        file = self._file(kind, name, digits)
+    def _found(self, kind: str, said: str, digits: str, **settings: Any) -> Iterator[PluginUse]:
+        file = self._file(kind, said, digits)
         if file is not None:
             yield PluginUse(kind=kind, file=file, **settings)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 from ..errors import UserError
@@ -63,7 +64,7 @@ def _kind_of(role: str) -> str:
 
 
 def _with_called(request: Request, library: Library) -> list[PluginUse]:
-    """The plug-ins of a request, and the adapters that its prompts call by name and the folders have."""
+    """The plug-ins of a request, and what its prompts call by name and the folders have."""
     plugins = list(request.plugins)
     if request.rules.emphasis != "a1111":
         return plugins
@@ -76,7 +77,23 @@ def _with_called(request: Request, library: Library) -> list[PluginUse]:
                 file = FileRef.to(found)
                 use = PluginUse(kind="adapter", file=file, name=lora.name, strength=lora.unet_strength)
                 plugins.append(replace(use, text_strength=lora.text_strength))
-    return plugins
+    return [*plugins, *_called_embeddings(request, library, names)]
+
+
+def _called_embeddings(request: Request, library: Library, names: Container[str]) -> Iterator[PluginUse]:
+    """Embeddings whose names stand in the prompts, out of the folders that A1111 and ComfyUI keep them in.
+
+    A picture that is drawn again had its own.
+    """
+    if request.versions.bdm:
+        return
+    said = " ".join((request.prompt, request.negative, request.prompt_en, request.negative_en)).lower()
+    stems = [entry.path.stem for entry in library if entry.kind == "embedding"]
+    for stem in dict.fromkeys(stems):
+        if stem not in names and re.search(rf"(?<!\w){re.escape(stem.lower())}(?!\w)", said):
+            place = library.listed(stem, "embedding")
+            assert place is not None
+            yield PluginUse(kind="embedding", file=FileRef.to(place), name=stem)
 
 
 def _model(file: FileRef | None, library: Library, missing: list[str]) -> FileRef:

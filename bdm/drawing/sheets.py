@@ -79,7 +79,7 @@ def compared(request: Request, draw: DrawAll) -> Image.Image:
         UserError: there is no English text.
     """
     if not request.prompt_en:
-        raise UserError("there is no English text to compare with; give it with --prompt-en")
+        raise UserError("there is no English text to compare with; give it with --prompt-en, or --translate")
     three = [
         replace(request, prompt_en=""),
         replace(request, prompt="", negative="", branch_scale=0.0, beside=()),

@@ -123,6 +123,9 @@ def test_commands_write_sheets(pipe, tmp_path, monkeypatch, capsys):
     )
     assert main(["infer", "龙", *plain, "--count", "2", "--out", "a.png", "--grid", "g.png"]) == 0
     assert main(["compare", "龙", *plain, "--prompt-en", "dragon", "--out", "c.png"]) == 0
+    Path("table.tsv").write_text("龙\tdragon\n", encoding="utf-8")
+    assert main(["compare", "龙", *plain, "--translate", "table.tsv", "--out", "t.png"]) == 0
+    assert Path("t.png").read_bytes() == Path("c.png").read_bytes()
     one, grid = Image.open("a-0.png"), Image.open("g.png")
     large = one.resize((128, 128), Image.Resampling.NEAREST)
     assert grid.crop((4, 4, 132, 132)).tobytes() == large.tobytes()
@@ -134,6 +137,8 @@ def test_commands_write_sheets(pipe, tmp_path, monkeypatch, capsys):
         (["sheet", "龙"], "a sheet needs --x"),
         (["sheet", "龙", "--x", "Steps: 1", "--out", "a.bmp"], "allowed endings"),
         (["compare", "龙", *plain], "no English text"),
+        (["compare", "龙", *plain, "--prompt-en", "a", "--translate", "table.tsv"], "are both given"),
+        (["compare", "龙", *plain, "--translate", "none.tsv"], "none.tsv: no such file or folder"),
         (["compare", "--prompts", "a.txt"], "give one prompt"),
         (["infer", "龙", "--grid", "g.bmp"], "allowed endings"),
     ):
