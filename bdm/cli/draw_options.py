@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .draw_beside import beside_options
 from .draw_modes import mode_options, rule_options
 
 
@@ -30,6 +31,7 @@ def infer_options(parser: argparse.ArgumentParser) -> None:
     _machine(parser)
     rule_options(parser.add_argument_group("how prompts are read"))
     mode_options(parser.add_argument_group("pictures to start from"))
+    beside_options(parser.add_argument_group("branches beside the model's own"))
     _approximations(parser.add_argument_group("approximate modes (another picture in less time)"))
     _plugins(parser.add_argument_group("plug-ins on the backbone (files from the English community)"))
 
@@ -53,6 +55,11 @@ def _sources(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PICTURE",
         help="draw pictures again by what is written in them; options that are given beside it change that",
+    )
+    parser.add_argument(
+        "--partly",
+        action="store_true",
+        help="with --from: draw what can be drawn of A1111's text, where it says more or files are missing",
     )
     parser.add_argument(
         "--long-prompts", action="store_true", help="the long prompts of rows of BDM-870, not the short ones"
@@ -110,6 +117,12 @@ def _files(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model", default=None, help="pipeline folder or hub name (default: the shipped emoji model)"
+    )
+    parser.add_argument(
+        "--branch",
+        metavar="FOLDER",
+        help="another branch than the model's own: its folder, or that of a pipeline, whose native text"
+        " encoder comes along",
     )
 
 
