@@ -217,6 +217,7 @@ class BranchConfig(DenoisingConfig):
     backbone: str
     native_text_encoder: str
     branch: str | None = None
+    fresh_text: bool = False
     shuffle_captions: bool = False
     pool: PoolConfig | None = None
     bilingual: Fraction = 0.0

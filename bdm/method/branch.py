@@ -157,6 +157,27 @@ class BranchModel(ModelMixin, ConfigMixin):
         nn.Module.to(branch, unet.device, unet.dtype)
         return branch
 
+    def with_fresh_text(self, text_dim: int) -> BranchModel:
+        """This branch for features of another native text encoder.
+
+        Args:
+            text_dim: width of those features.
+
+        Returns:
+            A branch of its own weights, float32: the key and value projections of the cross-attentions
+            (``attn2.to_k``, ``attn2.to_v``) are fresh linear layers, drawn from torch's global generator, as in
+            ``from_backbone``; everything else is this one's.
+        """
+        config = {name: self.config[name] for name in self._own_arguments()}
+        fresh = type(self)(**config | {"cross_attention_dim": text_dim})
+        kept = {
+            name: weight
+            for name, weight in self.state_dict().items()
+            if not name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
+        }
+        fresh.load_state_dict(fresh.state_dict() | kept)
+        return fresh
+
     def forward(
         self,
         sample: Tensor,

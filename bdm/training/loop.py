@@ -21,7 +21,7 @@ from .evaluating import evaluate
 from .metrics import StepLog, start_trackers
 from .observing import DeviceMemory, GradientNorms, Observer, Observers, PhaseClock
 from .optimizers import learning_rate, set_learning_rate
-from .own_data import OwnData
+from .own_data import OwnData, own_data
 from .profiling import ProfileWindow
 from .publishing import publish
 from .recipes.base import Recipe
@@ -56,11 +56,10 @@ def train(
     """
     with StopSignal(run.time_limit) as stop:
         state = set_up(run, recipe)
-        # A run that is refused leaves its folder as it was.
+        # A run that is refused leaves its folder as it was, and is refused before anything takes minutes.
         progress = resume(run, state, allow) or begin(run, state)
-        own = (
-            OwnData(run.evaluation, recipe, state.accelerator, run.out, run.seed) if run.evaluation else None
-        )
+        own = own_data(run, recipe, state.accelerator)
+        recipe.fill_caches(state.accelerator)
         _open_folder(run, state, progress.step)
         seen = Observers([*_observers(run, state), *observers])
         writer = StateWriter(run.background_states)

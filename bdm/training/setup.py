@@ -79,7 +79,6 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
     parts = recipe.train_parts(config.checkpointing)
     parameter_groups(parts, config.rate_factors)  # a wrong pattern is refused before anything heavy
     recipe.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    recipe.fill_caches(accelerator)
     # Who trains them.
     strategy = choose_strategy(accelerator, config.mixed_precision, micro_batch, config.max_grad_norm)
     model, optimizer = strategy.distribute(recipe, parts, partial(_optimizer, config))

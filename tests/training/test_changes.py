@@ -151,3 +151,27 @@ def test_the_command_line_takes_names_and_settings_in_any_order():
     options = parse(["train", "a.yaml", "--allow", "optimizer.steps,data.urls", "optimizer.steps=5"])
     assert options.allow == ["optimizer.steps,data.urls"]
     assert options.overrides == ["optimizer.steps=5"]
+
+
+class Filling(Seeing):
+    """Fills caches, and notes what it was shown before."""
+
+    filled_after = None
+
+    def fill_caches(self, accelerator):
+        self.filled_after = len(self.seen)
+
+
+def test_a_run_is_refused_before_it_fills_its_caches(tmp_path):
+    first = go(tmp_path / "one", recipe=Filling(), optimizer=SHORT)
+    assert first.filled_after == 0, "before the first step"
+    evaluation = dict(scorer=str(tmp_path / "none"), prompts=["a"])
+    for out, changes, message in (
+        ("one", dict(optimizer=SHORT | {"steps": 4}), r"--allow optimizer\.steps"),
+        ("two", dict(init={"from": str(tmp_path / "none")}), "is no state and holds none"),
+        ("two", dict(evaluation=evaluation), "draws nothing from texts"),
+    ):
+        recipe = Filling()
+        with pytest.raises(UserError, match=message):
+            go(tmp_path / out, recipe=recipe, **changes)
+        assert recipe.filled_after is None

@@ -94,7 +94,7 @@ class Recipe(nn.Module):
             recompute()
 
     def fill_caches(self, accelerator: Accelerator) -> None:
-        """Work before the first step that needs the device."""
+        """Work before the first step that needs the device, of a run that nothing refuses any more."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars of a batch: ``"loss"``, which is minimised, and whatever else is worth logging."""

@@ -155,6 +155,7 @@ def branch_recipe(
     native_text_encoder: str | NativeTextEncoder,
     *,
     branch: str | None = None,
+    fresh_text: bool = False,
     shuffle_captions: bool = False,
     frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
     pool: Mapping[str, Any] | None = None,
@@ -171,6 +172,8 @@ def branch_recipe(
         native_text_encoder: the native text encoder, or its folder or file.
         branch: folder or hub name of a trained branch to start from, such as the released one; a fresh one if
             None.
+        fresh_text: the layers of that branch that read the text start anew, for features of another native
+            text encoder, whatever their width.
         shuffle_captions: see ``NativeCaptions``.
         frozen_dtype: see ``BranchDenoiser``. The branch is copied before, so it starts from full precision.
         pool: arguments of ``BackbonePool`` and ``RobustBranchRecipe``'s ``target``; None trains on the
@@ -179,6 +182,9 @@ def branch_recipe(
         distill: likewise.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
+
+    Raises:
+        UserError: the parts do not fit each other, or their files cannot be read.
     """
     stock, native = load_stock(backbone), native_text_encoder
     if not isinstance(native, NativeTextEncoder):
@@ -189,7 +195,7 @@ def branch_recipe(
     denoiser = BranchDenoiser(
         stock,
         native,
-        _branch(branch, stock.unet, native.text_dim, seed),
+        _branch(branch, fresh_text, stock.unet, native.text_dim, seed),
         NativeCaptions(native, source if shuffle_captions else None, seed),
         DTYPES[frozen_dtype],
     )
@@ -206,8 +212,19 @@ def branch_recipe(
     )
 
 
-def _branch(trained: str | None, unet: Any, text_dim: int, seed: int) -> BranchModel:
+def _branch(trained: str | None, fresh_text: bool, unet: Any, text_dim: int, seed: int) -> BranchModel:
     torch.manual_seed(seed)
     if trained is None:
+        if fresh_text:
+            raise UserError("fresh_text is of a trained branch, and none is given; name it as branch")
         return BranchModel.from_backbone(unet, text_dim)
-    return BranchModel.from_pretrained(trained, torch_dtype=torch.float32)
+    branch = BranchModel.from_pretrained(trained, torch_dtype=torch.float32)
+    if fresh_text:
+        return branch.with_fresh_text(text_dim)
+    if branch.config["cross_attention_dim"] != text_dim:
+        raise UserError(
+            f"the branch in {trained} reads text features of width {branch.config['cross_attention_dim']}, and"
+            f" the native text encoder's have {text_dim}; give the encoder that it was trained with, or let its"
+            " layers that read the text start anew with fresh_text: true"
+        )
+    return branch

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny import NATIVE_DIM, make_unet
+from tiny import NATIVE_DIM, make_branch, make_unet
 from tiny_recipes import make_recipe
 
 from bdm.data.batch import fixed_batch
@@ -115,6 +115,23 @@ def test_training_goes_on_from_a_trained_branch(folders, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(UserError, match="config.json"):
         make(folders, branch=str(tmp_path))
+
+
+def test_a_trained_branch_takes_another_text_encoder_when_asked(folders, tmp_path):
+    """What reads the text starts anew, every other weight goes on."""
+    trained = make_branch(make_unet(), width=NATIVE_DIM + 16)
+    trained.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"width 64, .* have 48; .*fresh_text: true"):
+        make(folders, branch=str(tmp_path))
+    recipe = make(folders, branch=str(tmp_path), fresh_text=True)
+    own, old = recipe.denoiser.branch.state_dict(), trained.state_dict()
+    moved = {name for name in own if own[name].shape != old[name].shape or not torch.equal(own[name], old[name])}
+    readers = {name for name in own if "attn2.to_k" in name or "attn2.to_v" in name}
+    assert moved == readers
+    recipe(fixed_batch(recipe.source, 2, 0))["loss"].backward()
+    assert all(p.grad is not None for p in recipe.denoiser.branch.parameters())
+    with pytest.raises(UserError, match="none is given"):
+        make(folders, fresh_text=True)
 
 
 def test_only_the_branch_trains_and_shuffling_changes_captions_only(folders):
