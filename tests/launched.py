@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from linear_run import Noise
 from tiny import make_branch
 from tiny_recipes import fresh
 from torch import nn
 
 from bdm.config import RunConfig
 from bdm.data.batch import fixed_batch
-from bdm.data.source import Example
 from bdm.emoji.world import EmojiSource, World
 from bdm.text.native import NativeTextEncoder
 from bdm.training.loop import train
@@ -42,24 +42,6 @@ class Recording:
         return super().forward(batch)
 
 
-class Noise:
-    """Pictures of noise."""
-
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return Example("", pixels=torch.randint(256, (3, 8, 8), dtype=torch.uint8, generator=generator))
-
-    def caption(self, index):
-        return ""
-
-    @property
-    def validation(self):
-        return self
-
-
 class Blocks(nn.Module):
     """Built as UNets are: blocks that are split one by one, and weights outside of them."""
 
@@ -79,7 +61,7 @@ class TinyRecipe(Recipe):
     """Learns to give back its input, noised."""
 
     def __init__(self):
-        super().__init__(Noise())
+        super().__init__(Noise(10))
         torch.manual_seed(0)
         self.blocks = Blocks()
 

@@ -4,9 +4,31 @@ import torch
 from torch import nn
 
 from bdm.config import RunConfig
+from bdm.data.source import Example
 from bdm.emoji.world import EmojiSource, World
 from bdm.training.loop import train
 from bdm.training.recipes.base import Recipe
+
+
+class Noise:
+    """So many pictures of noise, which are their own validation."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return Example("", pixels=torch.randint(256, (3, 8, 8), dtype=torch.uint8, generator=generator))
+
+    def caption(self, index):
+        return ""
+
+    @property
+    def validation(self):
+        return self
 
 
 class LinearRecipe(Recipe):

@@ -33,6 +33,8 @@ class OptimizerConfig(Strict):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Fraction = 0.999
+    #: Where the average is kept: beside the weights, or in the CPU's memory.
+    ema_device: Literal["weights", "cpu"] = "weights"
     accumulation: PositiveInt = 1
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     checkpointing: tuple[str, ...] = ()

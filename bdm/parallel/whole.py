@@ -30,6 +30,20 @@ def gathered(tree: Any, keep: bool) -> Any:
     return tree_map_only(Tensor, gather, tree)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor that may be split."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def split_as(piece: Tensor, like: Tensor) -> Tensor:
+    """This process's piece, on whatever device, as the tensor that it is of: split as ``like``."""
+    if not isinstance(like, DTensor):
+        return piece
+    shape, stride = like.shape, like.stride()
+    piece = piece.to(like.device)
+    return DTensor.from_local(piece, like.device_mesh, like.placements, shape=shape, stride=stride)
+
+
 def scattered(whole: Tensor, like: Tensor) -> Tensor:
     """A whole tensor as ``like`` is kept.
 

@@ -158,7 +158,8 @@ def train_and_freeze(recipe: Recipe, checkpointing: Sequence[str] = ()) -> dict[
 def _keep_beside(parameters: list[nn.Parameter], run: RunConfig, fake: FakeDevice, processes: int) -> None:
     """Take the memory of what stays from step to step beside the weights."""
     fake.label = "moving average"
-    fake.kept = [AveragedWeights(parameters, run.optimizer.ema_decay)]
+    beside = run.optimizer.ema_device == "weights"
+    fake.kept = [AveragedWeights(parameters, run.optimizer.ema_decay)] if beside else []
     fake.label = "optimizer states"
     fake.kept += [
         fake.blank(p.numel(), STATE_BYTES[run.optimizer.name], dtype=torch.uint8) for p in parameters

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ..parallel.whole import gathered, local, split_as
 
 
 class AveragedWeights:
@@ -19,20 +22,33 @@ class AveragedWeights:
     Args:
         parameters: the trained weights.
         decay: of the average; 0 keeps the last weights.
+        on_cpu: whether the average is kept in the CPU's memory, twice its size, instead of beside the
+            weights. Weights are copied there and averaged while training goes on.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float, on_cpu: bool = False) -> None:
         self.parameters = list(parameters)
         self.decay = decay
         self.steps = 0
-        self.average = [p.detach().clone() for p in self.parameters]
+        self._aside = Aside(self.parameters) if on_cpu else None
+        self._average = [_on_cpu(p) if on_cpu else p.detach().clone() for p in self.parameters]
+
+    @property
+    def average(self) -> list[Tensor]:
+        """The average; of weights that are split, on the CPU, this process's pieces."""
+        if self._aside is not None:
+            self._aside.wait()
+        return self._average
 
     @torch.no_grad()
     def step(self) -> None:
         """Take the weights after an optimizer step into the average."""
         self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        get_ema_multi_avg_fn(decay)(self.average, [p.detach() for p in self.parameters], None)
+        update = get_ema_multi_avg_fn(min(self.decay, (1 + self.steps) / (10 + self.steps)))
+        if self._aside is None:
+            update(self._average, [p.detach() for p in self.parameters], None)
+        else:
+            self._aside.copy_and(lambda weights: update(self._average, weights, None))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -48,16 +64,75 @@ class AveragedWeights:
         # In place, one tensor at a time: weights that are split over processes or live in a flat buffer must
         # stay where they are.
         for parameter, average in zip(self.parameters, self.average, strict=True):
-            own = parameter.detach().clone()
-            parameter.copy_(average)
+            here = parameter.detach() if self._aside is None else local(parameter.detach())
+            own = here.clone()
+            here.copy_(average)
             average.copy_(own)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on."""
-        return {"steps": self.steps, "average": self.average}
+    @torch.no_grad()
+    def set(self, number: int, value: Tensor) -> None:
+        """Let the average of a parameter be a tensor that is kept as the parameter is."""
+        self.average[number].copy_(value if self._aside is None else local(value))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+    def gathered(self, keep: bool) -> dict[str, Any]:
+        """What a run needs to go on, with whole tensors (see ``bdm.parallel.whole``); joint work."""
+        pairs = zip(self.average, self.parameters, strict=True)
+        # One at a time: all of them at once may be more than the device can hold.
+        wholes = [gathered(split_as(a, p) if self._aside else a, keep) for a, p in pairs]
+        return {"steps": self.steps, "average": wholes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, whose tensors are kept as the parameters are."""
         self.steps = state["steps"]
-        for average, saved in zip(self.average, state["average"], strict=True):
-            average.copy_(saved)
+        for number, _ in enumerate(self.parameters):
+            self.set(number, state["average"][number])
+
+
+class Aside:
+    """Weights that are copied to the CPU, and what is done with them there while training goes on.
+
+    Args:
+        parameters: the weights.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._copies = [_on_cpu(p) for p in parameters]
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="average")
+        self._work: Future[None] | None = None
+
+    def copy_and(self, use: Any) -> None:
+        """Copy the weights as they are now, and call ``use`` with the copies when they are there.
+
+        The copies of before must have been used: the next step waits for that, not this one.
+        """
+        self.wait()
+        for copy, parameter in zip(self._copies, self._parameters, strict=True):
+            copy.copy_(local(parameter.detach()), non_blocking=True)
+        copied = torch.cuda.Event() if any(copy.is_pinned() for copy in self._copies[:1]) else None
+        if copied is not None:
+            copied.record()
+        self._work = self._pool.submit(self._use, use, copied)
+
+    @torch.no_grad()
+    def _use(self, use: Any, copied: torch.cuda.Event | None) -> None:
+        if copied is not None:
+            copied.synchronize()
+        use(self._copies)
+
+    def wait(self) -> None:
+        """Return when the copies were used.
+
+        Raises:
+            Exception: as ``use`` raised it.
+        """
+        work, self._work = self._work, None
+        if work is not None:
+            work.result()
+
+
+def _on_cpu(parameter: Tensor) -> Tensor:
+    """A copy of this process's piece; in memory to which a GPU writes by itself, where there is one."""
+    piece = local(parameter.detach())
+    copy = torch.empty_like(piece, device="cpu", pin_memory=piece.is_cuda)
+    return copy.copy_(piece)

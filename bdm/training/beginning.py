@@ -86,7 +86,7 @@ def _take_weights(init: InitConfig, state: TrainState, saved: Mapping[str, Any])
         if init.weights == "averaged" and name in averages:
             own.copy_(scattered(averages[name], own))
         kept = scattered(averages[name], own) if init.averages and name in averages else own
-        state.ema.average[i].copy_(kept)
+        state.ema.set(i, kept)
     if init.averages:
         state.ema.steps = saved["ema"]["steps"]
     state.strategy.weights_changed(state.optimizer)

@@ -73,7 +73,7 @@ def meaning(run: RunConfig) -> str:
     """The part of a configuration that decides the result, as JSON."""
     ignored: Any = dict.fromkeys(_OUTSIDE, True)
     # How a step is divided changes its rounding only; fewer processes need more accumulation.
-    ignored["optimizer"] = {"accumulation", "checkpointing"}
+    ignored["optimizer"] = {"accumulation", "checkpointing", "ema_device"}
     ignored["recipe"] = {"grid_prompts", "grid_guidance"}
     ignored["data"] = dict.fromkeys(_KEPT, True) | {"parts": {"__all__": {"data": _KEPT}}}
     return run.model_dump_json(exclude=ignored)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import UserError
 from ..files import append_line
-from ..parallel.whole import gathered, load_part, part_state, scattered
+from ..parallel.whole import load_part, part_state, scattered
 from . import states
 from .changes import Change, batch_change, check_names, corpus_change, meaning, refuse, settings_changes
 from .metrics import timed
@@ -80,7 +80,7 @@ def save(
             "names": state.names,
             "parts": {name: part_state(part) for name, part in state.parts.items()},
             "optimizer": state.strategy.optimizer_state(state.optimizer, state.parameters),
-            "ema": gathered(state.ema.state_dict(), main),
+            "ema": state.ema.gathered(main),
         }
         if main:
             kept = run.keep_last, run.keep_every, progress.best_step
@@ -176,7 +176,7 @@ def _take_up(state: TrainState, saved: dict[str, Any]) -> None:
     for group, values in zip(state.optimizer.param_groups, configured, strict=True):
         group.update(values)
     wholes = [saved["ema"]["average"][i] for i in _places(state, saved)]
-    average = [scattered(whole, own) for whole, own in zip(wholes, state.ema.average, strict=True)]
+    average = [scattered(whole, own) for whole, own in zip(wholes, state.parameters, strict=True)]
     state.ema.load_state_dict({**saved["ema"], "average": average})
     if state.accelerator.scaler is not None and saved.get("scaler"):
         state.accelerator.scaler.load_state_dict(saved["scaler"])

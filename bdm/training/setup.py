@@ -93,7 +93,7 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
         names=parameter_names(parts, config.rate_factors),
         model=model,
         optimizer=optimizer,
-        ema=AveragedWeights(parameters, config.ema_decay),
+        ema=AveragedWeights(parameters, config.ema_decay, config.ema_device == "cpu"),
         strategy=strategy,
         corpus=_corpus(recipe.source),
     )

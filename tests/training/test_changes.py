@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from linear_run import LinearRecipe, config
+from linear_run import LinearRecipe, Noise, config
 
 from bdm.cli import parse
-from bdm.data.source import Example
 from bdm.emoji.world import EmojiSource, World
 from bdm.errors import UserError
 from bdm.training.changes import meaning, refuse, settings_changes
@@ -31,27 +30,9 @@ class Seeing(LinearRecipe):
         return super().forward(batch)
 
 
-class Few:
-    """Twelve pictures of noise."""
-
-    def __len__(self):
-        return 12
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return Example("", pixels=torch.randint(256, (3, 8, 8), dtype=torch.uint8, generator=generator))
-
-    def caption(self, index):
-        return ""
-
-    @property
-    def validation(self):
-        return self
-
-
 def few():
     recipe = Seeing()
-    recipe.source = Few()
+    recipe.source = Noise(12)
     return recipe
 
 
