@@ -41,10 +41,12 @@ INSIDE = {
     "serving": names("""
         job waiting joining preview bound course deputies drawing batch engine
         keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
-        openai_images job_routes shelf page app server
+        sdapi_lists openai_images job_routes shelf page app server
     """),
     "parallel": names("processes whole strategies ray"),
-    "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
+    "plan": names(
+        "sizes operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"
+    ),
     "training": names("""
         averaging observing profiling metrics plots optimizers states stopping recipes setup changes resuming
         beginning own_data evaluating publishing loop
@@ -105,6 +107,29 @@ def test_inside_of_rooms_too():
 
 def test_the_method_knows_nothing_of_speed():
     assert not [pair for pair in imports() if pair[0].startswith("method") and pair[1].startswith("speed")]
+
+
+def reached(room: str) -> set[str]:
+    """All modules that a room's need, through whatever they import."""
+    known = {module for module, _ in imports()}
+    needs: dict[str, set[str]] = {}
+    for module, target in imports():
+        while target and target not in known:  # a name inside a module
+            target = target.rpartition(".")[0]
+        needs.setdefault(module, set()).add(target)
+    found = {module for module in known if module.split(".")[0] == room}
+    waiting = list(found)
+    while waiting:
+        more = needs.get(waiting.pop(), set()) - found - {""}
+        found |= more
+        waiting += more
+    return found
+
+
+def test_a_server_needs_nothing_that_trains():
+    rooms = {module.split(".")[0] for module in reached("serving")}
+    assert not rooms & {"training", "prepare", "evaluate", "bench", "cli"}
+    assert {"drawing", "speed", "plan"} <= rooms
 
 
 def test_every_way_to_import_is_seen(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .draw_beside import beside_options
 from .draw_modes import mode_options, rule_options
+from .model_options import device_option, model_options
 
 
 def infer_options(parser: argparse.ArgumentParser) -> None:
@@ -105,19 +106,7 @@ def _files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--redraw", action="store_true", help="draw pictures that are there already, by their own JSON, too"
     )
-    parser.add_argument(
-        "--models",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help=(
-            "where files are looked for by name, alias or hash: a folder of them, A1111's, ComfyUI's or an"
-            " extra_model_paths.yaml; repeatable (BDM_MODELS names more)"
-        ),
-    )
-    parser.add_argument(
-        "--model", default=None, help="pipeline folder or hub name (default: the shipped emoji model)"
-    )
+    model_options(parser)
     parser.add_argument(
         "--branch",
         metavar="FOLDER",
@@ -170,7 +159,7 @@ def _numbers(parser: argparse.ArgumentParser) -> None:
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="such as cuda, cuda:1, mps or cpu (default: the best there is)")
+    device_option(parser)
     parser.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 on a GPU, fp32 on a CPU"
     )
