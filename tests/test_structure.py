@@ -34,9 +34,9 @@ INSIDE = {
     """),
     "drawing": names("""
         typed_json other_names request picture_names encodings row_words prompt_lines prompt_file
-        picture_info picture_reading a1111_text comfy_graph strip_file jobs samplers chosen row_jobs
-        known_hashes model_folders library a1111_request modes complete trigger_words model_list axes grid
-        sheets attached beside attention_strip painter draw
+        picture_info picture_reading a1111_text a1111_values comfy_graph strip_file jobs samplers chosen
+        row_jobs known_hashes model_folders library a1111_request modes complete trigger_words model_list
+        axes grid sheets attached beside attention_strip painter draw
     """),
     "serving": names("""
         job waiting joining preview bound course deputies drawing batch engine
