@@ -76,7 +76,7 @@ def _value(line: str, at: int) -> tuple[str, int]:
         try:
             said, end = _DECODER.raw_decode(line, at)
         except (ValueError, RecursionError):
-            end = -1
+            said, end = "", -1
         if end >= 0 and re.match(r"\s*(,|$)", line[end:]):
             return said if isinstance(said, str) else line[at:end], _comma(line, end)
     end = _comma(line, at)
