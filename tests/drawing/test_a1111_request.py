@@ -167,7 +167,7 @@ def test_a_picture_with_the_text_alone_is_drawn(pipe, files, tmp_path, monkeypat
     assert main(["infer", "龙", *said, "--out", "a.png"]) == 0, capsys.readouterr().err
     with Image.open("a.png") as drawn:
         drawn.load()
-        text, pixels = drawn.text["parameters"], drawn.tobytes()
+        text, pixels = drawn.info["parameters"], drawn.tobytes()
     picture("b.png", parameters=text)
     Path("ink.safetensors").rename("renamed.safetensors")
     assert main(["infer", "--from", "b.png", "--models", ".", "--out", "c.png"]) == 0, capsys.readouterr().err
@@ -175,6 +175,7 @@ def test_a_picture_with_the_text_alone_is_drawn(pipe, files, tmp_path, monkeypat
         assert again.tobytes() == pixels
     assert picture_request(Path("c.png")).plugins[0].text_strength == 0.2
 
+    Path("renamed.safetensors").unlink()
     assert main(["infer", "--from", "b.png", "--out", "d.png"]) == 2
     assert "not here: adapter ink (hash " in capsys.readouterr().err
     picture("e.png", parameters=f"{BASE}, ENSD: 31337, Model hash: 0123456789")

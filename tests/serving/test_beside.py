@@ -38,6 +38,7 @@ def test_the_engine_draws_it_as_the_painter_does_and_leaves_nothing_behind(pipe,
         assert engine.stats()["alone"] == 1
     assert "beside" in jobs[1].alone
     assert jobs[1].request.beside[0].file.hash
+    assert jobs[1].request.model is not None
     (alone,) = Painter("cpu", given=(jobs[1].request.model, "fp32", pipe)).draw([jobs[1].request])
     assert np.array_equal(second, pixels(alone))
     assert abs(first - third).max() <= 1
