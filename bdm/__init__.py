@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .drawing.draw import draw
-    from .drawing.request import FileRef, Mode, PluginUse, Request
+    from .drawing.request import BranchUse, FileRef, Mode, PluginUse, Request
     from .errors import UserError
     from .method.branch import BranchModel, BranchOutput
     from .method.condition import NativeCondition
@@ -32,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Approximation": "speed.approximate",
+    "BranchUse": "drawing.request",
     "FileRef": "drawing.request",
     "Mode": "drawing.request",
     "PluginUse": "drawing.request",
@@ -59,6 +60,7 @@ __all__ = [
     "Approximation",
     "BranchModel",
     "BranchOutput",
+    "BranchUse",
     "Bridge",
     "BridgeControlNetPipeline",
     "BridgeImg2ImgPipeline",

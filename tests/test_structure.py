@@ -13,7 +13,7 @@ def names(text: str) -> list[str]:
 #: Rooms, from what everything may use to what nothing may use. A module imports from earlier ones or its own.
 ROOMS = names("""
     errors extras files shipped config formats parallel text data emoji models method speed plugins pipeline
-    convert assemble ship drawing training prepare evaluate plan serving bench cli
+    convert assemble ship drawing training prepare evaluate plan serving bench cli __main__
 """)
 #: The same inside of rooms.
 INSIDE = {
@@ -34,16 +34,19 @@ INSIDE = {
     """),
     "drawing": names("""
         typed_json other_names request picture_names encodings row_words prompt_lines prompt_file
-        picture_info picture_reading strip_file jobs samplers chosen row_jobs known_hashes model_folders
-        library modes complete trigger_words model_list axes grid sheets attached attention_strip painter draw
+        picture_info picture_reading a1111_text comfy_graph strip_file jobs samplers chosen row_jobs
+        known_hashes model_folders library a1111_request modes complete trigger_words model_list axes grid
+        sheets attached beside attention_strip painter draw
     """),
     "serving": names("""
         job waiting joining preview bound course deputies drawing batch engine
         keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
-        openai_images job_routes shelf page app server
+        sdapi_lists openai_images job_routes shelf page app server
     """),
     "parallel": names("processes together whole pieces strategies ray"),
-    "plan": names("operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"),
+    "plan": names(
+        "sizes operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"
+    ),
     "training": names("""
         averaging observing profiling metrics plots optimizers places pruning state_reading
         states stopping recipes setup changes resuming
@@ -105,6 +108,29 @@ def test_inside_of_rooms_too():
 
 def test_the_method_knows_nothing_of_speed():
     assert not [pair for pair in imports() if pair[0].startswith("method") and pair[1].startswith("speed")]
+
+
+def reached(room: str) -> set[str]:
+    """All modules that a room's need, through whatever they import."""
+    known = {module for module, _ in imports()}
+    needs: dict[str, set[str]] = {}
+    for module, target in imports():
+        while target and target not in known:  # a name inside a module
+            target = target.rpartition(".")[0]
+        needs.setdefault(module, set()).add(target)
+    found = {module for module in known if module.split(".")[0] == room}
+    waiting = list(found)
+    while waiting:
+        more = needs.get(waiting.pop(), set()) - found - {""}
+        found |= more
+        waiting += more
+    return found
+
+
+def test_a_server_needs_nothing_that_trains():
+    rooms = {module.split(".")[0] for module in reached("serving")}
+    assert not rooms & {"training", "prepare", "evaluate", "bench", "cli"}
+    assert {"drawing", "speed", "plan"} <= rooms
 
 
 def test_every_way_to_import_is_seen(tmp_path, monkeypatch):

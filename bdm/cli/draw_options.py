@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .draw_beside import beside_options
 from .draw_modes import mode_options, rule_options
+from .model_options import device_option, model_options
 
 
 def infer_options(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,7 @@ def infer_options(parser: argparse.ArgumentParser) -> None:
     _machine(parser)
     rule_options(parser.add_argument_group("how prompts are read"))
     mode_options(parser.add_argument_group("pictures to start from"))
+    beside_options(parser.add_argument_group("branches beside the model's own"))
     _approximations(parser.add_argument_group("approximate modes (another picture in less time)"))
     _plugins(parser.add_argument_group("plug-ins on the backbone (files from the English community)"))
 
@@ -53,6 +56,11 @@ def _sources(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PICTURE",
         help="draw pictures again by what is written in them; options that are given beside it change that",
+    )
+    parser.add_argument(
+        "--partly",
+        action="store_true",
+        help="with --from: draw what can be drawn of A1111's text, where it says more or files are missing",
     )
     parser.add_argument(
         "--long-prompts", action="store_true", help="the long prompts of rows of BDM-870, not the short ones"
@@ -98,18 +106,12 @@ def _files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--redraw", action="store_true", help="draw pictures that are there already, by their own JSON, too"
     )
+    model_options(parser)
     parser.add_argument(
-        "--models",
-        action="append",
-        default=[],
+        "--branch",
         metavar="FOLDER",
-        help=(
-            "where files are looked for by name, alias or hash: a folder of them, A1111's, ComfyUI's or an"
-            " extra_model_paths.yaml; repeatable (BDM_MODELS names more)"
-        ),
-    )
-    parser.add_argument(
-        "--model", default=None, help="pipeline folder or hub name (default: the shipped emoji model)"
+        help="another branch than the model's own: its folder, or that of a pipeline, whose native text"
+        " encoder comes along",
     )
 
 
@@ -157,7 +159,7 @@ def _numbers(parser: argparse.ArgumentParser) -> None:
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="such as cuda, cuda:1, mps or cpu (default: the best there is)")
+    device_option(parser)
     parser.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 on a GPU, fp32 on a CPU"
     )

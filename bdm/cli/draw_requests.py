@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, first_line
+from .draw_beside import named_beside
+from .draw_from import said_by
 from .draw_modes import named_mode, named_rules
 from .draw_plugins import named_plugins
 
@@ -65,10 +67,13 @@ def base_request(options: argparse.Namespace, library: Library, base: Request | 
         said["sampler"], said["schedule"] = named(sampler, schedule)
     if options.model is not None:
         said["model"] = FileRef.to(library.find(options.model, "checkpoint"))
+    if options.branch is not None:
+        said["branch"] = FileRef.to(library.find(options.branch, "branch"))
     if options.dtype is not None:
         said["precision"] = options.dtype
     said["mode"] = named_mode(options, library, base.mode)
     said["rules"] = named_rules(options, base.rules)
+    said["beside"] = named_beside(options, library, base.beside)
     plugins = (*base.plugins, *named_plugins(options, library))
     return replace(base, plugins=plugins, approximation=_approximation(options, base.approximation), **said)
 
@@ -202,11 +207,10 @@ def again_jobs(options: argparse.Namespace, library: Library) -> list[Job]:
         UserError: one carries no request.
     """
     from ..drawing.jobs import Job
-    from ..drawing.picture_reading import picture_request
 
     if len(options.prompt) > 1:
         raise UserError(f"--from and {len(options.prompt)} prompts are given; give one prompt at most")
-    requests = [base_request(options, library, picture_request(path)) for path in options.pictures]
+    requests = [base_request(options, library, said_by(path, options, library)) for path in options.pictures]
     if options.prompt:
         requests = [replace(request, prompt=options.prompt[0]) for request in requests]
     if options.out is None:

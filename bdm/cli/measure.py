@@ -80,6 +80,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         from ..evaluate.ablation import evaluate_ablation
 
         evaluate_ablation(config, config.ablation)
+    elif config.slider:
+        from ..evaluate.world_slider import evaluate_slider
+
+        evaluate_slider(config, config.slider)
     elif config.plugins is not None:
         from ..evaluate.plugins import evaluate_combinations
 

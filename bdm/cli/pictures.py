@@ -33,31 +33,79 @@ def add_commands(commands: Any) -> None:
 def _info(options: argparse.Namespace) -> None:
     import json
 
-    from ..drawing.picture_reading import picture_request, picture_texts
-
     failed: list[str] = []
     for i, path in enumerate(options.files):
         try:
-            parameters, said = picture_texts(path)
-            if options.json:
-                print(json.dumps(picture_request(path).to_json(), ensure_ascii=False))
-                continue
-            if not parameters and not said:
-                raise UserError(f"{path} says nothing of how it was made")
+            lines = [json.dumps(_plain(path), ensure_ascii=False)] if options.json else _shown(path)
         except UserError as error:
             failed.append(str(error))
             continue
-        print(*([""] if i else []), printable(path), *_shown(path, parameters, bool(said)), sep="\n")
+        print(*([] if options.json else [*([""] if i else []), printable(path)]), *lines, sep="\n")
     if failed:
         raise UserError("; ".join(failed))
 
 
-def _shown(path: Path, parameters: str, has_json: bool) -> list[str]:
+def _plain(path: Path) -> dict[str, Any]:
+    """A picture's request; of A1111's text what it is read as, and what is not read."""
+    from ..drawing.picture_reading import picture_request, picture_texts
+
+    parameters, said = picture_texts(path)
+    if said or not parameters:
+        return picture_request(path).to_json()
+    read = _read(parameters)
+    rest = {name: list(getattr(read, name)) for name in ("unknown", "missing", "lacks", "notes")}
+    return {"request": read.request.to_json(), **rest}
+
+
+def _read(parameters: str) -> Any:
+    from ..drawing.a1111_request import read_a1111
+    from ..drawing.library import Library
+
+    return read_a1111(parameters, Library())
+
+
+def _shown(path: Path) -> list[str]:
+    """The lines of a picture.
+
+    Raises:
+        UserError: it says nothing, or what cannot be read.
+    """
+    from ..drawing.picture_reading import picture_graph, picture_texts
+
+    parameters, said = picture_texts(path)
+    lines = [f"  {printable(line)}" for line in parameters.split("\n") if line]
+    if said:
+        return lines + _own_lines(path)
+    if parameters:
+        return lines + _other_lines(parameters)
+    graph = picture_graph(path)
+    if not graph:
+        raise UserError(f"{path} says nothing of how it was made")
+    return _graph_lines(graph)
+
+
+def _other_lines(parameters: str) -> list[str]:
+    """What becomes of A1111's text."""
+    read = _read(parameters)
+    lines = [told("without the JSON of bdm: --from draws it as far as A1111's text tells")]
+    lines += [told(f"not drawn here: {printable(one, 200)}") for one in read.unknown]
+    lines += [told(f"not here: {printable(one, 200)}") for one in read.missing]
+    lines += [told(f"needs --{option}, which no text holds") for option in read.lacks]
+    lines += [told(note) for note in read.notes]
+    return [f"  {line}" for line in lines]
+
+
+def _graph_lines(graph: str) -> list[str]:
+    from ..drawing.comfy_graph import graph_lines
+
+    lines = [printable(line) for line in graph_lines(graph)]
+    return [f"  {line}" for line in [*lines, told("drawn by ComfyUI: its graph is not drawn here")]]
+
+
+def _own_lines(path: Path) -> list[str]:
     from ..drawing.picture_reading import picture_request
 
-    lines = [f"  {printable(line)}" for line in parameters.split("\n") if line]
-    if not has_json:
-        return [*lines, f"  {told('without the JSON of bdm: it cannot be drawn again by --from')}"]
+    lines: list[str] = []
     request = picture_request(path)
     for file in request.files():
         lines.append(f"  {told(f'needs {printable(file.name)} (hash {file.hash})')}")

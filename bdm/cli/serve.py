@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, printable
 from .heavy import importing
+from .model_options import device_option, model_options
 from .quiet import quiet
 
 if TYPE_CHECKING:
@@ -46,15 +47,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _drawing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--models",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="of files that requests may name, as --models of infer; repeatable (BDM_MODELS names more)",
-    )
-    parser.add_argument("--model", help="pipeline folder or hub name (default: the shipped emoji model)")
-    parser.add_argument("--device", help="such as cuda, cuda:1, mps or cpu (default: the best there is)")
+    model_options(parser)
+    device_option(parser)
     parser.add_argument(
         "--max-batch", type=int, metavar="N", help="pictures that share a step (default: by memory)"
     )

@@ -68,10 +68,11 @@ class EvaluateConfig(Strict):
     """The evaluation in the emoji world (see ``bdm.evaluate.report``).
 
     With ``plugins`` that of their combinations, with ``modes`` that of approximate modes, with ``languages``
-    that of languages, with ``ablation`` that of several branches, with ``demo`` a picture for people that has
-    so many of each kind. ``branch`` and ``native_text_encoder`` take
-    the places of the model's own. ``choose`` goes on with the best of ``guidance_sweep`` and
-    ``english_guidance_sweep``; ``pictures`` is how many of all concepts are drawn at most, 0 for all.
+    that of languages, with ``ablation`` that of several branches, with ``slider`` that of the world slider's
+    values, with ``demo`` a picture for people that has so many of each kind. ``branch`` and
+    ``native_text_encoder`` take the places of the model's own. ``choose`` goes on with the best of
+    ``guidance_sweep`` and ``english_guidance_sweep``; ``pictures`` is how many of all concepts are drawn at
+    most, 0 for all.
     """
 
     model: str
@@ -97,6 +98,7 @@ class EvaluateConfig(Strict):
     modes: dict[str, ModeConfig] = Field({})
     languages: LanguagesConfig | None = None
     ablation: dict[str, AblationRowConfig] = Field({})
+    slider: tuple[Fraction, ...] = ()
     demo: PositiveInt | None = None
 
     @model_validator(mode="after")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 from ..errors import UserError
@@ -33,8 +34,10 @@ def complete(request: Request, library: Library, precision: str = "fp32") -> Req
     missing: list[str] = []
     model = _model(request.model, library, missing)
     plugins = _named([_located_plugin(plugin, library, missing) for plugin in _with_called(request, library)])
+    branch = request.branch and _located(request.branch, "branch", library, missing)
     mode = with_defaults(request.mode)
     pictures = tuple((role, _located(file, _kind_of(role), library, missing)) for role, file in mode.pictures)
+    beside = [replace(use, file=_located(use.file, "checkpoint", library, missing)) for use in request.beside]
     if missing:
         raise UserError(
             f"not here: {'; '.join(missing)}. Give the folders that hold them with --models, or put them"
@@ -45,8 +48,10 @@ def complete(request: Request, library: Library, precision: str = "fp32") -> Req
     return replace(
         request,
         model=model,
+        branch=branch,
         plugins=plugins,
         mode=replace(mode, pictures=pictures),
+        beside=tuple(beside),
         sampler=sampler,
         schedule=schedule,
         guidance=guidance,
@@ -59,7 +64,7 @@ def _kind_of(role: str) -> str:
 
 
 def _with_called(request: Request, library: Library) -> list[PluginUse]:
-    """The plug-ins of a request, and the adapters that its prompts call by name and the folders have."""
+    """The plug-ins of a request, and what its prompts call by name and the folders have."""
     plugins = list(request.plugins)
     if request.rules.emphasis != "a1111":
         return plugins
@@ -72,7 +77,23 @@ def _with_called(request: Request, library: Library) -> list[PluginUse]:
                 file = FileRef.to(found)
                 use = PluginUse(kind="adapter", file=file, name=lora.name, strength=lora.unet_strength)
                 plugins.append(replace(use, text_strength=lora.text_strength))
-    return plugins
+    return [*plugins, *_called_embeddings(request, library, names)]
+
+
+def _called_embeddings(request: Request, library: Library, names: Container[str]) -> Iterator[PluginUse]:
+    """Embeddings whose names stand in the prompts, out of the folders that A1111 and ComfyUI keep them in.
+
+    A picture that is drawn again had its own.
+    """
+    if request.versions.bdm:
+        return
+    said = " ".join((request.prompt, request.negative, request.prompt_en, request.negative_en)).lower()
+    stems = [entry.path.stem for entry in library if entry.kind == "embedding"]
+    for stem in dict.fromkeys(stems):
+        if stem not in names and re.search(rf"(?<!\w){re.escape(stem.lower())}(?!\w)", said):
+            place = library.listed(stem, "embedding")
+            assert place is not None
+            yield PluginUse(kind="embedding", file=FileRef.to(place), name=stem)
 
 
 def _model(file: FileRef | None, library: Library, missing: list[str]) -> FileRef:

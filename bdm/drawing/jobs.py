@@ -153,7 +153,10 @@ def parts(jobs: Sequence[Job], most: int) -> list[list[Job]]:
 
 def _shared(job: Job) -> dict[str, Any]:
     own = ("prompt", "negative", "prompt_en", "negative_en", "seed")
-    return {name: value for name, value in job.request.essence().items() if name not in own}
+    shared = {name: value for name, value in job.request.essence().items() if name not in own}
+    for use in shared["beside"]:
+        del use["prompt"], use["negative"]
+    return shared
 
 
 def draw_each(

@@ -123,6 +123,19 @@ class Library:
                 return found[0]
         return None
 
+    def by_digits(self, name: str, digits: str, kind: str) -> Path | None:
+        """What has a hash that begins with some digits, of whichever kind of hash; None for nothing.
+
+        Args:
+            name: what it may be called; files of that name are looked at first.
+            digits: eight or more.
+            kind: of plug-in.
+        """
+        if not _HASH.fullmatch(digits):
+            return None
+        candidates = self._candidates(name, kind)
+        return next((place for place in candidates if _begins_with(place, digits)), None)
+
     def model(self, said: str | Path | None) -> FileRef:
         """The pipeline of a name: a folder, a hub's name, one of the folders of models; None for ours."""
         if said is None:
@@ -183,9 +196,13 @@ class Library:
 
     def _may_be(self, entry: Entry, kind: str) -> bool:
         """Whether an entry may be of a kind: its folder says so, or itself where that says nothing."""
-        fitting = {"vae": ("vae", "checkpoint"), "ip_adapter": (kind, "other", "unknown"),
-                   "image_encoder": (kind, "other", "unknown")}.get(kind, (kind,))  # fmt: skip
-        return (entry.kind or kind_of(entry.path)) in fitting
+        more = {
+            "vae": ("checkpoint",),
+            "branch": ("checkpoint",),
+            "ip_adapter": ("other", "unknown"),
+            "image_encoder": ("other", "unknown"),
+        }
+        return (entry.kind or kind_of(entry.path)) in (kind, *more.get(kind, ()))
 
 
 def _place(source: Path) -> Path:
@@ -238,6 +255,8 @@ def _is_aliased(entry: Entry, said: str) -> bool:
 
 
 def _has_hash(entry: Entry, said: str) -> bool:
-    if not _HASH.fullmatch(said):
-        return False
-    return any(found.startswith(said.lower()) for found in known_hashes(entry.path).values())
+    return bool(_HASH.fullmatch(said)) and _begins_with(entry.path, said)
+
+
+def _begins_with(path: Path, digits: str) -> bool:
+    return any(found.startswith(digits.lower()) for found in known_hashes(path).values())

@@ -24,11 +24,12 @@ from ..pipeline.attention import record_attention
 from ..pipeline.onlooker import Look, Onlooker
 from .attached import attach, needs_english, shown_picture
 from .attention_strip import recorded_strip
+from .beside import other_branch, put_branches, told_beside
 from .grid import save_picture
 from .jobs import Failure, Job, draw_each, refuse_common_failure
 from .modes import MODES
 from .picture_info import picture_info
-from .request import FileRef, PluginUse, Request, Versions
+from .request import BranchUse, FileRef, PluginUse, Request, Versions
 from .samplers import put_sampler, scheduler_names
 from .strip_file import strip_info
 
@@ -107,10 +108,11 @@ class Painter:
         self._english = english
         self._pipe: Any = None if given is None else given[2]
         self._scheduler: Any = None if given is None else given[2].scheduler
-        self._model: Any = None if given is None else given[:2]
+        self._model: Any = None if given is None else (given[0], None, given[1])
         self._plugins: tuple[PluginUse, ...] = ()
         self._conditions: dict[str, Image.Image] = {}
         self._stack = ExitStack()
+        self._beside: tuple[FileRef, ...] = ()
         self._parts, self._written = 0, set[Path]()
         self._failures: list[Failure] = []
         self._fruitless: list[Failure] | None = []  # until the first picture is drawn
@@ -154,16 +156,22 @@ class Painter:
         assert request.model is not None
         assert request.precision is not None
         has_english = self._pipe is not None and self._pipe.text_encoder is not None
-        if (request.model, request.precision) != self._model or (english and not has_english):
+        model = (request.model, request.branch, request.precision)
+        if model != self._model or (english and not has_english):
             self._stack.close()
             self._pipe, self._model, self._plugins, self._conditions = None, None, (), {}
+            self._beside = ()
             self._pipe = BridgePipeline.from_pretrained(
-                str(request.model.source), torch_dtype=DTYPES[request.precision], english=english
+                str(request.model.source),
+                torch_dtype=DTYPES[request.precision],
+                english=english,
+                **other_branch(request),
             ).to(self._device)
             self._scheduler = self._pipe.scheduler
-            self._model = (request.model, request.precision)
+            self._model = model
         if request.plugins != self._plugins:
             self._attach(request.plugins)
+        self._put_beside(request.beside)
         put_sampler(self._pipe, self._scheduler, request.sampler, request.schedule)
         assert self._pipe is not None
         self._pipe.set_progress_bar_config(disable=not self._bars)
@@ -183,6 +191,13 @@ class Painter:
         self._stack.close()
         self._pipe.plugins.clear()
         self._plugins, self._conditions = (), {}
+
+    def _put_beside(self, uses: tuple[BranchUse, ...]) -> None:
+        files = tuple(use.file for use in uses)
+        if files != self._beside:
+            self._beside = ()
+            put_branches(self._pipe, uses)
+            self._beside = files
 
     def draw_and_save(self, jobs: Sequence[Job]) -> None:
         """Draw pictures together and write those that are some.
@@ -319,6 +334,7 @@ def _call(requests: Sequence[Request]) -> dict[str, Any]:
         branch_end=first.branch_end,
         branch_schedule=first.branch_schedule or None,
         world=first.world,
+        beside=told_beside(requests),
         prompt_rules=first.rules,
         width=first.width,
         height=first.height,

@@ -56,16 +56,18 @@ def _settings(
         yield from (("Model hash", checkpoint.hash), ("Model", _name(_stem(checkpoint.name))))
     for vae in (p for p in request.plugins if p.kind == "vae"):
         yield from (("VAE hash", vae.file.hash), ("VAE", _name(vae.file.name)))
+    if request.branch is not None:
+        yield from (("Branch hash", request.branch.hash), ("Branch", _name(request.branch.name)))
     if request.clip_skip != 1:
         yield "Clip skip", request.clip_skip
     yield from _mode_settings(request)
     if request.branch_scale != 1:
         yield "Branch scale", _number(request.branch_scale)
+    if (request.branch_start, request.branch_end) != (0, 1):
+        yield "Branch window", f"{_number(request.branch_start)}-{_number(request.branch_end)}"
     yield "Branch schedule", _quoted(request.branch_schedule)
     yield "World", "" if request.world is None else _number(request.world)
-    if request.rules != A1111:
-        yield "Emphasis", request.rules.emphasis
-        yield "Chunks", request.rules.chunks
+    yield from _rules(request)
     if request.english_guidance is not None:
         yield "English CFG scale", _number(request.english_guidance)
     yield from (("English prompt", _quoted(request.prompt_en)),)
@@ -78,9 +80,35 @@ def _settings(
     for shown in (p for p in request.plugins if p.kind == "ip_adapter"):
         model = f"Model: {_name(shown.name)} [{shown.file.hash}]"
         yield "IP-Adapter", f'"{model}, Weight: {_number(shown.strength)}"'
+    yield from _approximation(request)
+    for i, use in enumerate(request.beside):
+        said = f"Branch: {_name(use.file.name)} [{use.file.hash}], Weight: {_number(use.scale)}"
+        yield f"Beside {i}", json.dumps(said)
+    if request.precision not in (None, "fp32"):
+        yield "Precision", request.precision
     if request.enlarge != 1:
         yield "Enlarged", request.enlarge
     yield "Version", f"bdm {request.versions.bdm}" if request.versions.bdm else ""
+
+
+def _rules(request: Request) -> Iterable[tuple[str, Any]]:
+    """How prompts were read, where it is not A1111's way."""
+    rules = request.rules
+    if (rules.emphasis, rules.chunks) != (A1111.emphasis, A1111.chunks):
+        yield from (("Emphasis", rules.emphasis), ("Chunks", rules.chunks))
+    for name in ("punctuation", "routing", "simplified"):
+        if getattr(rules, name) != getattr(A1111, name):
+            yield name.capitalize(), getattr(rules, name)
+
+
+def _approximation(request: Request) -> Iterable[tuple[str, Any]]:
+    """What was left out."""
+    left_out = request.approximation
+    if (left_out.guidance_start, left_out.guidance_end) != (0, 1):
+        yield "Guidance interval", f"{_number(left_out.guidance_start)}-{_number(left_out.guidance_end)}"
+    for name in ("branch_every", "deep_every"):
+        if getattr(left_out, name) != 1:
+            yield name.replace("_", " ").capitalize(), getattr(left_out, name)
 
 
 def _mode_settings(request: Request) -> Iterable[tuple[str, Any]]:

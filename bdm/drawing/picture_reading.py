@@ -12,6 +12,8 @@ from ..errors import UserError, first_line
 from .picture_info import EXIF_IFD, JSON_SEGMENT, MAKER_NOTE, USER_COMMENT
 from .request import Request
 
+#: How ComfyUI begins the graph in EXIF.
+_GRAPH = "prompt:"
 #: EXIF's marks of a comment's encoding, and Python's names for these.
 _COMMENTS = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "ascii", b"\0\0\0\0\0\0\0\0": "utf-8"}
 
@@ -48,6 +50,23 @@ def _texts(source: Any, name: str) -> tuple[str, str]:
         raise UserError(f"{name} is a damaged picture ({first_line(error)}); give another") from None
 
 
+def picture_graph(path: Path) -> str:
+    """The graph of nodes that ComfyUI wrote into a picture ("prompt"); "" where there is none.
+
+    Raises:
+        UserError: it cannot be read, or is no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.format == "PNG":
+                picture.load()
+                return str(getattr(picture, "text", {}).get("prompt", ""))
+            said = [str(value) for value in picture.getexif().values()]
+            return next((one[len(_GRAPH) :] for one in said if one.startswith(_GRAPH)), "")
+    except Exception as error:  # as above
+        raise UserError(f"{path} is a damaged picture ({first_line(error)}); give another") from None
+
+
 def _exif_texts(picture: Any) -> tuple[str, str]:
     exif = picture.getexif().get_ifd(EXIF_IFD)
     comment, note = exif.get(USER_COMMENT, b""), exif.get(MAKER_NOTE, b"")
@@ -73,6 +92,9 @@ def picture_request(path: Path) -> Request:
     """
     parameters, said = picture_texts(path)
     if not said:
-        other = "; its A1111 parameters alone do not tell all" if parameters else ""
-        raise UserError(f"{path} carries no bdm JSON, so it cannot be drawn again{other}")
+        if not parameters and picture_graph(path):
+            raise UserError(
+                f"{path} carries ComfyUI's graph, which is not drawn here; bdm info says what it holds"
+            )
+        raise UserError(f"{path} carries no bdm JSON, so it cannot be drawn again")
     return Request.from_json(said, f"the JSON in {path.name}")

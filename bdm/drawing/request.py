@@ -90,6 +90,35 @@ class PluginUse:
             raise UserError(f"a plug-in of kind {quoted(self.kind)}; allowed are {', '.join(KINDS)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class BranchUse:
+    """A branch beside the model's own, and what it is told.
+
+    Attributes:
+        file: a pipeline's folder that holds the branch and its native text encoder.
+        prompt: its native prompt; what schedules words, joins prompts or names adapters is refused.
+        negative: its native negative prompt.
+        scale: strength of its residuals.
+        start: share of the steps before which it is off.
+        end: share of the steps after which it is off.
+        schedule: factors of the strength over the steps; "" for one.
+    """
+
+    file: FileRef
+    prompt: str = ""
+    negative: str = ""
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    schedule: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative", "schedule"):
+            _check_text(name, getattr(self, name))
+        for name in ("scale", "start", "end"):
+            _check_number(name, getattr(self, name))
+
+
 @dataclass(frozen=True)
 class Mode:
     """What a picture is drawn from.
@@ -168,6 +197,8 @@ class Request:
         enlarge: whole factor by which the drawn picture is enlarged before it is saved.
         mode: what it is drawn from.
         model: the pipeline; None for the shipped one.
+        branch: folder of another branch than the model's own, or of a pipeline, whose branch and native text
+            encoder are taken.
         plugins: on its backbone.
         sampler: A1111's name; "" for the model's own.
         schedule: A1111's name; "" for the sampler's own.
@@ -181,6 +212,7 @@ class Request:
         branch_end: share of the steps after which it is off.
         branch_schedule: factors of the strength over the steps, such as "0:0.2:0,0.2:1:1"; "" for one.
         world: from 0, the native one, to 1, the English one, in place of a schedule; None for neither.
+        beside: further branches, each with a prompt of its own.
         approximation: work that is left out.
         precision: of the networks, one of ``PRECISIONS``; None for the device's usual one.
         versions: what drew it; makes no difference to what is asked for.
@@ -196,6 +228,7 @@ class Request:
     enlarge: int = 1
     mode: Mode = Mode()
     model: FileRef | None = None
+    branch: FileRef | None = None
     plugins: tuple[PluginUse, ...] = ()
     sampler: str = ""
     schedule: str = ""
@@ -209,12 +242,14 @@ class Request:
     branch_end: float = 1.0
     branch_schedule: str = ""
     world: float | None = None
+    beside: tuple[BranchUse, ...] = ()
     approximation: Approximation = EXACT
     precision: str | None = None
     versions: Versions = Versions()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plugins", tuple(self.plugins))
+        for name in ("plugins", "beside"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if sum(plugin.kind == "ip_adapter" for plugin in self.plugins) > 1:
             raise UserError("two IP-Adapters are asked for; give one")
         for name in ("prompt", "negative", "prompt_en", "negative_en"):
@@ -255,7 +290,8 @@ class Request:
         """
         said = self.to_json()
         del said["versions"]
-        files = [said["model"], *said["mode"]["pictures"].values()]
+        files = [said["model"], said["branch"], *said["mode"]["pictures"].values()]
+        files += [use["file"] for use in said["beside"]]
         for plugin in said["plugins"]:
             files += [plugin["file"], plugin["picture"], plugin["encoder"]]
             if plugin["kind"] != "embedding":
@@ -266,9 +302,10 @@ class Request:
 
     def files(self) -> list[FileRef]:
         """All files that it needs."""
-        files = [self.model, *(plugin.file for plugin in self.plugins)]
+        files = [self.model, self.branch, *(plugin.file for plugin in self.plugins)]
         files += [file for plugin in self.plugins for file in (plugin.picture, plugin.encoder)]
-        return [file for file in (*files, *(file for _, file in self.mode.pictures)) if file is not None]
+        files += [*(file for _, file in self.mode.pictures), *(use.file for use in self.beside)]
+        return [file for file in files if file is not None]
 
 
 def _check_text(name: str, text: Any) -> None:

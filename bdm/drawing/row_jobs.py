@@ -13,7 +13,7 @@ from .chosen import with_chosen
 from .jobs import Failure, Job
 from .picture_names import ENDINGS, apart, check_pattern, picture_name, safe_name
 from .prompt_file import Row
-from .request import Request
+from .request import BranchUse, Request
 from .samplers import named
 
 #: Default name of a row's picture.
@@ -85,6 +85,8 @@ def _pictures(index: int, row: Row, base: Request, usual_count: int, wildcards: 
         raise UserError(row.wrong)
     said: dict[str, Any] = dict(row.said)
     file, count = said.pop("file", ""), said.pop("count", usual_count)
+    if "beside_prompt" in said:
+        said["beside"] = _told(said.get("beside", base.beside), said.pop("beside_prompt"))
     first = said.pop("seed", base.seed + index * usual_count)
     try:
         if said.keys() & {"sampler", "schedule"}:
@@ -95,6 +97,20 @@ def _pictures(index: int, row: Row, base: Request, usual_count: int, wildcards: 
         raise UserError(f"asks for {error}") from None
     chosen = [with_chosen(request, wildcards) for request in requests]
     return [_Picture(index, i, count, file, row.where, request) for i, request in enumerate(chosen)]
+
+
+def _told(beside: Sequence[BranchUse], prompt: str) -> tuple[BranchUse, ...]:
+    """The only branch beside the model's own, told another prompt.
+
+    Raises:
+        UserError: there are none, or several.
+    """
+    if len(beside) != 1:
+        raise UserError(
+            f"says beside_prompt, and there are {len(beside)} branches beside the model's own; give one with"
+            " --beside, or what each is told in beside"
+        )
+    return (replace(beside[0], prompt=prompt),)
 
 
 def _own_name(file: str) -> str:

@@ -26,10 +26,14 @@ _IGNORED = (
     "do_not_save_grid",
 )
 
-_TYPES = typing.get_type_hints(Request) | {"file": str, "count": int, "n_iter": int, "batch_size": int}
-#: Beside a request's own fields: the file's name, and how many pictures.
-_BESIDE = ("file", "count", "n_iter", "batch_size")
-NAMES = (*(name for name in _TYPES if name not in (*_BESIDE, "versions")), "file", "count")
+_TYPES = typing.get_type_hints(Request) | {
+    "file": str, "count": int, "n_iter": int, "batch_size": int, "beside_prompt": str,
+}  # fmt: skip
+#: Beside a request's own fields: the file's name, how many pictures, what the branch of --beside is told.
+_BESIDE = ("file", "count", "n_iter", "batch_size", "beside_prompt")
+NAMES = (
+    *(name for name in _TYPES if name not in (*_BESIDE, "versions")), "file", "count", "beside_prompt"
+)  # fmt: skip
 
 
 def read_row(said: Mapping[str, Any], texts: bool = False) -> dict[str, Any]:

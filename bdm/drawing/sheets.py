@@ -33,7 +33,13 @@ def contact_sheet(requests: Sequence[Request], pictures: Sequence[Image.Image]) 
 
 
 def axis_sheets(
-    request: Request, x: Axis, y: Axis | None, z: Axis | None, library: Library, draw: DrawAll
+    request: Request,
+    x: Axis,
+    y: Axis | None,
+    z: Axis | None,
+    library: Library,
+    draw: DrawAll,
+    called: Callable[[str], str] = str,
 ) -> list[Image.Image]:
     """One sheet for each value of ``z``: columns of ``x``, rows of ``y``.
 
@@ -44,6 +50,7 @@ def axis_sheets(
         z: another; None for one sheet.
         library: where files on an axis are looked for.
         draw: draws requests.
+        called: an axis's name in the language of the sheet.
 
     Raises:
         UserError: a value that means nothing, or more than ``MOST_CELLS`` pictures.
@@ -55,7 +62,7 @@ def axis_sheets(
             if len(pairs) > MOST_CELLS:
                 raise UserError(f"the sheet has more than {MOST_CELLS} pictures; give fewer values")
             cells = [axis.apply(cell, value, library) for cell, _, value in pairs]
-            labels = [f"{label}, {axis.label(value)}".lstrip(", ") for _, label, value in pairs]
+            labels = [f"{label}, {axis.label(value, called)}".lstrip(", ") for _, label, value in pairs]
     pictures = draw(cells)
     columns = len(x.values)
     each = columns * (len(y.values) if y else 1)
@@ -72,10 +79,10 @@ def compared(request: Request, draw: DrawAll) -> Image.Image:
         UserError: there is no English text.
     """
     if not request.prompt_en:
-        raise UserError("there is no English text to compare with; give it with --prompt-en")
+        raise UserError("there is no English text to compare with; give it with --prompt-en, or --translate")
     three = [
         replace(request, prompt_en=""),
-        replace(request, prompt="", negative="", branch_scale=0.0),
+        replace(request, prompt="", negative="", branch_scale=0.0, beside=()),
         request,
     ]
     labels = [request.prompt, request.prompt_en, f"{request.prompt} + {request.prompt_en}"]

@@ -165,11 +165,12 @@ class BranchModel(ModelMixin, ConfigMixin):
 
         Returns:
             A branch of its own weights, float32: the key and value projections of the cross-attentions
-            (``attn2.to_k``, ``attn2.to_v``) are fresh linear layers, drawn from torch's global generator, as in
-            ``from_backbone``; everything else is this one's.
+            (``attn2.to_k``, ``attn2.to_v``) are fresh linear layers, drawn from torch's global generator, as
+            in ``from_backbone``; everything else is this one's.
         """
-        config = {name: self.config[name] for name in self._own_arguments()}
-        fresh = type(self)(**config | {"cross_attention_dim": text_dim})
+        config: dict[str, Any] = {name: self.config[name] for name in self._own_arguments()}
+        config["cross_attention_dim"] = text_dim
+        fresh = type(self)(**config)
         kept = {
             name: weight
             for name, weight in self.state_dict().items()

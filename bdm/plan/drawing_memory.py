@@ -22,7 +22,7 @@ from ..text.english import encode_english
 from ..text.native import NativeTextEncoder
 from .fake_device import FakeDevice
 from .meta_models import make_meta_backbone, make_meta_native_text_encoder
-from .plan import CUDA_CONTEXT, GIB
+from .sizes import CUDA_CONTEXT, GIB
 
 #: GPUs that people have, in GiB.
 CARDS = (4, 6, 8, 12, 16, 24)

@@ -5,13 +5,11 @@ From the configurations in a folder, the shapes in a file, or what is known of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config import RecipeConfig, StartConfig
 from ..errors import UserError
 from ..formats.checkpoint import PREFIXES, Parts, empty_part, read_parts
 from ..formats.weights import is_weight_file, read_json, read_weights, resolve_folder
@@ -28,7 +26,6 @@ from ..text.encoders import (
 from ..text.native import SETTINGS_FILE, NativeTextEncoder, NativeTextSettings
 from ..text.packaged import find_packaged, named_package
 from ..text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
-from ..training.recipes.native_encoder import Start
 
 #: SD1.5's configurations, where its classes have other defaults (the config.json files of its repository).
 SD15: dict[str, dict[str, Any]] = {
@@ -67,41 +64,6 @@ CHINESE_CLIPS = {
     "OFA-Sys/chinese-clip-vit-base-patch16": (768, 12),
     "OFA-Sys/chinese-clip-rn50": (768, 3),
 }
-
-
-def make_meta_models(config: RecipeConfig) -> dict[str, Any]:
-    """The models that a recipe would load, on the meta device, by the recipe's argument.
-
-    An untrained text encoder is left to the recipe, which makes it without reading anything but its
-    vocabulary.
-
-    Raises:
-        UserError: a model is neither here nor known, nor does the hub give its configuration.
-    """
-    makers: dict[str, Callable[[str], Any]] = {
-        "backbone": make_meta_backbone,
-        "native_text_encoder": make_meta_native_text_encoder,
-        "vae": lambda source: _make_part("vae", source),
-        "text_encoder": lambda source: _make_part("text_encoder", source),
-    }
-    if (start := getattr(config, "start", None)) is not None:
-        return _begun(start)
-    return {
-        name: make(source)
-        for name, make in makers.items()
-        if isinstance(source := getattr(config, name, None), str)
-    }
-
-
-def _begun(start: str | StartConfig) -> dict[str, Any]:
-    """The models of an earlier run, which is none of the plan's any more.
-
-    Raises:
-        UserError: it has none.
-    """
-    folder = Start(start if isinstance(start, str) else start.run).model
-    native = make_meta_native_text_encoder(str(folder / "native_text_encoder"))
-    return {"backbone": make_meta_backbone(str(folder)), "native_text_encoder": native, "start": None}
 
 
 def make_meta_backbone(source: str) -> Backbone:
@@ -150,7 +112,8 @@ def make_meta_native_text_encoder(source: str) -> NativeTextEncoder:
     return _native(packed.config(), packed.tokenizer(), NativeTextSettings(**package.settings))
 
 
-def _make_part(name: str, source: str) -> Any:
+def make_meta_part(name: str, source: str) -> Any:
+    """A VAE or an English text encoder from a folder or a hub name; none of its values is read."""
     config = read_json(_configurations(source) / "config.json")
     # A CLIP's folder keeps both encoders' configurations; the text part is taken.
     return _part(name, Parts({}, {name: config.get("text_config", config)}), source)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..config import RunConfig
+from ..config import RecipeConfig, RunConfig, StartConfig
 from ..data.source import Example, Source
 from ..errors import UserError
 from ..training.recipes.base import Recipe
 from ..training.recipes.build import build_recipe, build_source
+from ..training.recipes.native_encoder import Start
 from .fake_device import FakeDevice
-from .meta_models import make_meta_models
+from .meta_models import make_meta_backbone, make_meta_native_text_encoder, make_meta_part
 
 #: A caption of usual length: one chunk of tokens.
 CAPTION = "红灯笼"
@@ -91,3 +93,38 @@ def make_meta_recipe(run: RunConfig) -> Recipe:
     ready = make_meta_models(run.recipe)
     with FakeDevice(), torch.device("meta"):
         return build_recipe(run, BlankSource(Example(CAPTION, pixels, english=CAPTION), real), **ready)
+
+
+def make_meta_models(config: RecipeConfig) -> dict[str, Any]:
+    """The models that a recipe would load, on the meta device, by the recipe's argument.
+
+    An untrained text encoder is left to the recipe, which makes it without reading anything but its
+    vocabulary.
+
+    Raises:
+        UserError: a model is neither here nor known, nor does the hub give its configuration.
+    """
+    makers: dict[str, Callable[[str], Any]] = {
+        "backbone": make_meta_backbone,
+        "native_text_encoder": make_meta_native_text_encoder,
+        "vae": lambda source: make_meta_part("vae", source),
+        "text_encoder": lambda source: make_meta_part("text_encoder", source),
+    }
+    if (start := getattr(config, "start", None)) is not None:
+        return _begun(start)
+    return {
+        name: make(source)
+        for name, make in makers.items()
+        if isinstance(source := getattr(config, name, None), str)
+    }
+
+
+def _begun(start: str | StartConfig) -> dict[str, Any]:
+    """The models of an earlier run, which is none of the plan's any more.
+
+    Raises:
+        UserError: it has none.
+    """
+    folder = Start(start if isinstance(start, str) else start.run).model
+    native = make_meta_native_text_encoder(str(folder / "native_text_encoder"))
+    return {"backbone": make_meta_backbone(str(folder)), "native_text_encoder": native, "start": None}

@@ -12,12 +12,7 @@ from ..data.source import Source
 from ..errors import UserError
 from ..training.recipes.build import build_source
 from .fake_step import STATE_BYTES, StepFigures, step_figures
-
-GIB = 2**30
-
-#: Assumed, not measured: CUDA's context with the kernels' code and cuBLAS's workspace, and NCCL's buffers
-#: beside it.
-CUDA_CONTEXT, NCCL = 0.7 * GIB, 0.5 * GIB
+from .sizes import CUDA_CONTEXT, GIB, NCCL
 
 #: Kinds whose captions or pictures are needed in every step, so that no cache can stand for them.
 _NEVER_CACHED = ("embedding", "controlnet")

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .plan import GIB, Plan
+from .plan import Plan
+from .sizes import GIB
 
 _RULE = "-" * 72
 

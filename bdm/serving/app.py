@@ -24,7 +24,8 @@ from .metrics import Metrics
 from .names import Names, served_library
 from .openai_images import openai_routes
 from .page import page_routes
-from .sdapi import sdapi_lists, sdapi_routes
+from .sdapi import sdapi_routes
+from .sdapi_lists import sdapi_lists
 from .sdapi_requests import Reader
 from .shelf import shelf_routes
 from .uploads import Uploads

@@ -168,6 +168,11 @@ class Engine:
                 f"the engine draws with the pipeline that it was given, and the request names the model"
                 f" {request.model.name}; leave model out"
             )
+        if request.branch is not None:
+            raise UserError(
+                f"the engine draws with the pipeline that it was given, and the request names the branch"
+                f" {request.branch.name}; leave branch out"
+            )
         guidance = self._guidance if request.guidance is None else request.guidance
         found = complete(replace(request, model=None, guidance=guidance), self._library, self._precision)
         return replace(found, model=self._given, precision=self._precision)

@@ -22,14 +22,16 @@ def why_alone(request: Request) -> str:
             return f"{plugin.name}, of the kind {plugin.kind}, acts inside the networks' calls"
     if request.approximation.branch_every > 1 or request.approximation.deep_every > 1:
         return "branch_every and deep_every keep features of one drawing inside the networks"
+    if request.beside:
+        return "branches beside the model's own are called inside the UNet's call"
     if _changed_strengths(request):
         return "its prompt gives an adapter another strength than the request does"
     return ""
 
 
 def house_of(request: Request) -> tuple[Any, ...]:
-    """What drawings have in common that share the networks' calls: model, precision and plug-ins."""
-    return request.model, request.precision, request.plugins
+    """What drawings have in common that share the networks' calls: model, branch, precision and plug-ins."""
+    return request.model, request.branch, request.precision, request.plugins
 
 
 def _changed_strengths(request: Request) -> bool:

@@ -64,6 +64,12 @@ class Limits:
         _within("the number of plug-ins", len(request.plugins), 0, self.plugins)
         for name in ("guidance", "english_guidance", "branch_scale"):
             _within(name, getattr(request, name) or 0, -1000, 1000)
+        _within("the number of branches beside the model's own", len(request.beside), 0, self.plugins)
+        for use in request.beside:
+            for name in ("prompt", "negative", "schedule"):
+                length = len(getattr(use, name))
+                _within(f"beside, {name}: the number of characters", length, 0, self.text)
+            _within("beside, scale", use.scale, -1000, 1000)
         for plugin in request.plugins:
             _within(f"{plugin.kind}: the strength", plugin.strength, -1000, 1000)
             _within(f"{plugin.kind}: the text strength", plugin.text_strength or 0, -1000, 1000)

@@ -80,8 +80,10 @@ class Names:
             return replace(
                 request,
                 model=self._model(request.model),
+                branch=request.branch and self._file(request.branch, "branch"),
                 plugins=tuple(map(self._plugin, request.plugins)),
                 mode=self._mode(request.mode),
+                beside=tuple(replace(use, file=self._model(use.file)) for use in request.beside),
             )
 
     def refresh(self) -> None:
@@ -162,7 +164,7 @@ class Names:
 
 
 def _fitting(kind: str) -> tuple[str, ...]:
-    return ("vae", "checkpoint") if kind == "vae" else (kind,)
+    return (kind, "checkpoint") if kind in ("vae", "branch") else (kind,)
 
 
 def own_size(pipeline: Path) -> tuple[int, int]:

@@ -11,16 +11,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from ..drawing.model_list import list_models
 from ..drawing.picture_reading import picture_texts, texts_in
 from ..drawing.request import Request as Drawing
-from ..models.sampler_names import SAMPLERS
-from ..models.sigma_schedules import SCHEDULES
 from .answers import NotDrawn, picture_base64
 from .desk import Desk
 from .history import End
 from .sdapi_bodies import ImageToImage, Options, PictureBody, TextToImage, without_effect
-from .sdapi_requests import UPSCALERS, Reader, several
+from .sdapi_requests import Reader, several
 from .uploads import decoded, opened
 
 
@@ -69,83 +66,6 @@ def sdapi_routes(desk: Desk, reader: Reader) -> APIRouter:
         for name in body.model_fields_set & set(Options.model_fields):
             setattr(usual, name, getattr(body, name))
         return {"ignored": without_effect(body)}
-
-    return routes
-
-
-def sdapi_lists(desk: Desk) -> APIRouter:
-    """The routes that say what there is."""
-    routes = APIRouter(prefix="/sdapi/v1", tags=["sdapi"])
-
-    async def listed(*kinds: str) -> list[dict[str, str]]:
-        rows = await asyncio.to_thread(lambda: list(list_models(desk.names.library)))
-        return [row for row in rows if row["kind"] in kinds]
-
-    @routes.get("/samplers")
-    async def samplers() -> list[dict[str, Any]]:
-        return [{"name": name, "aliases": [kind.short], "options": {}} for name, kind in SAMPLERS.items()]
-
-    @routes.get("/schedulers")
-    async def schedulers() -> list[dict[str, Any]]:
-        names = ["Automatic", *SCHEDULES]
-        return [{"name": name.lower().replace(" ", "_"), "label": name, "aliases": None} for name in names]
-
-    @routes.get("/loras")
-    async def loras() -> list[dict[str, Any]]:
-        return [
-            {
-                "name": row["name"],
-                "alias": row["name"],
-                "path": Path(row["file"]).name,
-                "metadata": _metadata(row),
-            }
-            for row in await listed("adapter")
-        ]
-
-    @routes.get("/sd-models")
-    async def sd_models() -> list[dict[str, Any]]:
-        own = {"name": desk.names.model.name, "hash": desk.names.model.hash, "file": desk.names.model.name}
-        return [_checkpoint(row) for row in [own, *await listed("checkpoint")]]
-
-    @routes.get("/sd-vae")
-    async def vaes() -> list[dict[str, Any]]:
-        return [
-            {"model_name": row["name"], "filename": Path(row["file"]).name} for row in await listed("vae")
-        ]
-
-    @routes.get("/embeddings")
-    async def embeddings() -> dict[str, Any]:
-        rows = await listed("embedding")
-        return {"loaded": {row["name"]: {"sd_checkpoint": None} for row in rows}, "skipped": {}}
-
-    @routes.get("/upscalers")
-    async def upscalers() -> list[dict[str, Any]]:
-        names = [*_plain_upscalers(), *(row["name"] for row in await listed("upscaler"))]
-        return [{"name": name, "model_name": None, "model_path": None, "scale": 2.0} for name in names]
-
-    @routes.get("/latent-upscale-modes")
-    async def latent_upscale_modes() -> list[dict[str, str]]:
-        return [{"name": name} for name in _plain_upscalers() if name.startswith("Latent")]
-
-    @routes.get("/scripts")
-    async def scripts() -> dict[str, list[str]]:
-        return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
-
-    @routes.get("/script-info")
-    @routes.get("/hypernetworks")
-    @routes.get("/face-restorers")
-    @routes.get("/realesrgan-models")
-    @routes.get("/prompt-styles")
-    async def nothing() -> list[Any]:
-        return []
-
-    @routes.post("/refresh-checkpoints")
-    @routes.post("/refresh-loras")
-    @routes.post("/refresh-vae")
-    @routes.post("/refresh-embeddings")
-    async def refresh() -> dict[str, Any]:
-        await asyncio.to_thread(desk.names.refresh)
-        return {}
 
     return routes
 
@@ -264,22 +184,3 @@ def _json(said: str) -> Any:
         return Drawing.from_json(said).to_json() if said else None
     except ValueError:
         return None
-
-
-def _metadata(row: dict[str, str]) -> dict[str, str]:
-    return {"trigger words": row["trigger words"], "base": row["base"], "hash": row["hash"]}
-
-
-def _checkpoint(row: dict[str, str]) -> dict[str, Any]:
-    return {
-        "title": f"{row['name']} [{row['hash']}]",
-        "model_name": row["name"],
-        "hash": row["hash"],
-        "sha256": None,
-        "filename": Path(row["file"]).name,
-        "config": None,
-    }
-
-
-def _plain_upscalers() -> list[str]:
-    return [name.capitalize() for name in UPSCALERS if "(" in name or " " not in name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -102,8 +103,8 @@ def place_of(folder: Path | str) -> Place:
 
 def step_of(name: Path | str) -> int:
     """The step of a state by its name; -1 for none."""
-    digits = PurePosixPath(str(name)).name.removesuffix(".pt").removeprefix("step-")
-    return int(digits) if digits.isdigit() else -1
+    found = re.fullmatch(r"step-(\d+)(\.pt)?", PurePosixPath(str(name)).name)
+    return int(found[1]) if found else -1
 
 
 class LocalPlace(Place):
@@ -141,7 +142,8 @@ class LocalPlace(Place):
         remove(self.folder / name)
 
     def drop(self, entry: str) -> None:
-        remove(self.folder / entry / INDEX)
+        with suppress(OSError):  # a state in one file has none
+            (self.folder / entry / INDEX).unlink()
         remove(self.folder / entry)
 
     def rename(self, name: str, other: str) -> None:

@@ -25,7 +25,7 @@ ROOMS = (
 #: Messages that are put together of others, which are told in all their ways.
 COMPOSED = ("says {}; {}", "{} is {}; give {}", "{}: its {}: {}", "{} is {}", "{} is {}; {}")
 #: What stays English in Chinese: names and commands.
-NAMES = ("pip install", "latent nearest", "bdm inspect")
+NAMES = ("pip install", "latent nearest", "bdm inspect", "bdm info")
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import TEXT_DIM
 
-from bdm import FileRef
+from bdm import FileRef, PluginUse, PromptRules, Request
 from bdm.cli import main
+from bdm.drawing.complete import complete
 from bdm.drawing.known_hashes import is_noted, known_hash, known_hashes
 from bdm.drawing.library import Library
 from bdm.drawing.model_folders import entries, yaml_folders
+from bdm.drawing.request import Versions
 from bdm.errors import UserError
 from bdm.plugins.registry import shown_hash
 
@@ -112,6 +114,27 @@ def test_a_file_is_known_by_its_hash_alone(tmp_path):
     assert Library([tmp_path]).located(wanted, "adapter").source == ink
     with pytest.raises(UserError, match=r"adapter ink.safetensors \(hash 0123\)"):
         Library([tmp_path]).located(FileRef("ink.safetensors", "0123"), "adapter")
+
+
+def test_prompts_call_embeddings_by_name(tmp_path):
+    """Those of the folders that are kept for them, as in A1111; a picture that was drawn keeps its own."""
+    embedding(tmp_path / "embeddings/bad-Mood.safetensors")
+    embedding(tmp_path / "others/loose.safetensors")
+    library = Library([tmp_path])
+
+    def called(**said):
+        found = complete(Request(**said), library).plugins
+        return [(plugin.kind, plugin.name) for plugin in found]
+
+    mood = [("embedding", "bad-Mood")]
+    assert called(prompt="龙", negative_en="blurry, (bad-mood:1.2)") == mood
+    assert called(prompt="龙，bad-Mood") == mood
+    assert called(prompt_en="embedding:bad-mood") == mood
+    assert called(prompt_en="bad-moods, loose, mood") == []
+    assert called(prompt_en="bad-mood", versions=Versions("0.1.0")) == []
+    given = PluginUse(kind="embedding", file=FileRef.to(tmp_path / "embeddings/bad-Mood.safetensors"))
+    assert called(prompt_en="bad-mood", plugins=(given,)) == mood
+    assert called(prompt_en="bad-mood", rules=PromptRules(emphasis="official")) == []
 
 
 def test_hashes_are_noted_and_forgotten_with_the_file(tmp_path):

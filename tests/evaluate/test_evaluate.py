@@ -12,7 +12,7 @@ from bdm.emoji.judge import JudgeModel, Verdict, augment, augment_crops
 from bdm.emoji.phrases import read_phrases
 from bdm.emoji.world import COLOUR_NAMES, World
 from bdm.errors import UserError
-from bdm.evaluate import ablation, demo, guidance, languages, modes, report, setup
+from bdm.evaluate import ablation, demo, guidance, languages, modes, report, setup, world_slider
 from bdm.evaluate.combinations import NAMES, Combined, combination_trial, edge_agreement, ratios
 from bdm.evaluate.plugins import evaluate_combinations
 from bdm.evaluate.shares import Share
@@ -484,6 +484,35 @@ def test_branches_are_compared_on_one_backbone(knowing, files, monkeypatch):
     assert (knowing / "out/grid.png").exists()
     with pytest.raises(ValueError, match="says how strongly"):
         evaluation(knowing, ablation=rows)
+
+
+def test_the_world_slider_has_a_curve(knowing, monkeypatch):
+    drawn = []
+
+    def noted(pipe, trial, *arguments, **named):
+        drawn.append((trial, named["world"]))
+        return report.draw(pipe, trial, *arguments, **named)
+
+    monkeypatch.setattr(world_slider, "draw", noted)
+    monkeypatch.setattr(world_slider, "make_trials", lambda *given: [cut(one) for one in make_trials(*given)])
+    config = evaluation(knowing, slider=(0.0, 0.5), second_judge="stub", guidance_sweep=(), guidance=2.0)
+    result = world_slider.evaluate_slider(config, config.slider)
+    assert [world for _, world in drawn] == [0.0, 0.5, None]
+    native, between, bare = (trial for trial, _ in drawn)
+    assert native.native == between.native
+    assert native.english == between.english == bare.english
+    assert bare.native == [""] * 2
+    assert bare.branch_scale == 0
+    world = World(CONCEPTS)
+    assert {world.concepts[i].group for i in native.concepts} == {"different"}
+    assert native.english == [world.caption(i, None, "en") for i in native.concepts]
+    assert result["rows"].keys() == {"0", "0.5", "english"}
+    assert {row["concept"] for row in result["rows"].values()} == {0.5}
+    assert {row["second_native_look"] for row in result["rows"].values()} == {0.5}
+    assert "| 0.5 | 0.500 ± 0.354 (0.500) |" in (knowing / "out/report.md").read_text()
+    for name in ("curve.png", "grid.png"):
+        with Image.open(knowing / "out" / name) as picture:
+            assert picture.width > 300
 
 
 def cut(trial):

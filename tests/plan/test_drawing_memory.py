@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bdm.cli import main
 from bdm.errors import UserError
 from bdm.plan.drawing_memory import draw_stages, drawing_memory
-from bdm.plan.plan import CUDA_CONTEXT
+from bdm.plan.sizes import CUDA_CONTEXT
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,8 @@ from bdm.plan.fake_step import STATE_BYTES, step_figures, train_and_freeze
 from bdm.plan.meta_models import make_meta_backbone, make_meta_native_text_encoder
 from bdm.plan.meta_recipe import CAPTION, BlankSource
 from bdm.plan.operations import CountedOperations
-from bdm.plan.plan import GIB, Machine, make_plan
+from bdm.plan.plan import Machine, make_plan
+from bdm.plan.sizes import GIB
 from bdm.text.vocabulary import clip_tokenizer
 from bdm.training.averaging import AveragedWeights
 from bdm.training.optimizers import make_optimizer

@@ -221,10 +221,11 @@ def _branch(trained: str | None, fresh_text: bool, unet: Any, text_dim: int, see
     branch = BranchModel.from_pretrained(trained, torch_dtype=torch.float32)
     if fresh_text:
         return branch.with_fresh_text(text_dim)
-    if branch.config["cross_attention_dim"] != text_dim:
+    width = branch.config["cross_attention_dim"]
+    if width != text_dim:
         raise UserError(
-            f"the branch in {trained} reads text features of width {branch.config['cross_attention_dim']}, and"
-            f" the native text encoder's have {text_dim}; give the encoder that it was trained with, or let its"
-            " layers that read the text start anew with fresh_text: true"
+            f"the branch in {trained} reads text of width {width}, and the native text encoder's is"
+            f" {text_dim}; give the encoder that it was trained with, or let its layers that read the text"
+            " start anew with fresh_text: true"
         )
     return branch
