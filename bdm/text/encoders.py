@@ -115,6 +115,8 @@ def _build_and_load(config: Any, tensors: dict[str, Tensor], source: Path) -> nn
             outline = build_text_model(config, tensors)
     except Exception as error:  # each model has checks and mistakes of its own
         raise UserError(f"{source} describes no text encoder ({first_line(error)}); give another") from None
+    if not hasattr(outline.config, "hidden_size"):
+        raise UserError(f"{source} ({config.model_type}) makes no features of texts; give a text encoder")
     state = _own_weights(outline, tensors, str(source))
     refuse_not_finite(state, source)
     model = build_text_model(config, tensors)
@@ -152,9 +154,11 @@ def build_text_model(config: Any, tensors: Collection[str] = ()) -> nn.Module:
 
         return RobertaSeriesModelWithTransformation(config)
 
+    # A model of texts and pictures: its half that reads.
+    half = getattr(config, "text_config", None)
+    config = half if hasattr(half, "model_type") else config
     if config.model_type in ("chinese_clip", "chinese_clip_text_model"):
-        text: Any = getattr(config, "text_config", config)
-        return ChineseCLIPTextModel(text, add_pooling_layer=False)
+        return ChineseCLIPTextModel(config, add_pooling_layer=False)
     # T5's and its like's encoder alone; AutoModel would add the decoder.
     alone = type(config) in AutoModelForTextEncoding._model_mapping
     kind: Any = AutoModelForTextEncoding if alone else AutoModel

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers
 from agreement import outputs_agree
 from safetensors.torch import load_file, save_file
 from tiny import make_native, make_native_model
@@ -183,3 +184,27 @@ def test_half_a_character_is_named(text):
     with pytest.raises(UserError, match=r"holds half a character \(U\+D[89A-F]") as raised:
         make_native().encode(["红灯笼", text])
     str(raised.value).encode("utf-8")
+
+
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def test_the_half_that_reads_of_a_model_of_texts_and_pictures(folder):
+    """A CLIP saved whole gives the features of its text model's own folder; what reads no text is refused."""
+    torch.manual_seed(0)
+    text = SMALL | {"vocab_size": 21128, "max_position_embeddings": 64}
+    vision = SMALL | {"image_size": 16, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    whole = transformers.CLIPModel(config).eval()
+    whole.save_pretrained(folder)
+    encoder = NativeTextEncoder.from_pretrained(folder)
+    assert encoder.text_dim == 16
+    ids = torch.randint(100, 200, (2, 20))
+    ours = encoder.model(input_ids=ids).last_hidden_state
+    assert torch.equal(ours, whole.text_model(input_ids=ids).last_hidden_state)
+    siglip = transformers.SiglipConfig(text_config=text, vision_config=vision)
+    resnet = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    for other in (transformers.SiglipModel(siglip), transformers.ResNetModel(resnet)):
+        other.save_pretrained(folder)
+        with pytest.raises(UserError, match=r"describes no text encoder|makes no features of texts"):
+            NativeTextEncoder.from_pretrained(folder)
