@@ -18,6 +18,7 @@ from bdm.data.batch import fixed_batch
 from bdm.emoji.world import EmojiSource, World
 from bdm.text.native import NativeTextEncoder
 from bdm.training.loop import train
+from bdm.training.places import LocalPlace
 from bdm.training.recipes.base import Recipe
 from bdm.training.recipes.branch import branch_recipe
 from bdm.training.recipes.denoising import DenoisingRecipe
@@ -104,17 +105,37 @@ class RecordingBranchRecipe(Recording, DenoisingRecipe):
         return {**unet.state_dict(), **text.state_dict()}
 
 
+def fill_disk() -> None:
+    """No room from the second state on."""
+    plain = LocalPlace.put
+
+    def put(self, name, content):
+        if name > "step-00000003":
+            raise OSError(28, "No space left on device")
+        return plain(self, name, content)
+
+    LocalPlace.put = put
+
+
 def main(kind: str, folder: Path, out: Path, **options) -> None:
-    """Six steps of 4 samples; ``stop=n`` sends SIGTERM to one process in batch n."""
+    """Six steps of 4 samples; ``stop=n`` sends SIGTERM to one process in batch n.
+
+    Options are the optimizer's but for those of ``run_options``; with ``refuse=r`` process r has no room for
+    the second state.
+    """
     torch.set_num_threads(1)
     stop = options.pop("stop", 0)
+    own = {name: options.pop(name) for name in options.pop("run_options", ())}
+    if own.pop("refuse", None) == int(os.environ.get("RANK", "0")):
+        fill_disk()
     parts = dict(backbone=str(folder / "backbone"), native_text_encoder=str(folder / "native"))
     optimizer = dict(
         steps=6, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5, schedule="constant"
     )
     run = RunConfig(
-        out=out, seed=3, log_every=1, validate_every=6, grid_every=2, checkpoint_every=100, trackers=(),
+        out=out, seed=3, log_every=1, validate_every=6, grid_every=2, trackers=(),
         recipe=dict(kind="branch", **parts), data=dict(kind="emoji", limit=4), optimizer=optimizer | options,
+        **{"checkpoint_every": 100} | own,
     )  # fmt: skip
     out.mkdir(exist_ok=True)
     if kind == "tiny":

@@ -25,7 +25,7 @@ INSIDE = {
         bridge optimize
     """),
     "plugins": names("""
-        parameters stack words control_images controlnet_hook attachments kind vae checkpoint adapter
+        parameters stack words control_images controlnet_hook attachments kind vae checkpoint low_rank adapter
         embedding controlnet registry
     """),
     "pipeline": names("""
@@ -39,16 +39,17 @@ INSIDE = {
         axes grid sheets attached beside attention_strip painter draw
     """),
     "serving": names("""
-        job waiting joining preview bound course deputies drawing batch engine
+        job waiting adapters joining preview bound course deputies drawing batch engine
         keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
         sdapi_lists openai_images job_routes shelf page app server
     """),
-    "parallel": names("processes whole strategies ray"),
+    "parallel": names("processes together whole pieces strategies ray"),
     "plan": names(
         "sizes operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"
     ),
     "training": names("""
-        averaging observing profiling metrics plots optimizers states stopping recipes setup changes resuming
+        averaging observing profiling metrics plots optimizers places pruning state_reading
+        states stopping recipes setup changes resuming
         beginning own_data evaluating publishing loop
     """),
 }

@@ -135,8 +135,12 @@ class RunConfig(Strict):
     checkpoint_every: PositiveInt = 500
     keep_last: PositiveInt = 2
     keep_every: Annotated[int, Field(ge=0)] = 0
-    #: Whether training goes on while a state is written, which takes its size in memory.
+    #: Folder of the states, or its URL, if it is not ``out/states``.
+    states: str | None = None
+    #: Whether training goes on while a state is written, which takes its size in memory; whether each of
+    #: several processes writes a part of it: where weights are split if None.
     background_states: bool = True
+    sharded_states: bool | None = None
     skip_limit: Annotated[int, Field(ge=0)] = 20
     unreadable_limit: Fraction = 0.05
     read_limit: Fraction = 0.05

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..formats.weights import read_json
 from ..models.distance import weight_distance
 from ..training.recipes.text_slot import cross_attention
-from ..training.states import state_files
+from ..training.states import read_state, state_files
 from .route import Route
 
 
@@ -88,7 +88,7 @@ def kept_states(run: Path) -> list[tuple[int, Path]]:
         )
     found = []
     for path in files:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = read_state(path)
         batch = json.loads(state["run"])["optimizer"]["batch_size"]
         found.append((state.get("samples", state["step"] * batch), path))
     return found
@@ -101,7 +101,7 @@ def as_it_was(route: Route, path: Path) -> Iterator[None]:
     Raises:
         UserError: a state that does not say whose its weights are, or of another model.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state(path)
     if "names" not in state:
         raise UserError(f"{path} does not say whose its averaged weights are; train the run again")
     averages = dict(zip(state["names"], state["ema"]["average"], strict=True))

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import UserError
 from .processes import launched_with
-from .whole import gathered, scattered
+from .whole import Collect, collected, scattered
 
 #: Names of AdamW's moments.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,8 +40,18 @@ def choose_strategy(
 class Strategy(ABC):
     """What processes do together in a step, and with the states of what they train."""
 
+    #: Whether tensors of its states are split; whether a process can tell what it has of them.
+    splits, has_pieces = False, True
+
     def __init__(self, accelerator: Accelerator, mixed_precision: str) -> None:
         self.accelerator, self.mixed_precision = accelerator, mixed_precision
+        self._group: Any = None
+
+    def background_group(self) -> Any:
+        """All processes, joined apart from a step's; made when first asked for, which is joint work."""
+        if self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")
+        return self._group
 
     @abstractmethod
     def distribute(
@@ -58,9 +68,11 @@ class Strategy(ABC):
         norm: Any = self.accelerator.clip_grad_norm_(parameters, most)
         return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
 
-    def optimizer_state(self, optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
-        """The optimizer's state in the layout of a single process; joint work."""
-        return gathered(optimizer.state_dict(), self.accelerator.is_main_process)
+    def optimizer_state(
+        self, optimizer: Any, parameters: Sequence[nn.Parameter], collect: Collect
+    ) -> dict[str, Any]:
+        """The optimizer's state as ``collect`` makes it, numbered as in a single process; joint work."""
+        return collected(optimizer.state_dict(), collect)
 
     def load_optimizer_state(
         self, optimizer: Any, parameters: Sequence[nn.Parameter], state: dict[str, Any]
@@ -109,6 +121,8 @@ class ShardedStrategy(Strategy):
     ``fully_shard`` is called here and not through accelerate, which shards whole models, frozen weights
     included, and on GPUs only.
     """
+
+    splits = True
 
     def __init__(self, accelerator: Accelerator, mixed_precision: str) -> None:
         super().__init__(accelerator, mixed_precision)
@@ -171,6 +185,8 @@ class DeepSpeedStrategy(Strategy):
     Gradients and moments are split, weights are whole.
     """
 
+    has_pieces = False
+
     def __init__(
         self, accelerator: Accelerator, mixed_precision: str, micro_batch: int, max_grad_norm: float
     ) -> None:
@@ -209,16 +225,18 @@ class DeepSpeedStrategy(Strategy):
         """The engine has clipped and stepped; the norm of a step that it left out is infinite."""
         return torch.tensor(torch.inf) if self._zero.overflow else super().clip(parameters, most)
 
-    def optimizer_state(self, optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+    def optimizer_state(
+        self, optimizer: Any, parameters: Sequence[nn.Parameter], collect: Collect
+    ) -> dict[str, Any]:
         from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
-        base, main = optimizer.optimizer.optimizer, self.accelerator.is_main_process
+        base = optimizer.optimizer.optimizer
         steps = [values["step"] for values in base.state.values()]
         state = {}
         for i, parameter in enumerate(parameters if steps else ()):
             moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
             # A step of its own for each: whoever takes one tensor up for all would count it up once for each.
-            state[i] = gathered({"step": steps[0].clone(), **moments}, main)
+            state[i] = collected({"step": steps[0].clone(), **moments}, collect)
         (group,) = base.state_dict()["param_groups"]
         return {"state": state, "param_groups": [{**group, "params": list(range(len(parameters)))}]}
 

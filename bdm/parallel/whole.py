@@ -6,7 +6,7 @@ must call it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,15 +19,38 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
+#: What becomes of each tensor of a state that is to be written; joint work.
+Collect = Callable[[Tensor], Any]
+
+
+def whole(keep: bool, copy: Callable[[Tensor], Tensor] | None = None) -> Collect:
+    """Collects whole tensors on the CPU, or None in their places where ``keep`` is not set.
+
+    Args:
+        keep: whether this process keeps them.
+        copy: makes a tensor's copy on the CPU; a fresh one without.
+    """
+
+    def collect(tensor: Tensor) -> Tensor | None:
+        joined = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return (copy or on_cpu)(joined.detach()) if keep else None
+
+    return collect
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A fresh copy on the CPU."""
+    return tensor.to("cpu", copy=True)
+
+
+def collected(tree: Any, collect: Collect) -> Any:
+    """A state with what ``collect`` makes of its tensors."""
+    return tree_map_only(Tensor, collect, tree)
+
 
 def gathered(tree: Any, keep: bool) -> Any:
     """A copy of a state with whole tensors on the CPU, or None in their places where ``keep`` is not set."""
-
-    def gather(tensor: Tensor) -> Tensor | None:
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        return whole.detach().to("cpu", copy=True) if keep else None
-
-    return tree_map_only(Tensor, gather, tree)
+    return collected(tree, whole(keep))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -60,24 +83,20 @@ def scattered(whole: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=whole.dtype).copy_(whole)
 
 
-def part_state(part: nn.Module) -> dict[str, Any]:
-    """Copies of the whole tensors of a part that may be split, on the CPU.
+def part_state(part: nn.Module, collect: Collect) -> dict[str, Any]:
+    """What ``collect`` makes of the tensors of a part that may be split."""
+    copies: dict[tuple[int, torch.Size], Any] = {}
 
-    Empty in all processes but the first.
-    """
-    whole = get_model_state_dict(part, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if any(tensor.device.type != "cpu" for tensor in part.parameters()):
-        return whole
-    copies: dict[tuple[int, torch.Size], Tensor] = {}
-
-    def copy(tensor: Tensor) -> Tensor:
-        # Weights that are one stay one.
+    def once(tensor: Tensor) -> Any:
+        # Weights that are one stay one. Pieces of split ones may be empty, which are at no place.
+        if isinstance(tensor, DTensor):
+            return collect(tensor)
         key = tensor.data_ptr(), tensor.shape
         if key not in copies:
-            copies[key] = tensor.clone()
+            copies[key] = collect(tensor)
         return copies[key]
 
-    return tree_map_only(Tensor, copy, whole)
+    return collected(get_model_state_dict(part), once)
 
 
 def load_part(part: nn.Module, state: Mapping[str, Tensor]) -> None:

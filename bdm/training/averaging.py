@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..parallel.whole import gathered, local, split_as
+from ..parallel.whole import Collect, local, split_as
 
 
 class AveragedWeights:
@@ -74,12 +74,12 @@ class AveragedWeights:
         """Let the average of a parameter be a tensor that is kept as the parameter is."""
         self.average[number].copy_(value if self._aside is None else local(value))
 
-    def gathered(self, keep: bool) -> dict[str, Any]:
-        """What a run needs to go on, with whole tensors (see ``bdm.parallel.whole``); joint work."""
+    def collected(self, collect: Collect) -> dict[str, Any]:
+        """What a run needs to go on, with what ``collect`` makes of its tensors; joint work."""
         pairs = zip(self.average, self.parameters, strict=True)
         # One at a time: all of them at once may be more than the device can hold.
-        wholes = [gathered(split_as(a, p) if self._aside else a, keep) for a, p in pairs]
-        return {"steps": self.steps, "average": wholes}
+        average = [collect(split_as(a, p) if self._aside else a) for a, p in pairs]
+        return {"steps": self.steps, "average": average}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state, whose tensors are kept as the parameters are."""

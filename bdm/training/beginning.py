@@ -11,6 +11,7 @@ import torch
 
 from ..config import InitConfig, RunConfig
 from ..errors import UserError
+from ..parallel.together import Together
 from ..parallel.whole import load_part, scattered
 from . import states
 from .resuming import Progress, part_shapes, shapes
@@ -28,7 +29,7 @@ def begin(run: RunConfig, state: TrainState) -> Progress:
     _take_moments(state, state.recipe.moments())
     if run.init is None:
         return Progress()
-    saved = _read(run.init)
+    saved = _read(run.init, Together(state.accelerator))
     _refuse_others(run.init, state, saved)
     _take_weights(run.init, state, saved)
     if run.init.moments:
@@ -41,19 +42,18 @@ def begin(run: RunConfig, state: TrainState) -> Progress:
     )
 
 
-def _read(init: InitConfig) -> dict[str, Any]:
+def _read(init: InitConfig, together: Together) -> dict[str, Any]:
     """The state that a run begins with; it stays as it is."""
-    path = Path(init.run)
-    files = [path] if path.is_file() else states.state_files(path / "states")
-    if not files:
+    path = together.by_first(lambda: states.find_state(init.run))
+    if path is None:
         raise UserError(
-            f"init.from: {init.run} is no state and holds none in {path / 'states'}; name a run's folder, or"
-            " a file in its states folder"
+            f"init.from: {init.run} is no state and holds none in {Path(init.run) / 'states'}; name a run's"
+            " folder, that of its states, or one of them"
         )
-    saved = states.read_state(files[0])
+    saved = states.read_state(path, together)
     if "names" not in saved:
         raise UserError(
-            f"init.from: {files[0]} does not say whose its weights are; go on with its run for a step, which"
+            f"init.from: {path} does not say whose its weights are; go on with its run for a step, which"
             " writes its state again"
         )
     return saved

@@ -33,7 +33,9 @@ _OUTSIDE = (
     "time_limit",
     "peak_tflops",
     "profile",
+    "states",
     "background_states",
+    "sharded_states",
     "evaluation",
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from ..config import RunConfig
 from ..errors import UserError
 from ..files import append_line
-from ..parallel.whole import load_part, part_state, scattered
+from ..parallel.pieces import Pieces
+from ..parallel.together import Together
+from ..parallel.whole import load_part, part_state, scattered, whole
 from . import states
 from .changes import Change, batch_change, check_names, corpus_change, meaning, refuse, settings_changes
 from .metrics import timed
@@ -68,7 +71,9 @@ def save(
     With a ``writer`` that works in the background training may go on: what is written is a copy.
     """
     writer = writer or states.StateWriter(background=False)
-    main, scaler = state.accelerator.is_main_process, state.accelerator.scaler
+    scaler = state.accelerator.scaler
+    pieces = in_pieces(run, state)
+    collect = Pieces() if pieces else whole(state.accelerator.is_main_process)
     with timed("state"):
         content = {
             **vars(progress),
@@ -78,13 +83,37 @@ def save(
             "bucket_batch": _bucket_batch(run, state.recipe.source),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "names": state.names,
-            "parts": {name: part_state(part) for name, part in state.parts.items()},
-            "optimizer": state.strategy.optimizer_state(state.optimizer, state.parameters),
-            "ema": state.ema.gathered(main),
+            "parts": {name: part_state(part, collect) for name, part in state.parts.items()},
+            "optimizer": state.strategy.optimizer_state(state.optimizer, state.parameters, collect),
+            "ema": state.ema.collected(collect),
         }
-        if main:
-            kept = run.keep_last, run.keep_every, progress.best_step
-            writer.write(run.out / "states", progress.step, content, *kept)
+        where, kept = states_of(run), (run.keep_last, run.keep_every, progress.best_step)
+        if pieces:
+            own = where, progress.step, content, state.strategy.background_group(), *kept
+            writer.write(*own, save=states.save_state_in_pieces)
+        elif state.accelerator.is_main_process:
+            writer.write(where, progress.step, content, *kept)
+
+
+def states_of(run: RunConfig) -> Path | str:
+    """The folder of a run's states, or its URL."""
+    return run.states or run.out / "states"
+
+
+def in_pieces(run: RunConfig, state: TrainState) -> bool:
+    """Whether each process writes a part of a state: where weights are split, unless it is said otherwise.
+
+    Raises:
+        UserError: it is said, and cannot be.
+    """
+    if run.sharded_states and not state.strategy.has_pieces:
+        raise UserError(
+            "sharded_states: DeepSpeed's moments are gathered tensor by tensor; leave it out, or use FSDP or"
+            " DDP"
+        )
+    several = state.accelerator.num_processes > 1
+    wanted = state.strategy.splits if run.sharded_states is None else run.sharded_states
+    return several and wanted
 
 
 def resume(run: RunConfig, state: TrainState, allow: Sequence[str] = ()) -> Progress | None:
@@ -104,7 +133,7 @@ def resume(run: RunConfig, state: TrainState, allow: Sequence[str] = ()) -> Prog
     Raises:
         UserError: the folder holds a run with another configuration.
     """
-    saved = states.load_state(run.out / "states")
+    saved = states.load_state(states_of(run), Together(state.accelerator))
     if saved is None:
         check_names(allow, run)
         return None

@@ -1,63 +1,108 @@
-"""States of a run on disk: the newest ones, each whole."""
+"""States of a run on disk or in a store: the newest ones, each whole."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import secrets
 import threading
-import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 
-from ..errors import UserError, first_line
-from ..files import atomic_write
+from ..errors import UserError
+from ..parallel.pieces import save_pieces
+from ..parallel.together import Together
+from .places import INDEX, LocalPlace, Place, place_of, step_of
+from .pruning import prune
+from .state_reading import damages, read_together
 
 logger = logging.getLogger("bdm")
 
 
 def save_state(
-    folder: Path,
+    folder: Path | str,
     step: int,
     state: dict[str, Any],
     keep_last: int = 2,
     keep_every: int = 0,
     best: int | None = None,
-) -> Path:
+) -> None:
     """Write a training state whole or not at all, and only then delete old ones.
 
     Args:
-        folder: of the run's states, ``step-00000250.pt`` and so on.
+        folder: of the run's states, or its URL. In a folder of this machine a state is a file,
+            ``step-00000250.pt`` and so on, elsewhere a folder whose index is written last.
         step: steps done.
         state: tensors and plain containers.
         keep_last: so many of the newest stay.
         keep_every: states whose step is a multiple stay for good; 0 for none.
         best: the state of this step stays too.
 
-    Returns:
-        The new file.
-
     Raises:
         UserError: it cannot be written (disk full, folder read-only); the states from before are untouched.
     """
-    path = folder / f"step-{step:08d}.pt"
+    place, entry = place_of(folder), f"step-{step:08d}"
+    with _told(place, step):
+        if isinstance(place, LocalPlace):
+            entry = f"{entry}.pt"
+            place.put(entry, state)
+        else:
+            name = f"whole-{secrets.token_hex(4)}.pt"
+            size = place.put(f"{entry}/{name}", state)
+            place.put_index(entry, {"whole": name, "files": {name: size}})
+    prune(place, entry, keep_last, keep_every, best)
+
+
+def save_state_in_pieces(
+    folder: Path | str,
+    step: int,
+    state: dict[str, Any],
+    group: Any,
+    keep_last: int = 2,
+    keep_every: int = 0,
+    best: int | None = None,
+) -> None:
+    """The same of a state whose pieces are in several processes; joint work of all of them.
+
+    Args:
+        folder: one that all processes see.
+        step: see ``save_state``.
+        state: what ``bdm.parallel.pieces.Pieces`` collected.
+        group: of processes, that nothing else uses meanwhile.
+        keep_last: see ``save_state``.
+        keep_every: see ``save_state``.
+        best: see ``save_state``.
+    """
+    place, entry = place_of(folder), f"step-{step:08d}"
+
+    def publish(layout: Any, sizes: dict[str, int]) -> None:
+        name = f"layout-{secrets.token_hex(4)}.pt"
+        with _told(place, step):
+            sizes = sizes | {name: place.put(f"{entry}/{name}", layout)}
+            place.put_index(entry, {"layout": name, "files": sizes})
+        prune(place, entry, keep_last, keep_every, best)
+
+    def put(name: str, content: Any) -> int:
+        with _told(place, step):
+            return place.put(f"{entry}/{name}", content)
+
+    save_pieces(state, put, publish, group)
+
+
+@contextmanager
+def _told(place: Place, step: int) -> Iterator[None]:
+    """Say what it means that a state cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial, open(partial, "wb") as file:
-            torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        yield
+    except (OSError, RuntimeError, UserError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(
-            f"the state of step {step} cannot be written to {folder} ({str(error).splitlines()[0][:120]}); "
-            "the one before it is intact: make room and start again with the same command"
+            f"the state of step {step} cannot be written to {place.url} ({str(error).splitlines()[0][:160]});"
+            " the one before it is intact: make room and start again with the same command"
         ) from None
-    for old in state_files(folder)[keep_last:]:
-        if (not keep_every or _step_of(old) % keep_every) and _step_of(old) != best:
-            old.unlink(missing_ok=True)
-    return path
 
 
 class StateWriter:
@@ -75,22 +120,22 @@ class StateWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def write(self, *state: Any) -> None:
-        """Write a state that nobody changes any more; takes what ``save_state`` does.
+    def write(self, *state: Any, save: Callable[..., None] = save_state) -> None:
+        """Write a state that nobody changes any more; takes what ``save`` does.
 
         Raises:
             UserError: this one, or the one before, cannot be written.
         """
         self.wait()
         if not self._background:
-            save_state(*state)
+            save(*state)
             return
-        self._thread = threading.Thread(target=self._work, args=state, name="state")
+        self._thread = threading.Thread(target=self._work, args=(save, state), name="state")
         self._thread.start()
 
-    def _work(self, *state: Any) -> None:
+    def _work(self, save: Callable[..., None], state: tuple[Any, ...]) -> None:
         try:
-            save_state(*state)
+            save(*state)
         except BaseException as error:
             self._error = error
 
@@ -116,77 +161,94 @@ class StateWriter:
 
 
 def state_files(folder: Path) -> list[Path]:
-    """The states of a run, newest first."""
-    return sorted(folder.glob("step-*.pt"), key=_step_of, reverse=True)
+    """The states of a run in a folder of this machine, newest first; folders are states in several files."""
+    return [folder / entry for entry in place_of(folder).entries()]
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest state that is whole, or None where there is none.
+def load_state(folder: Path | str, together: Together | None = None) -> dict[str, Any] | None:
+    """The newest state that is whole, or None where there is none; the same one in all processes.
 
     Only tensors and plain containers are read.
 
     A state that was damaged after it was written (its checksums do not agree) is set aside as ``.damaged``
     with a warning, so that it takes the place of no good one. What a kill left half-written is removed.
 
+    Args:
+        folder: as for ``save_state``.
+        together: the processes, all of which must call it; those of a machine read each byte once.
+
     Raises:
         UserError: there are states and none can be read.
     """
-    for partial in folder.glob(".step-*.partial"):
-        with suppress(OSError):
-            partial.unlink()
-    for path in state_files(folder):
-        try:
-            reason = _damage(path)
-            if not reason:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            with suppress(OSError):  # another process was first, or the folder is read-only
-                os.replace(path, path.with_name(f"{path.name}.damaged"))
-        except (
-            Exception
-        ) as error:  # too little memory, a disk that fails for now: says nothing against the file
-            reason = type(error).__name__
-        logger.warning("state %s cannot be read (%s); trying the one before it", path, reason)
+    together, place = together or Together(), place_of(folder)
+    for entry in together.by_first(lambda: _begun(place)):
+        state, reason = read_together(place, entry, together)
+        reasons = [each for each in together.all(reason) if each]
+        if not reasons:
+            return state
+        if together.first and damages(reason):
+            with suppress(OSError, UserError):  # the folder is read-only
+                place.set_aside(entry)
+        logger.warning(
+            "state %s/%s cannot be read (%s); trying the one before it", place.url, entry, reasons[0]
+        )
     # Those that an earlier start set aside count, too: a run does not begin anew because it was started
     # twice.
-    if unread := len(list(folder.glob("step-*.pt*"))):
+    if unread := together.by_first(lambda: len(_whole_or_damaged(place))):
         raise UserError(
             f"none of the {unread} states in {folder} can be read; delete the folder to start over"
         )
     return None
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """A state of another run, which stays as it is.
+def _begun(place: Place) -> list[str]:
+    if isinstance(place, LocalPlace):
+        place.tidy()
+    return place.entries()
+
+
+def _whole_or_damaged(place: Place) -> set[str]:
+    """States by name."""
+    names = {name.removesuffix(".damaged") for name in place.names()}
+    return {name for name in names if "/" not in name or name.endswith(f"/{INDEX}")}
+
+
+def find_state(run: Path | str) -> str | None:
+    """Where a run's newest state is; None without one.
+
+    Args:
+        run: its folder, the folder or URL of its states, or one of them.
+    """
+    text = str(run).rstrip("/")
+    if step_of(text) >= 0 or Path(text).is_file():
+        return text
+    config = Path(text) / "config.yaml"
+    said = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    for folder in filter(None, (said.get("states"), f"{text}/states", text)):
+        place = place_of(folder)
+        for entry in place.entries():
+            return f"{place.url}/{entry}"
+    return None
+
+
+def read_state(path: Path | str, together: Together | None = None) -> dict[str, Any]:
+    """A state of another run, which stays as it is; joint work where there are several processes.
+
+    Args:
+        path: a file, a folder with an index, or its URL.
+        together: the processes.
 
     Raises:
         UserError: it cannot be read, or its checksums do not agree.
     """
-    try:
-        reason = _damage(path)
-        if not reason:
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and zipfile raise many kinds
-        reason = first_line(error)
-    raise UserError(f"the state {path} cannot be read ({reason}); name another one of its folder")
+    together, (folder, _, entry) = together or Together(), str(path).rstrip("/").rpartition("/")
+    state, reason = read_together(place_of(folder or "."), entry, together)
+    if reason := next((each for each in together.all(reason) if each), ""):
+        raise UserError(f"the state {path} cannot be read ({reason}); name another one of its folder")
+    assert state is not None
+    return state
 
 
 def configuration(state: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the run that a state is of, as far as they decide the result."""
     return json.loads(state["run"])
-
-
-def _damage(path: Path) -> str:
-    """What is wrong with a state's archive by its own checksums, or "" if it is whole."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            part = archive.testzip()
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # zipfile raises many kinds
-        return type(error).__name__
-    return f"{part} is damaged" if part else ""
-
-
-def _step_of(path: Path) -> int:
-    digits = path.stem.removeprefix("step-")
-    return int(digits) if digits.isdigit() else -1

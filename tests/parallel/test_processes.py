@@ -23,7 +23,7 @@ from bdm.models.noise_schedule import SD15_SCHEDULE
 from bdm.text.native import NativeTextEncoder
 from bdm.text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 from bdm.training.metrics import read_metrics
-from bdm.training.states import load_state
+from bdm.training.states import load_state, state_files
 from bdm.training.stopping import Stopped
 
 TESTS = Path(__file__).parents[1]
@@ -203,6 +203,44 @@ def test_a_run_goes_on_with_other_processes(folder, alone, tmp_path, first, then
     start(*then, kind, folder(kind), tmp_path)
     assert seen(tmp_path, 3, first[1]) + seen(tmp_path, 0, then[1]) == seen(alone(kind), 0, 1)
     torch.testing.assert_close(losses(tmp_path), losses(alone(kind)), atol=1e-4, rtol=0)
+
+
+SHARDED = [
+    (("fsdp", 2), ("ddp", 1), {}),
+    (("ddp", 2), ("fsdp", 2), {}),
+    pytest.param(("fsdp", 4), ("ddp", 2), {"ema_device": "cpu"}, marks=slow),
+    pytest.param(("ddp", 1), ("fsdp", 4), {"ema_device": "cpu"}, marks=slow),
+]
+
+
+@pytest.mark.parametrize(("first", "then", "options"), SHARDED)
+def test_a_state_in_pieces_holds_the_bits_of_one_in_a_file(folder, tmp_path, first, then, options):
+    """The same run twice: written whole, and in pieces; then read by others and written whole again."""
+    for name, sharded in (("whole", False), ("pieces", first[1] > 1)):
+        run = dict(sharded_states=sharded, steps=4, **options)
+        start(*first, "tiny", folder("tiny"), tmp_path / name, run_options=("sharded_states",), **run)
+    (entry,) = state_files(tmp_path / "pieces/states")
+    if first[1] > 1:
+        index = json.loads((entry / "index.json").read_text())
+        assert len(index["files"]) == first[1] + 1, "each process wrote a file, and one says what is where"
+        assert {path.name for path in entry.iterdir()} == {*index["files"], "index.json"}
+    one, pieces = (tensors(load_state(tmp_path / name / "states")) for name in ("whole", "pieces"))
+    assert list(one) == list(pieces)
+    assert all(torch.equal(one[name], pieces[name]) for name in one)
+    # No step is left to do; what was taken up is published by the others, bit for bit.
+    start(*then, "tiny", folder("tiny"), tmp_path / "pieces", steps=4, **options)
+    ours, theirs = (torch.load(tmp_path / name / "model/weights.pt") for name in ("whole", "pieces"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_process_that_cannot_write_leaves_the_state_before(folder, tmp_path, capfd):
+    """All processes end in one line; what the others wrote is no state."""
+    run = dict(sharded_states=True, run_options=("sharded_states", "checkpoint_every", "refuse"))
+    with pytest.raises(AssertionError):
+        start("fsdp", 2, "tiny", folder("tiny"), tmp_path, checkpoint_every=2, refuse=1, **run)
+    assert "No space left" in capfd.readouterr().err
+    assert [path.name for path in state_files(tmp_path / "states")] == ["step-00000002"]
+    assert load_state(tmp_path / "states")["step"] == 2
 
 
 @pytest.mark.slow

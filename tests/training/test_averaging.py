@@ -5,6 +5,7 @@ import torch
 from linear_run import Stop, StoppingRecipe, run
 from torch import nn
 
+from bdm.parallel.whole import whole
 from bdm.training.averaging import Aside, AveragedWeights
 from bdm.training.states import load_state
 
@@ -25,7 +26,7 @@ def test_average_is_the_recursion_and_applying_it_is_undone(on_cpu):
         torch.testing.assert_close(layer.weight.detach(), expected)
     assert torch.equal(layer.weight.detach(), own)
     again = AveragedWeights(list(layer.parameters()), 0.5, on_cpu)
-    again.load_state_dict(ema.gathered(keep=True))
+    again.load_state_dict(ema.collected(whole(keep=True)))
     assert again.steps == 29
     assert torch.equal(again.average[0], ema.average[0])
 

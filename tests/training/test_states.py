@@ -9,8 +9,9 @@ from linear_run import Stop, StoppingRecipe, run
 
 from bdm import files
 from bdm.errors import UserError
-from bdm.parallel.whole import gathered, part_state
-from bdm.training import states
+from bdm.parallel.whole import gathered, part_state, whole
+from bdm.training import state_reading, states
+from bdm.training.places import step_of
 
 
 def flip_a_bit_of_a_tensor(path):
@@ -59,7 +60,7 @@ def test_a_state_that_cannot_be_read_for_now_is_left_in_place(tmp_path, monkeypa
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(states.zipfile, "ZipFile", fail)
+        patched.setattr(state_reading.zipfile, "ZipFile", fail)
         with pytest.raises(UserError, match="none of the 1 states"):
             states.load_state(tmp_path)
     assert states.load_state(tmp_path) == {"step": 1}
@@ -74,7 +75,7 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
 
 def test_old_states_go_and_every_nth_stays(tmp_path):
     run(tmp_path, checkpoint_every=1, keep_last=2, keep_every=5)
-    steps = [states._step_of(path) for path in states.state_files(tmp_path / "states")]
+    steps = [step_of(path) for path in states.state_files(tmp_path / "states")]
     assert steps == [12, 11, 10, 5]
     assert not [path for path in (tmp_path / "states").iterdir() if path.name.startswith(".")]
 
@@ -137,7 +138,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_at_the_next_state(tmp_path, monk
 def test_weights_that_are_one_stay_one_in_a_state(tmp_path):
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     network[1].weight = network[0].weight
-    state = part_state(network)
+    state = part_state(network, whole(keep=True))
     assert state["0.weight"] is state["1.weight"]
     assert state["0.weight"].data_ptr() != network[0].weight.data_ptr()
 
@@ -145,4 +146,4 @@ def test_weights_that_are_one_stay_one_in_a_state(tmp_path):
 def test_the_best_state_stays(tmp_path):
     for step in range(1, 6):
         states.save_state(tmp_path, step, {"step": step}, 1, 0, 2)
-    assert [states._step_of(path) for path in states.state_files(tmp_path)] == [5, 2]
+    assert [step_of(path) for path in states.state_files(tmp_path)] == [5, 2]

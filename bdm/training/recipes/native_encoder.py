@@ -17,7 +17,7 @@ from ...models.backbone import Backbone, load_backbone
 from ...text.chunks import ChunkLayout
 from ...text.encoders import load_tokenizer
 from ...text.native import NativeTextEncoder, NativeTextSettings
-from ..states import state_files
+from ..states import find_state, read_state
 
 #: A tokenizer's folder holds one of these.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -115,18 +115,16 @@ class Start:
         """
         if self.weights == "averaged" and not self.moments:
             return None
-        files = state_files(Path(self.run) / "states")
-        if not files:
+        path = find_state(self.run)
+        if path is None:
             raise UserError(
                 f"recipe.start asks for raw weights or moments, and {self.run} holds no states; keep its"
                 " states folder, or take the averaged weights alone"
             )
         try:
-            return torch.load(files[0], map_location="cpu", weights_only=True)
-        except Exception as error:  # torch has many
-            raise UserError(
-                f"{files[0]} cannot be read ({first_line(error)}); take the averaged weights alone"
-            ) from None
+            return read_state(path)
+        except UserError as error:
+            raise UserError(f"recipe.start: {error}; or take the averaged weights alone") from None
 
 
 def take_weights(state: Mapping[str, Any], parts: Mapping[str, nn.Module], origin: str) -> None:
