@@ -90,7 +90,7 @@ def _called_embeddings(request: Request, library: Library, names: Container[str]
     said = " ".join((request.prompt, request.negative, request.prompt_en, request.negative_en)).lower()
     stems = [entry.path.stem for entry in library if entry.kind == "embedding"]
     for stem in dict.fromkeys(stems):
-        if stem not in names and re.search(rf"(?<!\w){re.escape(stem.lower())}(?!\w)", said):
+        if stem not in names and re.search(rf"(?<![a-z0-9_]){re.escape(stem.lower())}(?![a-z0-9_])", said):
             place = library.listed(stem, "embedding")
             assert place is not None
             yield PluginUse(kind="embedding", file=FileRef.to(place), name=stem)

@@ -12,7 +12,8 @@ from ..errors import UserError
 from ..formats.adapter import adapter_metadata
 from ..formats.bundled import bundled_embeddings
 from ..formats.header import read_header
-from .request import Request
+from ..text.routing import route
+from .request import PluginUse, Request
 
 
 def trigger_words(path: Path) -> list[str]:
@@ -60,12 +61,21 @@ def lacking(requests: Iterable[Request]) -> dict[str, list[str]]:
                 found.setdefault(plugin.name, [plugin.name])
             elif plugin.kind == "adapter" and plugin.file.source and plugin.name not in found:
                 found[plugin.name] = trigger_words(plugin.file.source)
-            said.setdefault(plugin.name, set()).add(english)
+            said.setdefault(plugin.name, set()).add(f"{english} {_routed(request, plugin)}")
     return {
         name: words
         for name, words in found.items()
         if words and not any(_holds(text, word) for text in said[name] for word in words)
     }
+
+
+def _routed(request: Request, plugin: PluginUse) -> str:
+    """An embedding's name where it acts on the English side out of the native prompts."""
+    rules = request.rules
+    if plugin.kind != "embedding" or not rules.routing or rules.emphasis != "a1111":
+        return ""
+    texts = (request.prompt, request.negative)
+    return " ".join(word for text in texts for word in route(text, "", [plugin.name]).moved)
 
 
 def _holds(text: str, word: str) -> bool:

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -161,6 +163,15 @@ def test_other_calls_are_named_and_prompts_divided_by_script():
     assert (read.request.prompt, read.request.branch_scale) == ("龙", 1)
     assert read.request.prompt_en.startswith("masterpiece, ")
     assert "noise on the GPU" in read.notes[0]
+
+
+@given(st.text(st.sampled_from('a1:,"{}[]<>()\\ \nloraSteps龙'), max_size=40))
+def test_any_text_is_read_or_refused(text):
+    for said in (text, f"{text}\n{BASE}, {text}", BASE.replace("dragon", text)):
+        try:
+            assert isinstance(read_a1111(said, Library()).request, Request)
+        except UserError:
+            continue
 
 
 def test_texts_are_taken_apart():

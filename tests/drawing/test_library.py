@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from bdm.drawing.known_hashes import is_noted, known_hash, known_hashes
 from bdm.drawing.library import Library
 from bdm.drawing.model_folders import entries, yaml_folders
 from bdm.drawing.request import Versions
+from bdm.drawing.trigger_words import lacking
 from bdm.errors import UserError
 from bdm.plugins.registry import shown_hash
 
@@ -128,7 +130,10 @@ def test_prompts_call_embeddings_by_name(tmp_path):
 
     mood = [("embedding", "bad-Mood")]
     assert called(prompt="龙", negative_en="blurry, (bad-mood:1.2)") == mood
-    assert called(prompt="龙，bad-Mood") == mood
+    assert called(prompt="龙bad-Mood") == mood
+    routed = complete(Request(prompt="龙，bad-Mood"), library)
+    assert lacking([routed]) == {}
+    assert lacking([replace(routed, rules=PromptRules(routing=False))]) == {"bad-Mood": ["bad-Mood"]}
     assert called(prompt_en="embedding:bad-mood") == mood
     assert called(prompt_en="bad-moods, loose, mood") == []
     assert called(prompt_en="bad-mood", versions=Versions("0.1.0")) == []

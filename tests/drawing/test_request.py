@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdm import FileRef, Mode, PluginUse, PromptRules, Request
+from bdm import BranchUse, FileRef, Mode, PluginUse, PromptRules, Request
 from bdm.drawing.request import KINDS, PRECISIONS, Versions
 from bdm.errors import UserError
 from bdm.speed.approximate import Approximation
@@ -55,6 +55,8 @@ requests = st.builds(
     enlarge=st.integers(1, 9),
     mode=modes,
     model=st.none() | files,
+    branch=st.none() | files,
+    beside=st.lists(st.builds(BranchUse, file=files, prompt=texts, scale=numbers), max_size=2).map(tuple),
     plugins=st.lists(plugins, max_size=3).filter(at_most_one_ip_adapter).map(tuple),
     sampler=texts,
     schedule=texts,
@@ -147,6 +149,8 @@ def test_what_decides_a_picture():
         {"plugins": (mood, ink)},
         {"seed": 1},
         {"prompt": "虎"},
+        {"branch": FileRef("trained", "1")},
+        {"beside": (BranchUse(file=FileRef("other", "1"), prompt="月饼"),)},
         {"mode": Mode("image", (("image", FileRef("a.png", "1")),))},
     ):
         assert dataclasses.replace(one, **change).essence() != one.essence(), change
