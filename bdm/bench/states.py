@@ -1,4 +1,8 @@
-"""How long a state keeps training waiting: written while it waits, and in the background."""
+"""How long a state keeps training waiting: written while it waits, and in the background.
+
+Seconds are those that a thread works, or waits for the disk, the interpreter or another thread. While it
+could go on and others have the processors, as on a shared machine, nothing is counted.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +52,20 @@ def measure(config: BenchStatesConfig) -> dict[str, Any]:
     }
 
 
+def clock() -> float:
+    """Seconds of this thread, without those that it was ready and had no processor (Linux)."""
+    try:
+        ready = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        ready = 0.0
+    return time.perf_counter() - ready
+
+
 def _waiting(folder: Path, turn: int, state: Any) -> float:
     """Seconds that training waits for a state that it writes itself."""
-    begin = time.perf_counter()
+    begin = clock()
     save_state(folder / "waiting", turn, collected(state, whole(True, on_cpu)), 1)
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def _background(folder: Path, turn: int, state: Any, writer: StateWriter) -> dict[str, float]:
@@ -61,16 +74,16 @@ def _background(folder: Path, turn: int, state: Any, writer: StateWriter) -> dic
     What it loses while the state is written is the time of its steps beyond what they take without.
     """
     alone = _steps(AROUND / 2)
-    begin = time.perf_counter()
+    begin = clock()
     copy = collected(state, whole(True, writer.next()))
     writer.write(folder / "background", turn, copy, 1)
-    copied = time.perf_counter() - begin
+    copied = clock() - begin
     done, seconds = 0, 0.0
     while writer.busy:
         more = _steps(0.05)
         done, seconds = done + more[0], seconds + more[1]
     writer.wait()
-    written = time.perf_counter() - begin
+    written = clock() - begin
     behind = _steps(AROUND / 2)
     each = (alone[1] + behind[1]) / (alone[0] + behind[0])
     return {"copy": copied, "stall": copied + max(0.0, seconds - done * each), "written": written}
@@ -79,11 +92,12 @@ def _background(folder: Path, turn: int, state: Any, writer: StateWriter) -> dic
 def _steps(seconds: float) -> tuple[int, float]:
     """Steps that need the interpreter as a training loop does, for so long: how many, and their seconds."""
     a, number = torch.ones(64, 64), 0
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < seconds:
-        a @ a
-        number += 1
-    return number, time.perf_counter() - begin
+    begin = clock()
+    while clock() - begin < seconds:
+        for _ in range(100):
+            a @ a
+        number += 100
+    return number, clock() - begin
 
 
 def table(measured: dict[str, Any]) -> str:
