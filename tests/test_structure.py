@@ -25,7 +25,7 @@ INSIDE = {
         bridge optimize
     """),
     "plugins": names("""
-        parameters stack words control_images controlnet_hook attachments kind vae checkpoint adapter
+        parameters stack words control_images controlnet_hook attachments kind vae checkpoint low_rank adapter
         embedding controlnet registry
     """),
     "pipeline": names("""
@@ -34,12 +34,12 @@ INSIDE = {
     """),
     "drawing": names("""
         typed_json other_names request picture_names encodings row_words prompt_lines prompt_file
-        picture_info picture_reading a1111_text comfy_graph strip_file jobs samplers chosen row_jobs
-        known_hashes model_folders library a1111_request modes complete trigger_words model_list axes grid
-        sheets attached beside attention_strip painter draw
+        picture_info picture_reading a1111_text a1111_values comfy_graph strip_file jobs samplers chosen
+        row_jobs known_hashes model_folders library a1111_request modes complete trigger_words model_list
+        axes grid sheets attached beside attention_strip painter draw
     """),
     "serving": names("""
-        job waiting joining preview bound course deputies drawing batch engine
+        job waiting adapters joining preview bound course deputies drawing batch engine
         keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
         sdapi_lists openai_images job_routes shelf page app server
     """),

@@ -330,6 +330,8 @@ class BenchStatesConfig(BenchConfig):
 class BenchServeConfig(BenchConfig):
     """Requests at once to an engine that joins their steps, beside one that does not (see
     ``bdm.bench.serve``).
+
+    ``max_batch`` bounds how many are drawn at once; without it all of them are.
     """
 
     kind: Literal["serve"]
@@ -337,6 +339,7 @@ class BenchServeConfig(BenchConfig):
     requests: PositiveInt = 16
     steps: PositiveInt = 30
     pairs: PositiveInt = 3
+    max_batch: PositiveInt | None = None
 
 
 class BenchGpuConfig(Strict):

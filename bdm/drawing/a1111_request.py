@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +15,16 @@ from ..text.reader import read_prompt
 from ..text.rules import PromptRules
 from ..text.sides import is_native, split_sides
 from .a1111_text import Parameters, read_pairs, read_parameters
+from .a1111_values import (
+    NUMBERS,
+    OUR_NUMBERS,
+    one_of,
+    read_finite,
+    read_flag,
+    read_interval,
+    read_object,
+    read_size,
+)
 from .library import Library
 from .request import FileRef, Mode, PluginUse, Request
 from .samplers import named
@@ -42,6 +50,10 @@ _LATENT = {
 _CALL = re.compile(r"<(\w+):[^<>]*>")
 _LAST_CALLS = re.compile(r"(?:\s?<lora:[^<>]*>)+\Z")
 _ROOM = ("Left", "Top", "Right", "Bottom", "Overlap")
+#: Fields of a request, and how our texts say them.
+_ENGLISH = {"prompt_en": "English prompt", "negative_en": "English negative prompt"}
+_RULES = ("Emphasis", "Chunks", "Punctuation")
+_EVERY = {"branch_every": "Branch every", "deep_every": "Deep every"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ class _Reading:
     def __post_init__(self) -> None:
         self.left = dict(self.said.settings)
         self.ours = self.left.get("Version", "").startswith(_OURS)
-        self.hashes = self.take("Hashes", _object) or {}
+        self.hashes = self.take("Hashes", read_object) or {}
         known = ("model", "vae", "lora:", "embed:")
         self.unknown += [f"Hashes: {name}" for name in self.hashes if not name.startswith(known)]
 
@@ -144,9 +156,9 @@ class _Reading:
         return texts if native else texts | {"branch_scale": 0.0}
 
     def _numbers(self) -> dict[str, Any]:
-        kinds = _NUMBERS | (_OUR_NUMBERS if self.ours else {})
+        kinds = NUMBERS | (OUR_NUMBERS if self.ours else {})
         found = {name: self.take(said, read) for said, (name, read) in kinds.items()}
-        window = self.take("Branch window", _interval) if self.ours else None
+        window = self.take("Branch window", read_interval) if self.ours else None
         if window is not None:
             found |= {"branch_start": window[0], "branch_end": window[1]}
         return {name: value for name, value in found.items() if value is not None}
@@ -164,16 +176,16 @@ class _Reading:
 
     def _rules(self) -> dict[str, Any]:
         if not self.ours:
-            self.take("Emphasis", lambda said: _one_of(said, ("Original",)))
+            self.take("Emphasis", lambda said: one_of(said, ("Original",)))
             return {}
         said: dict[str, Any] = {name.lower(): self.take(name, str) for name in _RULES}
-        said |= {name.lower(): self.take(name, _flag) for name in ("Routing", "Simplified")}
+        said |= {name.lower(): self.take(name, read_flag) for name in ("Routing", "Simplified")}
         return {"rules": PromptRules(**{name: value for name, value in said.items() if value is not None})}
 
     def _approximation(self) -> Approximation:
         said: dict[str, Any] = {}
         if self.ours:
-            start, end = self.take("Guidance interval", _interval) or (0.0, 1.0)
+            start, end = self.take("Guidance interval", read_interval) or (0.0, 1.0)
             said = {"guidance_start": start, "guidance_end": end}
             said |= {name: self.take(title, int) or 1 for name, title in _EVERY.items()}
         return Approximation(**said)
@@ -222,24 +234,28 @@ class _Reading:
         name = self.left.pop("Model", "")
         digits = self.left.pop("Model hash", self.hashes.get("model", ""))
         file = self._file("checkpoint", name, digits) if name or digits else None
+        pipeline = self._named("Pipeline", "checkpoint")
         if file is None:
-            return {}
+            return {} if pipeline is None else {"model": pipeline}
         if file.source is not None and (file.source / "model_index.json").is_file():
             return {"model": file}
         plugins.insert(0, PluginUse(kind="checkpoint", file=file))
-        return {}
+        return {} if pipeline is None else {"model": pipeline}
 
     def _branch(self) -> dict[str, Any]:
-        if not self.ours or "Branch hash" not in self.left:
-            return {}
-        name, digits = self.left.pop("Branch", ""), self.left.pop("Branch hash")
-        return {"branch": self._file("branch", name, digits)}
+        return {"branch": self._named("Branch", "branch")}
+
+    def _named(self, title: str, kind: str) -> FileRef | None:
+        """A folder that only our texts name."""
+        if not self.ours or f"{title} hash" not in self.left:
+            return None
+        return self._file(kind, self.left.pop(title, ""), self.left.pop(f"{title} hash"))
 
     def _mode(self) -> Mode:
         """What it was drawn from; the pictures themselves are in no text."""
         if self.left.keys() & {"Hires upscale", "Hires resize"}:
             return self._hires()
-        strength = self.take("Denoising strength", _finite)
+        strength = self.take("Denoising strength", read_finite)
         if strength is None:
             return Mode()
         settings: dict[str, Any] = {"strength": strength}
@@ -247,17 +263,17 @@ class _Reading:
             settings |= {side.lower(): self.take(side, int) or 0 for side in _ROOM}
             self.lacks += ["image", "outpaint"]
             return Mode("outpaint", settings=tuple(sorted(settings.items())))
-        blur = self.take("Mask blur", _finite)
-        self.take("Inpaint area", lambda said: _one_of(said, ("Whole picture",)))
-        self.take("Masked content", lambda said: _one_of(said, ("original",)))
+        blur = self.take("Mask blur", read_finite)
+        self.take("Inpaint area", lambda said: one_of(said, ("Whole picture",)))
+        self.take("Masked content", lambda said: one_of(said, ("original",)))
         self.lacks += ["image"] if blur is None else ["image", "mask"]
         settings |= {} if blur is None else {"blur": blur}
         return Mode("image" if blur is None else "mask", settings=tuple(sorted(settings.items())))
 
     def _hires(self) -> Mode:
         settings: dict[str, Any] = {
-            "scale": self.take("Hires upscale", _finite) or self.take("Hires resize", self._resized),
-            "strength": self.take("Denoising strength", _finite),
+            "scale": self.take("Hires upscale", read_finite) or self.take("Hires resize", self._resized),
+            "strength": self.take("Denoising strength", read_finite),
             "second_steps": self.take("Hires steps", int),
         }
         files: tuple[tuple[str, FileRef], ...] = ()
@@ -273,7 +289,7 @@ class _Reading:
 
     def _resized(self, said: str) -> float:
         """The factor of a size, which must be the same for both sides."""
-        (width, height), (own_width, own_height) = _sides(said), _sides(self.left.get("Size", ""))
+        (width, height), (own_width, own_height) = read_size(said), read_size(self.left.get("Size", ""))
         if width * own_height != height * own_width:
             raise ValueError(said)
         return width / own_width
@@ -283,7 +299,7 @@ class _Reading:
         scale = dict(mode.settings).get("scale", 1.0) if self.ours and mode.name == "hires" else 1.0
 
         def read(said: str) -> tuple[int, int]:
-            sides = [side / enlarge / float(scale) for side in _sides(said)]
+            sides = [side / enlarge / float(scale) for side in read_size(said)]
             if any(side != round(side) for side in sides):
                 raise ValueError(said)
             return round(sides[0]), round(sides[1])
@@ -294,7 +310,7 @@ class _Reading:
         return {"width": found[0], "height": found[1]}
 
     def _random(self) -> None:
-        if not self.ours and self.take("RNG", lambda said: _one_of(said, ("CPU",))) is None:
+        if not self.ours and self.take("RNG", lambda said: one_of(said, ("CPU",))) is None:
             self.notes.append(
                 "A1111 draws its noise on the GPU unless it says RNG: CPU, and ours is the CPU's"
             )
@@ -310,71 +326,3 @@ def _not_read(text: str) -> Iterator[re.Match[str]]:
     for call in _CALL.finditer(text):
         if not read_prompt(call[0]).loras:
             yield call
-
-
-def _finite(said: str) -> float:
-    value = float(said)
-    if not math.isfinite(value):
-        raise ValueError(said)
-    return value
-
-
-def _interval(said: str) -> tuple[float, float]:
-    start, end = map(_finite, said.split("-"))
-    return start, end
-
-
-def _sides(said: str) -> tuple[int, int]:
-    width, height = map(int, said.split("x"))
-    if width < 1 or height < 1:
-        raise ValueError(said)
-    return width, height
-
-
-def _flag(said: str) -> bool:
-    return _one_of(said, ("True", "False")) == "True"
-
-
-def _one_of(said: str, allowed: tuple[str, ...]) -> str:
-    if said not in allowed:
-        raise ValueError(said)
-    return said
-
-
-def _object(said: str) -> dict[str, str]:
-    found = json.loads(said)
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ValueError(said)
-    return found
-
-
-def _positive(said: str) -> int:
-    if (value := int(said)) < 1:
-        raise ValueError(said)
-    return value
-
-
-def _seed(said: str) -> int:
-    if not 0 <= (value := int(said)) < 2**63:
-        raise ValueError(said)
-    return value
-
-
-_ENGLISH = {"prompt_en": "English prompt", "negative_en": "English negative prompt"}
-_RULES = ("Emphasis", "Chunks", "Punctuation")
-_EVERY = {"branch_every": "Branch every", "deep_every": "Deep every"}
-#: A1111's names of numbers, ours, and how they are read.
-_NUMBERS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "Steps": ("steps", _positive),
-    "CFG scale": ("guidance", _finite),
-    "Seed": ("seed", _seed),
-    "Clip skip": ("clip_skip", _positive),
-}
-#: Further ones that only our texts say.
-_OUR_NUMBERS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "Branch scale": ("branch_scale", _finite),
-    "Branch schedule": ("branch_schedule", str),
-    "World": ("world", _finite),
-    "English CFG scale": ("english_guidance", _finite),
-    "Precision": ("precision", lambda said: _one_of(said, ("fp32", "fp16", "bf16"))),
-}

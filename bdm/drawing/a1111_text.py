@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UserError
 
@@ -73,14 +74,19 @@ def _settings(line: str) -> tuple[dict[str, str], list[str]]:
 def _value(line: str, at: int) -> tuple[str, int]:
     """(a setting's value, where the comma behind it is); quotes and brackets hold commas together."""
     if line[at : at + 1] in ('"', "[", "{"):
-        try:
-            said, end = _DECODER.raw_decode(line, at)
-        except (ValueError, RecursionError):
-            said, end = "", -1
-        if end >= 0 and re.match(r"\s*(,|$)", line[end:]):
+        said, end = _decoded(line, at)
+        if end > at and re.match(r"\s*(,|$)", line[end:]):
             return said if isinstance(said, str) else line[at:end], _comma(line, end)
     end = _comma(line, at)
     return line[at:end].strip(), end
+
+
+def _decoded(line: str, at: int) -> tuple[Any, int]:
+    """(a JSON value, where it ends); it ends where it begins if it is none."""
+    try:
+        return _DECODER.raw_decode(line, at)
+    except (ValueError, RecursionError):
+        return None, at
 
 
 def _comma(line: str, at: int) -> int:

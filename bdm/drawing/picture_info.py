@@ -56,6 +56,8 @@ def _settings(
         yield from (("Model hash", checkpoint.hash), ("Model", _name(_stem(checkpoint.name))))
     for vae in (p for p in request.plugins if p.kind == "vae"):
         yield from (("VAE hash", vae.file.hash), ("VAE", _name(vae.file.name)))
+    if checkpoint and request.model and checkpoint != request.model:
+        yield from (("Pipeline hash", request.model.hash), ("Pipeline", _name(request.model.name)))
     if request.branch is not None:
         yield from (("Branch hash", request.branch.hash), ("Branch", _name(request.branch.name)))
     if request.clip_skip != 1:

@@ -16,6 +16,7 @@ from ..formats.embedding import as_rows
 from ..formats.signs import refuse_other_base, refuse_other_noise
 from ..formats.weights import WeightFile, read_weights, refuse_not_finite
 from .kind import PluginKind, Strengths, finite
+from .low_rank import LowRank, low_rank_changes
 from .stack import Place, WeightDelta
 
 _PARTS = ("unet", "text_encoder")
@@ -42,25 +43,63 @@ class AdapterKind(PluginKind):
             strength: factor of the UNet's changes.
             text_strength: of the text encoder's; the same if it is left out.
         """
+        file = self._read(path)
+        delta = self._bundled(file, path)
+        delta.strength = self.strengths(name, strength, text_strength)
+        own = self._own()
+        for part, changes in self._split(file, own).items():
+            for module, change in changes.items():
+                for kind in _reached(change, module, own[part], path):
+                    place: Place = (part, f"{module}.{kind}")
+                    delta.changes[place] = change.weight if kind == "weight" else change.bias
+        self.to.words.put(name, delta)
+        return delta.strength
+
+    def low_rank(self, path: Path) -> dict[str, dict[str, LowRank]] | None:
+        """What a file adds to layers' outputs at strength 1, by part and module; nothing is attached.
+
+        Returns:
+            None where that does not say all that the file does (see ``bdm.plugins.low_rank``).
+
+        Raises:
+            UserError: as ``attach``.
+        """
+        file = self._read(path)
+        if any(key.startswith(BUNDLED) for key in file.tensors):
+            return None
+        found: dict[str, dict[str, LowRank]] = {}
+        for part, changes in self._split(file, self._own()).items():
+            self.to.weights.check(part)
+            layers = low_rank_changes(self.to.part(part), changes)
+            if layers is None:
+                return None
+            found[part] = layers
+        return found
+
+    def _read(self, path: Path) -> WeightFile:
+        """A file that fits what the adapter is to act on, as far as can be told without its modules."""
         file = read_weights(path)
         refuse_not_finite(file.tensors, path)
         refuse_other_base(file)
         if self.to.has("unet"):
             refuse_other_noise(file, self.to.noise)
-        own = {part: self.to.weights.base(part) for part in _PARTS if self.to.has(part)}
-        live = {part: _modules([*weights, *self.to.weights.foreign(part)]) for part, weights in own.items()}
         if self.to.without_english:
             file = self._without_text(file)
         self._refuse_missing_text(file.tensors, path)
-        delta = self._bundled(file, path)
-        delta.strength = self.strengths(name, strength, text_strength)
-        for part, changes in split_adapter(file, live).items():
-            for module, change in changes.items():
-                for kind in _reached(change, live[part][module], own[part], path):
-                    place: Place = (part, f"{live[part][module]}.{kind}")
-                    delta.changes[place] = change.weight if kind == "weight" else change.bias
-        self.to.words.put(name, delta)
-        return delta.strength
+        return file
+
+    def _own(self) -> dict[str, dict[str, Tensor]]:
+        return {part: self.to.weights.base(part) for part in _PARTS if self.to.has(part)}
+
+    def _split(
+        self, file: WeightFile, own: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, dict[str, Change]]:
+        """By part, the change of each module, by the module's own name."""
+        live = {part: _modules([*weights, *self.to.weights.foreign(part)]) for part, weights in own.items()}
+        return {
+            part: {live[part][module]: change for module, change in changes.items()}
+            for part, changes in split_adapter(file, live).items()
+        }
 
     def _without_text(self, file: WeightFile) -> WeightFile:
         """What is left of an adapter where there is no English text encoder, said with its number."""

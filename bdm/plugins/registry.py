@@ -27,6 +27,7 @@ from .controlnet import ControlNetKind
 from .controlnet_hook import ControlNetHook
 from .embedding import EmbeddingKind
 from .kind import PipelineCall, PluginKind
+from .low_rank import LowRank
 from .vae import VaeKind
 
 _KINDS = (CheckpointKind, VaeKind, AdapterKind, ControlNetKind, EmbeddingKind)
@@ -263,6 +264,23 @@ class Plugins:
     def _restore_strengths(self, name: str, strengths: dict[str, float] | None) -> None:
         if name in self and strengths is not None and self[name].strength != strengths:
             self._put_strengths(name, strengths)
+
+    def low_rank(self, source: str | Path) -> dict[str, dict[str, LowRank]] | None:
+        """What an adapter's file adds to layers' outputs at strength 1, by part and module.
+
+        It can be added for each sample of a batch at another strength (see ``bdm.plugins.low_rank``). Nothing
+        is attached.
+
+        Returns:
+            None where that does not say all that the file does.
+
+        Raises:
+            UserError: the file is damaged, or does not fit.
+        """
+        with refused_paths(source):
+            kind = self._kinds["adapter"]
+            assert isinstance(kind, AdapterKind)
+            return kind.low_rank(Path(source))
 
     @property
     def _controlnets(self) -> dict[str, ControlNetHook]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from ..drawing.request import Request
 from ..speed.folding import FoldedEnlargements, fold_layers
 from ..speed.joined import JoinedBranch, JoinedNetwork, JoinedUNet
 from ..speed.sharing import KeptProjections
+from .adapters import BatchAdapters
 from .course import Course
 
 
@@ -23,14 +25,17 @@ class Batch:
     Args:
         pipe: whose networks they are; nobody else may draw with it until ``close``.
         bound: gives how many drawings a call may join, by height and width of their latents.
+        request: whose plug-ins are on the pipeline; None for none.
 
     Attributes:
+        request: the same.
+        adapters: of drawings with other strengths than that request's.
         courses: that are on their way.
         last: steps of drawings in the last round; 0 where it was no call of the backbone.
     """
 
-    def __init__(self, pipe: Any, bound: Callable[[int, int], int]) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Any, bound: Callable[[int, int], int], request: Request | None = None) -> None:
+        self.pipe, self.request = pipe, request or Request()
         self._bound, self._bounds = bound, dict[tuple[int, int], int]()
         self.courses: list[Course] = []
         self.last = 0
@@ -38,7 +43,9 @@ class Batch:
         self._stack = ExitStack()
         networks = [] if pipe.branch is None else [pipe.branch]
         self._order = [*networks, pipe.unet]
-        self._joined: list[JoinedNetwork] = [*map(JoinedBranch, networks), JoinedUNet(pipe.unet)]
+        unet = JoinedUNet(pipe.unet)
+        self._joined: list[JoinedNetwork] = [*map(JoinedBranch, networks), unet]
+        self.adapters = BatchAdapters(pipe, self.request, self._stack, unet.distinct)
         try:
             self._hang()
         except BaseException:
@@ -120,12 +127,18 @@ class Batch:
         for course in group:
             course.together = max(course.together, len(group))
         if joined.key(group[0].values) is None:
-            return [_try(lambda: group[0].network(**group[0].values))]
-        found = _try(lambda: joined([course.values for course in group]))
+            return [_try(lambda: self._called(group, lambda calls: group[0].network(**calls[0])))]
+        found = _try(lambda: self._called(group, joined))
         if not isinstance(found, Exception):
             return found
-        each = [_try(lambda course=course: joined([course.values])) for course in group]
+        each = [_try(lambda course=course: self._called([course], joined)) for course in group]
         return [one if isinstance(one, Exception) else one[0] for one in each]
+
+    def _called(self, group: Sequence[Course], network: Callable[[Any], Any]) -> Any:
+        """What a network gives for the calls of a group, with the adapters of each."""
+        each = [(course.differences, len(course.values["sample"])) for course in group]
+        with self.adapters.joined(each):
+            return network([course.values for course in group])
 
 
 def _try(call: Any) -> Any:

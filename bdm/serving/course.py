@@ -16,8 +16,10 @@ class Course:
 
     Args:
         draw: draws, in a thread of the course's own; is given ``ask``.
+        differences: of its adapters (see ``bdm.serving.adapters``).
 
     Attributes:
+        differences: the same.
         network: whom it calls now; None where it has ended.
         values: the arguments of that call, by name.
         since: number of the round in which it called.
@@ -26,7 +28,10 @@ class Course:
         error: what ended it instead.
     """
 
-    def __init__(self, draw: Callable[[Course], Any]) -> None:
+    def __init__(
+        self, draw: Callable[[Course], Any], differences: Mapping[Any, tuple[float, float]] | None = None
+    ) -> None:
+        self.differences = differences or {}
         self.network: Any = None
         self.values: Mapping[str, Any] = {}
         self.since, self.together = 0, 1

@@ -25,6 +25,7 @@ from ..drawing.request import FileRef, Request
 from ..drawing.samplers import scheduler_names
 from ..errors import UserError, first_line
 from ..pipeline.onlooker import Look
+from .adapters import Differences
 from .batch import Batch
 from .bound import batch_bound
 from .course import Course
@@ -218,7 +219,13 @@ class Engine:
                 self._draw_alone(job) if job.alone else self._enter(job)
 
     def _fits(self, job: Job) -> bool:
-        return not self._drawing or (not job.alone and house_of(job.request) == self._house)
+        return not self._drawing or (not job.alone and self._differences(job.request) is not None)
+
+    def _differences(self, request: Request) -> Differences | None:
+        """What a request's adapters differ by from the batch's; None where it cannot be among the batch."""
+        if self._batch is None or house_of(request) != self._house:
+            return None
+        return self._batch.adapters.differences(request)
 
     def _enter(self, job: Job) -> None:
         """Let a request into the batch."""
@@ -229,7 +236,8 @@ class Engine:
         except Exception as error:  # a request may make any library fail, and ends none of the others
             job.end("failed", error=as_user_error(error))
             return
-        course = Course(lambda course: self._draw(job, batch, scheduler, look, course))
+        differences = batch.adapters.differences(job.request)
+        course = Course(lambda course: self._draw(job, batch, scheduler, look, course), differences)
         with self._changed:
             self._drawing[course] = job
         batch.enter(course)
@@ -238,10 +246,12 @@ class Engine:
 
     def _batch_for(self, request: Request) -> Batch:
         """A batch with the model and plug-ins of a request."""
-        if self._batch is None or self._house != house_of(request):
+        differences = self._differences(request)
+        # Where nobody else is drawn, the weights are made its own, which costs nothing in its steps.
+        if self._batch is None or differences is None or (differences and not self._drawing):
             self._close_batch()
             pipe = self._painter.pipeline(request)
-            self._batch, self._house = Batch(pipe, self._bound_of(request)), house_of(request)
+            self._batch, self._house = Batch(pipe, self._bound_of(request), request), house_of(request)
         return self._batch
 
     def _bound_of(self, request: Request) -> Callable[[int, int], int]:
@@ -265,8 +275,11 @@ class Engine:
 
     def _draw(self, job: Job, batch: Batch, scheduler: Any, look: Look, course: Course) -> Drawn | None:
         """Draw a request as a course."""
-        pipe = own_pipeline(batch.pipe, scheduler, course.ask)
-        images = draw_images(pipe, [job.request], {}, look, share=False)
+        names = [plugin.name for plugin in job.request.plugins if plugin.kind == "adapter"]
+        own = None if job.request.plugins == batch.request.plugins else names
+        pipe = own_pipeline(batch.pipe, scheduler, course.ask, own)
+        with batch.adapters.in_texts(course.differences):
+            images = draw_images(pipe, [job.request], {}, look, share=False)
         versions = self._painter.versions(course.together)
         return finished(pipe, images[0], replace(job.request, versions=versions), scheduler_names(scheduler))
 

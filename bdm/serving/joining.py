@@ -6,6 +6,7 @@ from typing import Any
 
 from ..drawing.request import Request
 from ..text.reader import read_prompt
+from .adapters import without_adapters
 
 #: Plug-ins that are in the weights or in the words, and so act in a joined call as in one alone.
 _JOINED_KINDS = ("checkpoint", "vae", "adapter", "embedding")
@@ -30,8 +31,12 @@ def why_alone(request: Request) -> str:
 
 
 def house_of(request: Request) -> tuple[Any, ...]:
-    """What drawings have in common that share the networks' calls: model, branch, precision and plug-ins."""
-    return request.model, request.branch, request.precision, request.plugins
+    """What drawings have in common that share the networks' calls: model, branch, precision and plug-ins.
+
+    Strengths of adapters may differ where they can be added beside the layers (see
+    ``bdm.serving.adapters``).
+    """
+    return request.model, request.branch, request.precision, without_adapters(request.plugins)
 
 
 def _changed_strengths(request: Request) -> bool:

@@ -80,7 +80,7 @@ class Names:
             return replace(
                 request,
                 model=self._model(request.model),
-                branch=request.branch and self._file(request.branch, "branch"),
+                branch=request.branch and self._branch(request.branch),
                 plugins=tuple(map(self._plugin, request.plugins)),
                 mode=self._mode(request.mode),
                 beside=tuple(replace(use, file=self._model(use.file)) for use in request.beside),
@@ -130,6 +130,13 @@ class Names:
                 f"model {printable(file.name, 100)} is no folder of a pipeline; give it as a plug-in of kind"
                 " checkpoint"
             )
+        return found
+
+    def _branch(self, file: FileRef) -> FileRef:
+        found = self._file(file, "branch")
+        folder = Path(str(found.source))
+        if not any((folder / name).is_file() for name in ("model_index.json", "config.json")):
+            raise UserError(f"branch {printable(file.name, 100)} is no folder of a branch or a pipeline")
         return found
 
     def _file(self, file: FileRef, kind: str) -> FileRef:

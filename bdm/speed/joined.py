@@ -54,6 +54,11 @@ class JoinedUNet:
         self._unet, self._texts = unet, _JoinedTexts()
         self._rows, self._known = DistinctRows(), False
 
+    @property
+    def distinct(self) -> DistinctRows:
+        """On which rows the encoder runs."""
+        return self._rows
+
     def hang(self, stack: ExitStack) -> None:
         """Let the encoder run on distinct rows, if it is known."""
         self._known = hooks_are_ours(self._unet) and all_known(encoder_of(self._unet))

@@ -12,7 +12,7 @@ from bdm.errors import UserError
 def test_joined_beside_one_by_one(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     config = BenchServeConfig(
-        kind="serve", out=tmp_path, model=tmp_path / "model", requests=2, steps=1, pairs=1
+        kind="serve", out=tmp_path, model=tmp_path / "model", requests=2, steps=2, pairs=1
     )
     figures = serve.measure(config)
     assert figures["ratio"] == pytest.approx(
@@ -20,6 +20,15 @@ def test_joined_beside_one_by_one(pipe, tmp_path):
     )
     assert len(figures["finished"]["joined"]) == 2
     assert "joined / one by one" in serve.table(figures)
+    second = figures["second_picture"]
+    assert 0 < second["steps"] < second["seconds"]
+    assert second["beyond"] == pytest.approx(second["seconds"] - second["steps"], abs=2e-4)
+
+
+def test_no_order_has_pictures_before_their_work_is_done():
+    runs = [Run([4.0] * 16, 4.0, []), Run([8.0] * 16, 8.0, [])]
+    assert serve.least_p95(runs) == 6.0 * 15 / 16
+    assert all(serve.least_p95([run]) <= run.p95 for run in runs)
 
 
 def test_pictures_that_differ_are_no_comparison():

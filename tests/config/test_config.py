@@ -39,7 +39,7 @@ def test_every_configuration_loads_and_says_how_to_run_it(path):
         schema, command = RoutesConfig, "bdm evaluate"
     elif path.parent.name == "evaluate":
         schema, command = PromptsConfig, "bdm evaluate"
-    elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation", "demo"):
+    elif path.stem in ("evaluate", "plugins", "modes", "languages", "ablation", "world", "demo"):
         schema, command = EvaluateConfig, "bdm evaluate"
     elif path.stem == "filter":
         schema, command = FilterConfig, "bdm evaluate"

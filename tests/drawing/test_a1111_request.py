@@ -50,6 +50,31 @@ def test_what_bdm_writes_comes_back(name):
     assert complete(read.request, Library(), "fp32").essence() == asked.essence()
 
 
+def test_files_of_ours_come_back_by_their_hashes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind, name in (
+        ("Stable-diffusion", "style"),
+        ("VAE", "colours"),
+        ("Lora", "ink"),
+        ("embeddings", "mood"),
+    ):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"{name}.safetensors").write_bytes(name.encode() * 9)
+    library = Library([tmp_path])
+    given = [("checkpoint", "style"), ("vae", "colours"), ("adapter", "ink"), ("embedding", "mood")]
+    plugins = [PluginUse(kind=kind, file=FileRef.to(library.find(name, kind))) for kind, name in given]
+    plugins[2] = replace(plugins[2], strength=0.7, text_strength=0.2)
+    said = Request(prompt="龙", sampler="Euler", width=64, height=64, plugins=plugins, versions=VERSIONS)
+    asked = complete(said, library)
+    for path in tmp_path.rglob("*.safetensors"):
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    renamed = Library([tmp_path])
+    read = read_a1111(parameters_text(asked, (64, 64)), renamed)
+    assert (read.unknown, read.missing) == ((), ())
+    assert complete(read.request, renamed).essence() == asked.essence()
+    assert read_a1111(parameters_text(asked, (64, 64)), Library()).missing[0].startswith("vae colours.saf")
+
+
 def test_what_of_ours_no_text_holds_is_named():
     file = FileRef("edges", "0" * 10)
     control = PluginUse(kind="controlnet", file=file, name="edges", picture=FileRef("photo.png", "1" * 16))
@@ -167,7 +192,7 @@ def test_a_picture_with_the_text_alone_is_drawn(pipe, files, tmp_path, monkeypat
     assert main(["infer", "龙", *said, "--out", "a.png"]) == 0, capsys.readouterr().err
     with Image.open("a.png") as drawn:
         drawn.load()
-        text, pixels = drawn.text["parameters"], drawn.tobytes()
+        text, pixels = drawn.info["parameters"], drawn.tobytes()
     picture("b.png", parameters=text)
     Path("ink.safetensors").rename("renamed.safetensors")
     assert main(["infer", "--from", "b.png", "--models", ".", "--out", "c.png"]) == 0, capsys.readouterr().err
@@ -175,6 +200,7 @@ def test_a_picture_with_the_text_alone_is_drawn(pipe, files, tmp_path, monkeypat
         assert again.tobytes() == pixels
     assert picture_request(Path("c.png")).plugins[0].text_strength == 0.2
 
+    Path("renamed.safetensors").unlink()
     assert main(["infer", "--from", "b.png", "--out", "d.png"]) == 2
     assert "not here: adapter ink (hash " in capsys.readouterr().err
     picture("e.png", parameters=f"{BASE}, ENSD: 31337, Model hash: 0123456789")

@@ -106,7 +106,8 @@ def test_all_that_a1111_has_a_name_for():
     assert parameters_text(said, (64, 64)) == (
         "龙 <lora:ink:0.8> <lora:line:0.25:0.5>\nNegative prompt: 模糊\n"
         "Steps: 1, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 7, Size: 64x64, "
-        "Model hash: cccccccccc, Model: style, VAE hash: dddddddddd, VAE: colours.safetensors, Clip skip: 2,"
+        "Model hash: cccccccccc, Model: style, VAE hash: dddddddddd, VAE: colours.safetensors, "
+        "Pipeline hash: 0123456789, Pipeline: emoji, Clip skip: 2,"
         ' English prompt: "ink style, best\\u003a quality", Lora hashes: "ink: 000000000000, line:'
         ' 000000000000", TI hashes: "mood: eeeeeeeeee", Enlarged: 2, Version: bdm 0.1.0'
     )

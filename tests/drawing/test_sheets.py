@@ -95,8 +95,8 @@ def test_every_cell_has_its_place():
         asked.extend(requests)
         return [Image.new("RGB", (128, 128), (r.steps, int(r.guidance), r.seed)) for r in requests]
 
-    axes = [read_axis("Steps: 10,20,30"), read_axis("CFG Scale: 1,2"), read_axis("Seed: 7,8")]
-    first, second = axis_sheets(Request(prompt="龙", guidance=0.0), *axes, Library(), draw)
+    x, y, z = read_axis("Steps: 10,20,30"), read_axis("CFG Scale: 1,2"), read_axis("Seed: 7,8")
+    first, second = axis_sheets(Request(prompt="龙", guidance=0.0), x, y, z, Library(), draw)
     assert len(asked) == 12
     assert first.size == second.size
     assert first.getpixel((20, 20)) == (10, 1, 7)

@@ -38,6 +38,7 @@ def test_the_engine_draws_it_as_the_painter_does_and_leaves_nothing_behind(pipe,
         assert engine.stats()["alone"] == 1
     assert "beside" in jobs[1].alone
     assert jobs[1].request.beside[0].file.hash
+    assert jobs[1].request.model is not None
     (alone,) = Painter("cpu", given=(jobs[1].request.model, "fp32", pipe)).draw([jobs[1].request])
     assert np.array_equal(second, pixels(alone))
     assert abs(first - third).max() <= 1
@@ -58,6 +59,10 @@ def test_a_server_finds_it_by_name_and_no_path(tmp_path, other, monkeypatch):
             answer = ask({"name": name})
             assert answer.status_code == 422, name
             assert str(tmp_path) not in answer.text.replace(name, "")
+            asked = {"request": {"prompt": "龙", "branch": {"name": name}}}
+            assert site.client.post("/v1/jobs", json=asked).status_code == 422, name
+        asked = {"request": {"prompt": "龙", "width": 32, "height": 32, "branch": {"name": "other"}}}
+        assert site.client.post("/v1/jobs", json=asked).status_code == 202
         assert ask({"name": "other"}).status_code == 202
         assert ask({"name": "other", "hash": "0" * 10}).status_code == 422
         assert "beside, prompt" in ask({"name": "other"}, prompt="龙" * 101).json()["detail"]

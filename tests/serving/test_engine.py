@@ -115,13 +115,13 @@ def test_nan_is_refused_and_ends_none_of_the_others(engine, monkeypatch):
         bad.result(600)
 
 
-def test_adapters_are_drawn_one_kind_after_the_other(engine, files):
+def test_adapters_act_on_their_own_drawings_alone(engine, files):
     ink = bdm.PluginUse(kind="adapter", file=bdm.FileRef.to(files["ink"]), strength=0.8)
     asked = [bdm.Request(prompt="龙", steps=3, plugins=(ink,) if i % 2 else ()) for i in range(4)]
     drawn = [job.result(600) for job in [engine.submit(request) for request in asked]]
-    assert np.array_equal(pixels(drawn[0]), pixels(drawn[2]))
-    assert np.array_equal(pixels(drawn[1]), pixels(drawn[3]))
-    assert not np.array_equal(pixels(drawn[0]), pixels(drawn[1]))
+    assert abs(pixels(drawn[0]) - pixels(drawn[2])).max() <= 1
+    assert abs(pixels(drawn[1]) - pixels(drawn[3])).max() <= 1
+    assert abs(pixels(drawn[0]) - pixels(drawn[1])).max() > 1
 
 
 def test_previews(engine):

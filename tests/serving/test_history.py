@@ -1,12 +1,17 @@
-"""The journal: what a killed server drew is there, and what it did not is told."""
+"""The journal: what a killed server drew is there, and what it did not is told.
+
+``BDM_KILLS`` says how often the slow test kills.
+"""
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 from PIL import Image
 from serving_running import running
@@ -16,6 +21,7 @@ from bdm.drawing.request import Request
 from bdm.errors import UserError
 from bdm.serving.history import End, History, new_id
 
+KILLS = int(os.environ.get("BDM_KILLS", "20"))
 PICTURE = Drawn(Image.new("RGB", (8, 8)), Request(prompt="龙"))
 
 
@@ -101,33 +107,35 @@ def started(folder):
     return process, int(process.stdout.readline())
 
 
-def test_kill_and_restart_lose_no_finished_picture_and_tell_the_lost(tmp_path):
-    import httpx
-
-    process, port = started(tmp_path)
-    address = f"http://127.0.0.1:{port}/v1/jobs"
-    body = {"request": {"prompt": "龙", "steps": 100}, "count": 16}
-    names = [job["id"] for job in httpx.post(address, json=body).json()["jobs"]]
-    done = []
-    while len(done) < 2:
-        done = [name for name in names if httpx.get(f"{address}/{name}").json()["status"] == "done"]
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    with running(tmp_path) as again:
-        found = {name: again.client.get(f"/v1/jobs/{name}").json() for name in names}
-        assert {found[name]["status"] for name in done} == {"done"}
-        assert {one["status"] for one in found.values()} == {"done", "lost"}
-        lost = [name for name, one in found.items() if one["status"] == "lost"]
-        assert [one["id"] for one in again.client.get("/v1/jobs").json()["lost"]] == lost
-        for name in done:
-            again.client.get(found[name]["picture"]).raise_for_status()
+@pytest.mark.parametrize("kills", [1, pytest.param(KILLS, marks=pytest.mark.slow)])
+def test_kill_and_restart_lose_no_finished_picture_and_tell_the_lost(tmp_path, kills):
+    chance, seen = random.Random(kills), {}
+    for _ in range(kills):
+        process, port = started(tmp_path)
+        address = f"http://127.0.0.1:{port}/v1/jobs"
+        body = {"request": {"prompt": "龙", "steps": 100}, "count": 16}
+        names = [job["id"] for job in httpx.post(address, json=body).json()["jobs"]]
+        done, wanted = set(), chance.randint(1, 3)
+        while len(done) < wanted:
+            done = {name for name in names if httpx.get(f"{address}/{name}").json()["status"] == "done"}
+            time.sleep(0.02 * chance.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        with running(tmp_path) as again:
+            found = {name: again.client.get(f"/v1/jobs/{name}").json() for name in (*names, *seen)}
+            assert {found[name]["status"] for name in done} == {"done"}
+            assert {one["status"] for one in found.values()} == {"done", "lost"}
+            assert all(found[name]["status"] == status for name, status in seen.items())
+            seen = {name: one["status"] for name, one in found.items()}
+            told = [one["id"] for one in again.client.get("/v1/jobs").json()["lost"]]
+            assert told == [name for name in names if seen[name] == "lost"]
+            for name in seen:
+                if seen[name] == "done":
+                    again.client.get(found[name]["picture"]).raise_for_status()
 
 
 def test_sigterm_finishes_what_was_accepted(tmp_path):
-    import httpx
-
     process, port = started(tmp_path)
     body = {"request": {"prompt": "龙", "steps": 10}, "count": 3}
     httpx.post(f"http://127.0.0.1:{port}/v1/jobs", json=body).raise_for_status()

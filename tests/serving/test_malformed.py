@@ -1,12 +1,26 @@
-"""Requests that make no sense are answered in one line: no server error, and the server draws on."""
+"""Requests that make no sense are answered in one line: no server error, and the server draws on.
+
+``BDM_MALFORMED`` says how many of each kind the slow tests try.
+"""
 
 import json
+import os
 import random
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from serving_running import running
+from serving_schema import Described
 
+import bdm
+from bdm.drawing.library import DEFAULT_MODEL
 from bdm.serving.limits import Limits
+
+COUNT = int(os.environ.get("BDM_MALFORMED", "10000"))
 
 LIMITS = Limits(body=200_000, side=64, steps=20, pictures=3, queue=10)
 NUMBERS = [
@@ -144,10 +158,95 @@ def test_limits_are_named(tmp_path):
             assert answer.json()["detail"].startswith(named)
 
 
+#: Folders that a server may open files in, beside those that the test gives it.
+_ITS_OWN = [sys.prefix, sys.base_prefix, Path(bdm.__file__).parent, DEFAULT_MODEL, "/proc", "/sys", "/dev"]
+_ITS_OWN += ["/usr", "/lib", "/etc", tempfile.gettempdir() + "/torchinductor"]
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """Every path that this process opens, while somebody looks."""
+    found = []
+    looking = [True]
+
+    def note(event, arguments):
+        if looking and event == "open" and isinstance(arguments[0], str | bytes):
+            found.append(os.fsdecode(arguments[0]))
+
+    sys.addaudithook(note)  # which cannot be taken off
+    yield found
+    looking.clear()
+
+
+def outside(opened, *folders):
+    """What was opened elsewhere than in folders that a server has something in."""
+    allowed = [os.path.realpath(folder) for folder in (*folders, *_ITS_OWN)]
+    return {path for path in map(os.path.realpath, opened) if not path.startswith(tuple(allowed))}
+
+
+@pytest.fixture
+def site(tmp_path, own_cache, opened):
+    """A server with a folder of models, which has opened nothing outside when it stops."""
+    (tmp_path / "models" / "Lora").mkdir(parents=True)
+    for name in ("x", "secret"):
+        save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    with running(tmp_path / "history", limits=LIMITS, models=[tmp_path / "models"]) as site:
+        opened.clear()
+        yield site
+        found = outside(opened, tmp_path / "history", tmp_path / "models", own_cache)
+    assert not found, found
+    assert len(opened) > 5, "the test sees what is opened"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"models", "history", "x.safetensors", "secret.safetensors"}
+
+
 @pytest.mark.slow
-def test_ten_thousand_requests_that_make_no_sense(tmp_path):
+def test_ten_thousand_requests_that_make_no_sense(site):
     chance = random.Random(0)
-    with running(tmp_path, limits=LIMITS) as site:
-        codes = try_all(site, [case(chance) for _ in range(10_000)])
-        assert codes >= {200, 202, 413, 422}
-        assert still_draws(site)
+    codes = try_all(site, [case(chance) for _ in range(COUNT)])
+    assert codes >= {200, 202, 413, 422}
+    assert still_draws(site)
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_made_from_the_description(site):
+    described = Described(site.client.get("/openapi.json").json(), random.Random(1))
+    assert {path for path, *_ in described.operations} >= {"/sdapi/v1/txt2img", "/v1/jobs", "/v1/split"}
+    for method, address, call in described.requests(COUNT):
+        with site.client.stream(method.upper(), address, **call) as answer:
+            assert answer.status_code < 500 or address == "/readyz", (method, address, call, answer.read())
+            if answer.status_code >= 400:
+                assert "\n" not in json.loads(answer.read())["detail"]
+    for ticket in site.desk.live:
+        ticket.cancel()
+    assert still_draws(site)
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_of_schemathesis(site):
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, given, settings
+
+    schema = schemathesis.openapi.from_url(f"{site.address}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) > 30
+    each = settings(
+        max_examples=max(1, COUNT // len(operations)),
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    for operation in operations:
+
+        @each
+        @given(case=operation.as_strategy())
+        def tried(case):
+            if "/events" in case.path or case.path == "/readyz":
+                return
+            assert case.call(timeout=60).status_code < 500, case.as_curl_command()
+            for ticket in site.desk.live[4:]:
+                ticket.cancel()
+
+        tried()
+    assert still_draws(site)
