@@ -19,6 +19,7 @@ from ..config import (
     BenchLoadConfig,
     BenchScaleConfig,
     BenchServeConfig,
+    BenchStatesConfig,
     BenchTrainConfig,
 )
 from ..extras import require_packages
@@ -69,6 +70,12 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
         set_threads(config)
         measured = data.measure(config)
         text, figures, draw = data.table(measured), measured, partial(data.draw_growth, measured)
+    elif isinstance(config, BenchStatesConfig):
+        from . import states
+
+        set_threads(config)
+        measured = states.measure(config)
+        text, figures, draw = states.table(measured), measured, partial(states.draw_stalls, measured)
     elif isinstance(config, BenchServeConfig):
         from . import serve
 

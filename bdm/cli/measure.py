@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
     )
     bench.add_argument(
         "kind",
-        choices=("infer", "decode", "scale", "train", "load", "data", "serve", "gpu"),
+        choices=("infer", "decode", "scale", "train", "load", "data", "states", "serve", "gpu"),
         help="what is run beside a peer",
     )
     bench.add_argument("config", help="YAML file, such as configs/bench/infer_64.yaml")

@@ -25,6 +25,7 @@ from .measure import BenchLoadConfig as BenchLoadConfig
 from .measure import BenchModelConfig as BenchModelConfig
 from .measure import BenchScaleConfig as BenchScaleConfig
 from .measure import BenchServeConfig as BenchServeConfig
+from .measure import BenchStatesConfig as BenchStatesConfig
 from .measure import BenchTrainConfig as BenchTrainConfig
 from .measure import EvaluateConfig as EvaluateConfig
 from .measure import LanguagesConfig as LanguagesConfig

@@ -317,6 +317,16 @@ class BenchDataConfig(BenchConfig):
     latency: Annotated[float, Field(ge=0)] = 0.02
 
 
+class BenchStatesConfig(BenchConfig):
+    """How long training waits for a state of so many ``megabytes`` (see ``bdm.bench.states``), which is
+    written in ``folder``; the system's own for such files without.
+    """
+
+    kind: Literal["states"]
+    megabytes: PositiveInt = 1600
+    folder: Path | None = None
+
+
 class BenchServeConfig(BenchConfig):
     """Requests at once to an engine that joins their steps, beside one that does not (see
     ``bdm.bench.serve``).
@@ -364,6 +374,7 @@ BENCHES: dict[str, type[BenchConfig]] = {
     "train": BenchTrainConfig,
     "load": BenchLoadConfig,
     "data": BenchDataConfig,
+    "states": BenchStatesConfig,
     "serve": BenchServeConfig,
 }
 

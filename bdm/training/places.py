@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-
 from ..data.reading import TIME_LIMIT, ReadError, copy_file, file_system, is_local, retried, within
 from ..errors import UserError
 from ..files import atomic_write, remove
+from .state_process import torch_save
 
+#: Writes tensors and plain containers into a file.
+Save = Callable[[Any, Path], None]
 #: The file of a state in several files that is written last: a state without it is none.
 INDEX = "index.json"
 #: The least speed at which a store is waited for, in bytes a second.
@@ -87,18 +88,26 @@ class Place(ABC):
         self.rename(name, f"{name}.damaged")
 
 
-def place_of(folder: Path | str) -> Place:
-    """The place at a path or a URL that fsspec knows."""
+def place_of(folder: Path | str, save: Save = torch_save) -> Place:
+    """The place at a path or a URL that fsspec knows.
+
+    Args:
+        folder: path or URL.
+        save: writes a file of tensors.
+
+    Raises:
+        UserError: nothing is known of such URLs.
+    """
     text = str(folder)
     if is_local(text):
-        return LocalPlace(Path(text.removeprefix("file://").removeprefix("local://")))
+        return LocalPlace(Path(text.removeprefix("file://").removeprefix("local://")), save)
     try:
         file_system(text)
     except (ImportError, ValueError, OSError) as error:
         raise UserError(
             f"states {text}: {error}; give a folder, or install the file system's package"
         ) from None
-    return StorePlace(text.rstrip("/"))
+    return StorePlace(text.rstrip("/"), save)
 
 
 def step_of(name: Path | str) -> int:
@@ -110,14 +119,14 @@ def step_of(name: Path | str) -> int:
 class LocalPlace(Place):
     """A folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.url = folder, str(folder)
+    def __init__(self, folder: Path, save: Save = torch_save) -> None:
+        self.folder, self.url, self._save = folder, str(folder), save
 
     def put(self, name: str, content: Any) -> int:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial, open(partial, "wb") as file:
-            torch.save(content, file)
+        with atomic_write(path) as partial:
+            self._save(content, partial)
         return path.stat().st_size
 
     def put_index(self, entry: str, content: Any) -> None:
@@ -162,13 +171,13 @@ class StorePlace(Place):
     Every file has a name of its own and no file is changed, so that a state is whole once its index is there.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, save: Save = torch_save) -> None:
+        self.url, self._save = url, save
 
     def put(self, name: str, content: Any) -> int:
         with tempfile.TemporaryDirectory(prefix="bdm-state-") as folder:
             path = Path(folder) / "state.pt"
-            torch.save(content, path)
+            self._save(content, path)
             self._asked("written", lambda: self._upload(path, name), path.stat().st_size)
             return path.stat().st_size
 

@@ -73,8 +73,9 @@ def save(
     writer = writer or states.StateWriter(background=False)
     scaler = state.accelerator.scaler
     pieces = in_pieces(run, state)
-    collect = Pieces() if pieces else whole(state.accelerator.is_main_process)
     with timed("state"):
+        copy = writer.next()
+        collect = Pieces(copy) if pieces else whole(state.accelerator.is_main_process, copy)
         content = {
             **vars(progress),
             "history": [dict(entry) for entry in progress.history],
@@ -90,7 +91,7 @@ def save(
         where, kept = states_of(run), (run.keep_last, run.keep_every, progress.best_step)
         if pieces:
             own = where, progress.step, content, state.strategy.background_group(), *kept
-            writer.write(*own, save=states.save_state_in_pieces)
+            writer.write(*own, how=states.save_state_in_pieces)
         elif state.accelerator.is_main_process:
             writer.write(where, progress.step, content, *kept)
 

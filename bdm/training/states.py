@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from ..errors import UserError
 from ..parallel.pieces import save_pieces
 from ..parallel.together import Together
-from .places import INDEX, LocalPlace, Place, place_of, step_of
+from ..parallel.whole import on_cpu
+from .places import INDEX, LocalPlace, Place, Save, place_of, step_of
 from .pruning import prune
+from .state_process import SharedBuffers, StateProcess, torch_save
 from .state_reading import damages, read_together
 
 logger = logging.getLogger("bdm")
@@ -30,6 +34,7 @@ def save_state(
     keep_last: int = 2,
     keep_every: int = 0,
     best: int | None = None,
+    save: Save = torch_save,
 ) -> None:
     """Write a training state whole or not at all, and only then delete old ones.
 
@@ -41,11 +46,12 @@ def save_state(
         keep_last: so many of the newest stay.
         keep_every: states whose step is a multiple stay for good; 0 for none.
         best: the state of this step stays too.
+        save: writes a file.
 
     Raises:
         UserError: it cannot be written (disk full, folder read-only); the states from before are untouched.
     """
-    place, entry = place_of(folder), f"step-{step:08d}"
+    place, entry = place_of(folder, save), f"step-{step:08d}"
     with _told(place, step):
         if isinstance(place, LocalPlace):
             entry = f"{entry}.pt"
@@ -65,6 +71,7 @@ def save_state_in_pieces(
     keep_last: int = 2,
     keep_every: int = 0,
     best: int | None = None,
+    save: Save = torch_save,
 ) -> None:
     """The same of a state whose pieces are in several processes; joint work of all of them.
 
@@ -76,8 +83,9 @@ def save_state_in_pieces(
         keep_last: see ``save_state``.
         keep_every: see ``save_state``.
         best: see ``save_state``.
+        save: see ``save_state``.
     """
-    place, entry = place_of(folder), f"step-{step:08d}"
+    place, entry = place_of(folder, save), f"step-{step:08d}"
 
     def publish(layout: Any, sizes: dict[str, int]) -> None:
         name = f"layout-{secrets.token_hex(4)}.pt"
@@ -117,25 +125,49 @@ class StateWriter:
 
     def __init__(self, background: bool = True) -> None:
         self._background = background
+        shared = background and hasattr(os, "memfd_create")
+        self._buffers = SharedBuffers() if shared else None
+        self._process = StateProcess(self._buffers) if self._buffers else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def write(self, *state: Any, save: Callable[..., None] = save_state) -> None:
-        """Write a state that nobody changes any more; takes what ``save`` does.
+    @property
+    def busy(self) -> bool:
+        """Whether a state is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def next(self) -> Callable[[Tensor], Tensor]:
+        """What makes copies of the next state's tensors, on the CPU, when the one before is written.
+
+        Raises:
+            UserError: that one cannot be written.
+        """
+        self.wait()
+        if self._buffers is None:
+            return on_cpu
+        self._buffers.reset()
+        return self._buffers.copy
+
+    def write(self, *state: Any, how: Callable[..., None] = save_state) -> None:
+        """Write a state that nobody changes any more.
+
+        Args:
+            state: what ``how`` takes.
+            how: ``save_state`` or ``save_state_in_pieces``.
 
         Raises:
             UserError: this one, or the one before, cannot be written.
         """
         self.wait()
         if not self._background:
-            save(*state)
+            how(*state)
             return
-        self._thread = threading.Thread(target=self._work, args=(save, state), name="state")
+        self._thread = threading.Thread(target=self._work, args=(how, state), name="state")
         self._thread.start()
 
-    def _work(self, save: Callable[..., None], state: tuple[Any, ...]) -> None:
+    def _work(self, how: Callable[..., None], state: tuple[Any, ...]) -> None:
         try:
-            save(*state)
+            how(*state, save=self._process.save if self._process else torch_save)
         except BaseException as error:
             self._error = error
 
@@ -158,6 +190,10 @@ class StateWriter:
             self.wait()
         except UserError as error:
             logger.warning("%s", error)
+        if self._process is not None and self._buffers is not None:
+            self._process.close()
+            self._buffers.close()
+            self._buffers = self._process = None
 
 
 def state_files(folder: Path) -> list[Path]:
