@@ -134,7 +134,7 @@ class Desk:
             )
         tickets: list[Ticket] = []
         try:
-            for request in await asyncio.to_thread(self._checked, requests):
+            for request in await asyncio.to_thread(self.checked, requests):
                 tickets.append(await self._accepted(request, way))
         except BaseException:
             for ticket in tickets:
@@ -146,7 +146,12 @@ class Desk:
         """About how long the pictures that wait will take."""
         return int(min(120, max(1, len(self._live) * self.metrics.usual_seconds())))
 
-    def _checked(self, requests: Iterable[Request]) -> list[Request]:
+    def checked(self, requests: Iterable[Request]) -> list[Request]:
+        """Requests within the limits, whose files all have their places.
+
+        Raises:
+            UserError: a limit, or a file that is not here.
+        """
         found = []
         for request in requests:
             self.limits.check(request)  # before anything is worked out from its numbers

@@ -60,9 +60,10 @@ def sdapi_routes(desk: Desk, reader: Reader) -> APIRouter:
 
     @routes.post("/options")
     async def set_options(body: Options) -> dict[str, Any]:
-        await asyncio.to_thread(
-            reader.text_to_image, TextToImage.model_validate({}), body
-        )  # names that are none are refused
+        # What no picture could be drawn with would be in the way of all who come later.
+        smallest = TextToImage.model_validate({"width": 8, "height": 8, "steps": 1})
+        found, _, _ = await asyncio.to_thread(reader.text_to_image, smallest, body)
+        await asyncio.to_thread(desk.checked, [found])
         for name in body.model_fields_set & set(Options.model_fields):
             setattr(usual, name, getattr(body, name))
         return {"ignored": without_effect(body)}

@@ -95,7 +95,7 @@ def test_clients_that_leave_lose_their_places(tmp_path, count):
         text = site.client.get("/metrics").text
         assert f'bdm_pictures_ended_total{{end="cancelled",way="sdapi"}} {count}.0' in text
         assert f'bdm_pictures_ended_total{{end="cancelled",way="jobs"}} {1 + count // 20}.0' in text
-        assert site.desk.engine.waiting == []
+        assert all(job.over.is_set() for job in site.desk.engine.waiting)
         assert jobs(site, steps=1).status_code == 202
 
 

@@ -69,8 +69,8 @@ def test_memory_stays_what_it_was(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         address = f"http://127.0.0.1:{int(process.stdout.readline())}"
         warm = max(20, REQUESTS // 5)
         by_five_clients(address, range(warm))
@@ -81,4 +81,5 @@ def test_memory_stays_what_it_was(tmp_path):
         assert after <= 1.02 * before
     finally:
         process.terminate()
+        process.stdout.close()
         assert process.wait(120) == 0

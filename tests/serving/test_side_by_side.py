@@ -56,10 +56,10 @@ def made():
     return pipe
 
 
-def by_an_engine(requests, chance, found, error):
+def by_an_engine(pipe, requests, chance, found, error):
     """Draw by an engine, looking at previews, with others that are cancelled."""
     try:
-        with bdm.Engine(pipeline=made(), device="cpu") as engine:
+        with bdm.Engine(pipeline=pipe, device="cpu") as engine:
             jobs, lost = [], []
             for request in requests:
                 jobs.append(engine.submit(request))
@@ -79,9 +79,9 @@ def by_an_engine(requests, chance, found, error):
         error.append(wrong)
 
 
-def by_a_painter(requests, found, error):
+def by_a_painter(pipe, requests, found, error):
     try:
-        painter = Painter("cpu", given=(requests[0].model, "fp32", made()))
+        painter = Painter("cpu", given=(requests[0].model, "fp32", pipe))
         found += [painter.draw([request])[0] for request in requests]
     except BaseException as wrong:
         error.append(wrong)
@@ -98,10 +98,12 @@ def test_engines_and_a_painter_side_by_side(files):
             whole.append(drawn.request)
             plain.append(np.asarray(drawn.image, int))
     painted, others = [], chance.sample(range(STRESS), STRESS)
+    pipes = [made() for _ in range(3)]  # here, since all threads draw weights from one generator
+    mixed = [requests[i] for i in others]
     threads = [
-        threading.Thread(target=by_an_engine, args=(requests, random.Random(1), first, error)),
-        threading.Thread(target=by_an_engine, args=([requests[i] for i in others], chance, second, error)),
-        threading.Thread(target=by_a_painter, args=(whole, painted, error)),
+        threading.Thread(target=by_an_engine, args=(pipes[0], requests, random.Random(1), first, error)),
+        threading.Thread(target=by_an_engine, args=(pipes[1], mixed, chance, second, error)),
+        threading.Thread(target=by_a_painter, args=(pipes[2], whole, painted, error)),
     ]
     for thread in threads:
         thread.start()
