@@ -72,7 +72,7 @@ def test_memory_stays_what_it_was(tmp_path):
     assert process.stdout is not None
     try:
         address = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        warm = max(20, REQUESTS // 5)
+        warm = max(100, REQUESTS // 5)
         by_five_clients(address, range(warm))
         before = resident(process)
         by_five_clients(address, range(warm, warm + REQUESTS))
