@@ -203,7 +203,10 @@ def serve(file: int, save: Callable[[Any, Path], None] = torch_save) -> None:
             save(content, Path(path))
         except (OSError, RuntimeError) as error:
             trouble = str(error).splitlines()[0] or type(error).__name__
-        _send(answers, trouble.encode())
+        try:
+            _send(answers, trouble.encode())
+        except BrokenPipeError:  # nobody waits for it any more
+            os._exit(0)
 
 
 def _send(pipe: Any, content: bytes) -> None:

@@ -19,7 +19,7 @@ from bdm.training.setup import set_up
 
 
 class Faulty(MemoryFileSystem):
-    """A store that fails so many times: as a file ends up in it, or by keeping half of what it is given."""
+    """A store that fails so many times, or keeps half of what it is given."""
 
     protocol = "faulty"
     store: ClassVar[dict] = {}
