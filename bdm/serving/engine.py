@@ -88,6 +88,8 @@ class Engine:
         self._house: tuple[Any, ...] = ()
         self._drawing: dict[Course, Job] = {}
         self._alone: Job | None = None
+        #: Taken from the queue, and not yet drawn: its model and plug-ins are being loaded.
+        self._entering: Job | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._counts = {"drawn": 0, "failed": 0, "cancelled": 0, "alone": 0, "steps": 0, "calls": 0}
@@ -152,7 +154,8 @@ class Engine:
         self.close()
 
     def _running(self) -> list[Job]:
-        return [*self._drawing.values(), *([] if self._alone is None else [self._alone])]
+        taken = (*self._drawing.values(), self._alone, self._entering)
+        return list(dict.fromkeys(job for job in taken if job is not None))
 
     def _refuse_more(self) -> None:
         if self._closing:
@@ -212,11 +215,15 @@ class Engine:
         """Let in whoever fits beside those that are being drawn."""
         while len(self._drawing) < self._most:
             with self._changed:
-                job = self._queue.take(self._fits)
+                job = self._entering = self._queue.take(self._fits)
             if job is None:
                 return
-            if job.start():
-                self._draw_alone(job) if job.alone else self._enter(job)
+            try:
+                if job.start():
+                    self._draw_alone(job) if job.alone else self._enter(job)
+            finally:
+                with self._changed:
+                    self._entering = None
 
     def _fits(self, job: Job) -> bool:
         return not self._drawing or (not job.alone and self._differences(job.request) is not None)

@@ -1,5 +1,7 @@
 """Requests enter and leave an engine; none depends on the others."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,25 @@ def test_closed_at_once_it_hands_back_what_is_left(pipe):
     jobs = [engine.submit(bdm.Request(prompt="龙", steps=900, seed=i)) for i in range(3)]
     assert engine.close(wait=False) == jobs
     assert all(job.status == "cancelled" for job in jobs)
+
+
+def test_closed_while_one_is_on_its_way_in_it_hands_that_back_too(pipe, monkeypatch):
+    """Loading a request's model takes seconds, and it is in no queue then."""
+    engine = bdm.Engine(pipeline=pipe, device="cpu")
+    loading, closing, load = threading.Event(), threading.Event(), engine._batch_for
+
+    def slowly(request):
+        loading.set()
+        closing.wait(60)
+        return load(request)
+
+    monkeypatch.setattr(engine, "_batch_for", slowly)
+    jobs = [engine.submit(bdm.Request(prompt="龙", steps=900, seed=i)) for i in range(2)]
+    assert loading.wait(60)
+    assert engine.stats()["running"] == 1
+    monkeypatch.setattr(jobs[0], "cancel", lambda cancel=jobs[0].cancel: (cancel(), closing.set()))
+    assert engine.close(wait=False) == jobs
+    assert [job.status for job in jobs] == ["cancelled"] * 2
 
 
 def test_requests_join_and_leave(engine):

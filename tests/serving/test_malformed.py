@@ -126,6 +126,7 @@ def still_draws(site):
     return True
 
 
+@pytest.mark.slow
 def test_every_value_of_every_key_is_answered(tmp_path):
     body = {"width": 32, "height": 32, "steps": 1, "prompt": "龙"}
     with running(tmp_path, limits=LIMITS) as site:
