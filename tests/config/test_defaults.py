@@ -10,7 +10,7 @@ import torch
 
 from bdm import config
 from bdm.cli.train import _plan_options
-from bdm.config import data, measure, recipe, run
+from bdm.config import data, evaluation, recipe, run
 from bdm.data.batch import stream
 from bdm.data.buckets import bucket_sizes
 from bdm.data.pictures import PictureRules
@@ -31,7 +31,7 @@ PAIRS = [
     (run.OptimizerConfig, [make_optimizer]),
     (run.RunConfig, [stream, save_state]),
     (run.PrepareConfig, [ShardSettings, CaptionScorer]),
-    (measure.ModeConfig, [Approximation]),
+    (evaluation.ModeConfig, [Approximation]),
 ]
 #: Kinds of data that are cut out of pictures.
 PICTURES = ("folder", "shards", "parquet")
