@@ -178,7 +178,7 @@ class Interrupt:
             sys.settrace(None)
 
 
-@pytest.mark.parametrize("name", ["ink", "edges", "mood", "style"])
+@pytest.mark.parametrize("name", ["ink", "edges", "mood", pytest.param("style", marks=pytest.mark.slow)])
 def test_an_interrupt_anywhere_leaves_all_or_nothing(pipe, files, name):
     parts = (pipe.unet, pipe.vae, pipe.text_encoder)
     before = {id(p): p.data for part in parts for p in part.parameters()}
