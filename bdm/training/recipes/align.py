@@ -1,7 +1,9 @@
 """Parallel captions -> a native text encoder that says to a frozen UNet what the English one says.
 
 What is compared is not the features but what the UNet's cross-attention (``attn2``) makes of them, as in IAP
-(arXiv 2305.11540): features that differ where no query looks are as good as equal ones.
+(arXiv 2305.11540): features that differ where no query looks are as good as equal ones. Its outputs need a
+pass of the UNet. Its keys and values need none: ``|W(a - b)|^2`` summed over all layers' ``W`` is one
+quadratic form in ``a - b``, so a step costs the text encoder and one product.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...data.batch import Batch, fixed_batch
@@ -20,7 +23,6 @@ from ...method.hooks import hang_after
 from ...method.loss import DenoisingLoss
 from ...models.backbone import Backbone
 from ...text.english import encode_english
-from ...text.native import NativeTextEncoder
 from .captions import NativeCaptions, TextFeatures
 from .denoising import DenoisingRecipe, Told
 from .latents import draw_latents
@@ -28,7 +30,7 @@ from .native_text import Encoder, text_slot
 from .text_slot import TextSlotDenoiser, TrainedPart
 
 #: What is compared: outputs of cross-attention for a picture's own queries; keys and values, in the mean over
-#: the text's tokens or token by token.
+#: the text's tokens or token by token, as far as both have one at that position.
 Match = Literal["attention", "pooled", "position"]
 #: English captions are looked for in so many examples.
 LOOKED_AT = 64
@@ -43,6 +45,7 @@ class AlignTold(Told):
         texts: B native texts.
         rows: the K samples whose English is known.
         english: (K, M, E) features of it; None where there is none.
+        tokens: of one chunk, native and English.
     """
 
     def __init__(
@@ -52,9 +55,10 @@ class AlignTold(Told):
         texts: Sequence[Any],
         rows: Sequence[int],
         english: Tensor | None,
+        tokens: tuple[int, int],
     ) -> None:
         super().__init__(denoiser, features, texts, {})
-        self.unet, self.english = denoiser.unet, english
+        self.unet, self.english, self.tokens = denoiser.unet, english, tokens
         self.rows = torch.tensor(rows, dtype=torch.long, device=self.text.device)
 
     @property
@@ -66,17 +70,19 @@ class AlignTold(Told):
 class AlignLoss(DenoisingLoss):
     """How far cross-attention's results with native features are from those with English ones.
 
-    The squared difference over the squared English result, in the mean over the layers: 0 is the same, and
-    1 as far as saying nothing.
+    The squared difference over the squared English result: 0 is the same, and 1 as far as saying nothing.
+    Outputs are compared in the mean over the layers; of keys and values every projection counts the same.
 
     Args:
         match: see ``Match``.
+        unet: whose cross-attention it is.
         denoising: arguments of ``DenoisingLoss``, whose noise and timesteps pictures get.
     """
 
-    def __init__(self, match: Match, *denoising: Any) -> None:
+    def __init__(self, match: Match, unet: nn.Module, *denoising: Any) -> None:
         super().__init__(*denoising)
         self.match: Match = match
+        self._form = None if match == "attention" else projected_form(unet)
 
     def forward(self, denoise: Any, x_0: Tensor, t: Tensor, draws: Any) -> Tensor:
         """(K,) errors; timesteps have no weights."""
@@ -89,9 +95,18 @@ class AlignLoss(DenoisingLoss):
         if self.match == "attention":
             x_t = self.schedule.add_noise(x_0, self.noise(x_0, draws), t)[denoise.rows]
             pairs = attended(denoise.unet, x_t, t[denoise.rows], denoise.english, denoise.native)
+            return torch.stack([_relative(ours, theirs) for theirs, ours in pairs]).mean(0)
+        theirs, ours = denoise.english.float(), denoise.native.float()
+        if self.match == "pooled":
+            theirs, ours = theirs.mean(1, keepdim=True), ours.mean(1, keepdim=True)
         else:
-            pairs = projected(denoise.unet, denoise.english, denoise.native, self.match == "pooled")
-        return torch.stack([_relative(ours, theirs) for theirs, ours in pairs]).mean(0)
+            # Past the first chunk of either the two languages' tokens would be shifted against each other.
+            common = min(denoise.tokens)
+            theirs, ours = theirs[:, :common], ours[:, :common]
+        assert self._form is not None
+        self._form = self._form.to(theirs.device)
+        size = _squared(theirs, self._form)
+        return _squared(ours - theirs, self._form) / size.clamp(min=1e-12)
 
 
 def attended(
@@ -115,19 +130,23 @@ def attended(
     ]
 
 
-def projected(unet: Any, english: Tensor, native: Tensor, pooled: bool) -> list[tuple[Tensor, Tensor]]:
-    """Each cross-attention's keys and values (K, tokens, C) of English features, and of native ones.
+def projected_form(unet: nn.Module) -> Tensor:
+    """(E, E) matrix G with ``x G x`` the squared length of what a UNet's keys and values are of a token x.
 
-    ``pooled`` gives their means (K, C) over the tokens.
+    Summed over all cross-attentions' projections (``to_k``, ``to_v``), each scaled to unit Frobenius norm, so
+    that wide layers do not count for more.
     """
-    made = []
-    for layer in _cross_attention(unet):
-        for project in (layer.to_k, layer.to_v):
-            with torch.no_grad():
-                theirs = project(english)
-            ours = project(native)
-            made.append((theirs.mean(1), ours.mean(1)) if pooled else (theirs, ours))
-    return made
+    weights = [
+        getattr(layer, name).weight.detach().float()
+        for layer in _cross_attention(unet)
+        for name in ("to_k", "to_v")
+    ]
+    return torch.stack([weight.T @ weight / weight.square().sum() for weight in weights]).sum(0)
+
+
+def _squared(features: Tensor, form: Tensor) -> Tensor:
+    """(K,) quadratic form of (K, L, E) features, summed over the tokens."""
+    return ((features @ form) * features).flatten(1).sum(1)
 
 
 def _cross_attention(unet: nn.Module) -> list[Any]:
@@ -151,7 +170,7 @@ class AlignRecipe(DenoisingRecipe):
         rest: see ``DenoisingRecipe``.
 
     Raises:
-        UserError: no English captions, no English text encoder, or tokens that cannot be compared one by one.
+        UserError: no English captions, or no English text encoder.
     """
 
     denoiser: TextSlotDenoiser
@@ -164,17 +183,22 @@ class AlignRecipe(DenoisingRecipe):
             raise UserError("the model has no English text encoder to learn from; give a backbone with one")
         plain = self.loss
         assert isinstance(plain, DenoisingLoss)
-        self.loss = AlignLoss(match, plain.schedule, plain.density)
+        self.loss = AlignLoss(match, stock.unet, plain.schedule, plain.density)
         self.english_encoder, self._tokenizer = stock.text_encoder.requires_grad_(False), stock.tokenizer
         self._english = TextFeatures(self._encode_english, keep=self.cache)
         self._match = match
         for examples in (source, source.validation):
             _refuse_one_language(examples)
-        if match == "position":
-            self._refuse_other_lengths(denoiser.native_text_encoder)
+        with torch.no_grad():
+            native = denoiser.native_text_encoder.encode([""])
+        self._tokens = native.shape[1], self._encode_english([""]).shape[1]
 
     def models(self) -> dict[str, nn.Module]:
         return {**super().models(), "english_encoder": self.english_encoder}
+
+    def fill_caches(self, accelerator: Accelerator) -> None:
+        if self._match == "attention":
+            super().fill_caches(accelerator)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         t = self.loss.draw_timesteps(batch)
@@ -196,19 +220,11 @@ class AlignRecipe(DenoisingRecipe):
         rows = [i for i, english in enumerate(said) if english is not None]
         known = [english for english in said if english is not None]
         features = self._english(known).to(self.denoiser.unet.device) if known else None
-        return AlignTold(self.denoiser, self.features, texts, rows, features)
+        return AlignTold(self.denoiser, self.features, texts, rows, features, self._tokens)
 
     def _encode_english(self, texts: Sequence[str]) -> Tensor:
         with torch.no_grad():
             return encode_english(texts, self.english_encoder, self._tokenizer)
-
-    def _refuse_other_lengths(self, native: NativeTextEncoder) -> None:
-        ours, theirs = (x.shape[1] for x in (native.encode([""]), self._encode_english([""])))
-        if ours != theirs:
-            raise UserError(
-                f"recipe.match is position, and a text has {ours} native and {theirs} English tokens; set"
-                f" chunk_length so that they are as many, or match: attention or pooled"
-            )
 
 
 def _refuse_one_language(source: Source) -> None:

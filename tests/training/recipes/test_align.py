@@ -1,7 +1,10 @@
 """A native text encoder that says to a UNet what the English one says."""
 
+import dataclasses
+
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny import make_native
 from tiny_recipes import fresh, make_source
 
@@ -56,19 +59,39 @@ def test_attention_compares_what_the_unets_own_layers_give(folders, tmp_path):
         torch.testing.assert_close(expected, seen.pop())
 
 
-def test_pooled_is_the_mean_of_keys_and_values(folders, tmp_path):
-    recipe = make(folders, tmp_path, match="pooled", empty_caption=0.0)
+@pytest.mark.parametrize("match", ["pooled", "position"])
+def test_keys_and_values_of_every_layer_count_the_same(folders, tmp_path, match):
+    """Beside the projections themselves; of tokens, those that both languages have (13 of 13 and 77 here)."""
+    recipe = make(folders, tmp_path, match=match, empty_caption=0.0)
     batch = fixed_batch(recipe.source, 3, 0)
     loss = recipe(batch)["loss"]
     stock = load_backbone(folders[0])
     english = encode_english(list(batch.english), stock.text_encoder, stock.tokenizer)
     native = recipe.denoiser.native_text_encoder.encode(batch.captions)
-    terms = []
+    assert (native.shape[1], english.shape[1]) == (13, 77)
+    if match == "pooled":
+        english, native = (x.mean(1, keepdim=True) for x in (english, native))
+    apart, size = torch.zeros(3), torch.zeros(3)
     for name, weight in stock.unet.state_dict().items():
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            theirs, ours = ((x @ weight.T).mean(1) for x in (english, native))
-            terms.append((ours - theirs).square().sum(1) / theirs.square().sum(1))
-    torch.testing.assert_close(loss, torch.stack(terms).mean(), rtol=1e-4, atol=1e-5)
+            theirs, ours = (x[:, :13] @ weight.T / weight.norm() for x in (english, native))
+            apart += (ours - theirs).square().sum((1, 2))
+            size += theirs.square().sum((1, 2))
+    torch.testing.assert_close(loss, (apart / size).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_only_attention_asks_for_pictures(folders, tmp_path):
+    """Nothing is encoded for keys and values, and the pictures change nothing."""
+    batch = fixed_batch(make_source(groups=("shared",)), 4, 0)
+    assert batch.pixels is not None
+    batches = [batch, dataclasses.replace(batch, pixels=255 - batch.pixels)]
+    for match in ("attention", "position"):
+        recipe = make(folders, tmp_path, match=match, cache=True, empty_caption=0.0)
+        plain = recipe.source
+        losses = [recipe(batch)["loss"].item() for batch in batches]
+        assert (losses[0] != losses[1]) == (match == "attention")
+        recipe.fill_caches(Accelerator(cpu=True))
+        assert (recipe.source is plain) == (match == "position")
 
 
 @pytest.mark.parametrize(("part", "options"), [("text_encoder", {}), ("connector", {"connector": {}})])
@@ -107,8 +130,6 @@ def test_one_language_alone_is_refused(folders, tmp_path):
     for source in (make_source("en", limit=16), native):
         with pytest.raises(UserError, match="has its caption in English too"):
             make(folders, tmp_path, source)
-    with pytest.raises(UserError, match="13 native and 77 English tokens"):
-        make(folders, tmp_path, match="position")
     assert make_native().text_dim == 48
     with pytest.raises(UserError, match="48 wide and the UNet reads 32"):
         make(folders, tmp_path, native_text_encoder=folders[1])
