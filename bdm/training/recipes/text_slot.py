@@ -124,6 +124,9 @@ class TextSlotDenoiser(Denoiser):
         from ...pipeline import BridgePipeline
 
         stock, branch = self._stock, None
+        native = self.native_text_encoder
+        # What no step changed need not be stored again.
+        native.save_by_name = native.package is not None and "text_encoder" not in self._train
         pipe: Any = BridgePipeline(
             stock.vae,
             stock.text_encoder,
@@ -131,7 +134,7 @@ class TextSlotDenoiser(Denoiser):
             stock.unet,
             stock.scheduler,
             branch,  # pyright: ignore[reportArgumentType]
-            self.native_text_encoder,
+            native,
         )
         pipe.save_pretrained(folder)
 
@@ -177,4 +180,6 @@ def with_connector(
         raise UserError("the native text encoder has a connector already; leave recipe.connector out")
     torch.manual_seed(seed)
     connector = Connector(native.text_dim, width, hidden)
-    return NativeTextEncoder(native.model, native.tokenizer, native.settings, connector)
+    connected = NativeTextEncoder(native.model, native.tokenizer, native.settings, connector)
+    connected.package = native.package
+    return connected
