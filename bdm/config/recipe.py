@@ -150,6 +150,7 @@ class BackboneConfig(DenoisingConfig):
     native_text_encoder: str | FreshEncoderConfig | None = None
     train_text_encoder: bool = False
     shuffle_captions: bool = False
+    empty_decoder: Fraction = 0.0
     unet: dict[str, Any] | None = None
     backbone: str | None = None
 
@@ -164,6 +165,8 @@ class BackboneConfig(DenoisingConfig):
             raise ValueError("train_text_encoder trains a native_text_encoder; give one")
         if self.shuffle_captions and self.native_text_encoder is None:
             raise ValueError("shuffle_captions is the control of a native_text_encoder; give one")
+        if self.empty_decoder and self.text_encoder is None:
+            raise ValueError("empty_decoder is of an English text_encoder; leave it out with a native one")
         if isinstance(self.native_text_encoder, FreshEncoderConfig) and not self.train_text_encoder:
             raise ValueError("the native_text_encoder is untrained; set train_text_encoder: true")
         return self

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import weakref
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from ...data.batch import Batch
 from ...data.source import Source
 from ...errors import UserError
+from ...method.hooks import hang_before
 from ...models.backbone import Backbone, load_backbone, load_clip_text, load_vae
 from ...models.fingerprint import same_latents, vae_sketch
 from ...models.noise_schedule import SD15_SCHEDULE, Prediction
@@ -28,20 +32,65 @@ from .text_slot import TextSlotDenoiser
 class BackboneDenoiser(Denoiser):
     """A UNet that learns beside a frozen VAE and text encoder.
 
+    A branch speaks through the skips alone, while the decoder hears "". SD1.5's decoder follows them, as
+    ControlNet shows; a small one may leave the text to its own cross-attention, and then no branch can tell it
+    much. With a share of samples whose decoder hears "" in training, it learns to follow.
+
     Args:
         stock: the parts of the whole.
         cards: by part, the card of the model that it came from.
+        empty_decoder: share of the training samples whose decoder hears the empty text.
     """
 
-    def __init__(self, stock: Backbone, cards: dict[str, Path]) -> None:
+    def __init__(self, stock: Backbone, cards: dict[str, Path], empty_decoder: float = 0.0) -> None:
         captions = EnglishCaptions(stock.text_encoder, stock.tokenizer)
         self._stock = StockPreview(stock, captions)
         super().__init__(stock.unet, captions, self._stock)
         self.text_encoder = stock.text_encoder
         self._cards = cards
+        self.empty_decoder = empty_decoder
+        self._decoder_text: Tensor | None = None
+        if empty_decoder:
+            self._divert()
+
+    def _divert(self) -> None:
+        """Let the decoder hear a text of its own where there is one.
+
+        It ends with the denoiser, or with the process while its modules are still there.
+        """
+        hung, itself = ExitStack(), weakref.ref(self)
+        weakref.finalize(self, hung.close)
+
+        def divert(module: nn.Module, given: Any, named: dict[str, Any]) -> Any:
+            denoiser = itself()
+            text = None if denoiser is None else denoiser._decoder_text
+            if text is None or named.get("encoder_hidden_states") is None:
+                return None
+            return given, {**named, "encoder_hidden_states": text}
+
+        for block in self.unet.up_blocks:
+            hang_before(hung, block, divert)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"unet": self.unet}
+
+    def given(self, batch: Batch) -> dict[str, Tensor]:
+        if not (self.empty_decoder and self.training):
+            return {}
+        return {"empties": batch.rand() < self.empty_decoder}
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor, **given: Tensor) -> Tensor:
+        """See ``Denoiser``; the decoder of samples in ``empties`` (B,) hears the empty text."""
+        empties = given.get("empties")
+        if empties is None:
+            return super().predict(x_t, t, text)
+        with torch.no_grad():
+            silence = self.captions.encode([""]).to(text)
+        try:
+            self._decoder_text = torch.where(empties.to(text.device)[:, None, None], silence, text)
+            return super().predict(x_t, t, text)
+        finally:
+            self._decoder_text = None
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder."""
@@ -61,6 +110,7 @@ def backbone_recipe(
     native_text_encoder: Encoder | None = None,
     train_text_encoder: bool = False,
     shuffle_captions: bool = False,
+    empty_decoder: float = 0.0,
     prediction: Prediction | None = None,
     seed: int = 0,
     **rest: Any,
@@ -76,6 +126,7 @@ def backbone_recipe(
         native_text_encoder: see ``native_text_recipe``; in place of ``text_encoder``.
         train_text_encoder: train the native text encoder beside the UNet.
         shuffle_captions: see ``NativeCaptions``; for native ones.
+        empty_decoder: see ``BackboneDenoiser``; for English ones.
         prediction: what the UNet predicts; the noise if None.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.
@@ -100,7 +151,7 @@ def backbone_recipe(
             denoiser.captions = NativeCaptions(native, source, seed)
     else:
         check_prepared(source, vae=(vae, stock.vae))
-        denoiser = BackboneDenoiser(stock, cards)
+        denoiser = BackboneDenoiser(stock, cards, empty_decoder)
     return DenoisingRecipe(source, denoiser, stock.vae, prediction=prediction, seed=seed, **rest)
 
 

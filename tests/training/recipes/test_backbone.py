@@ -5,6 +5,7 @@ import torch
 from tiny_recipes import make_recipe, make_source, small_unet
 from transformers import CLIPConfig, CLIPModel
 
+from bdm.data.batch import fixed_batch
 from bdm.errors import UserError
 from bdm.models.backbone import load_backbone
 from bdm.training.recipes.backbone import backbone_recipe
@@ -63,3 +64,41 @@ def test_the_saved_scheduler_says_what_was_trained(folders, tmp_path, prediction
     expected = prediction or "epsilon"
     assert recipe.loss.schedule.prediction == expected
     assert load_backbone(tmp_path / "out").scheduler.config["prediction_type"] == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_decoder_that_hears_nothing_gets_the_text_through_its_skips(folders, share):
+    """As a branch that reads English as the encoder does would have it: its skips beside ""."""
+    recipe = make_recipe("backbone", folders, empty_decoder=share)
+    denoiser = recipe.denoiser
+    x_t, t = torch.randn(8, 4, 8, 8), torch.arange(8) * 100
+    text, silence = (denoiser.captions.encode([word] * 8) for word in ("a red lantern", ""))
+    spoken, told = skips(denoiser.unet, x_t, t, text), skips(denoiser.unet, x_t, t, silence)
+    differences = [a - b for a, b in zip(spoken, told, strict=True)]
+    through_skips = denoiser.unet(
+        x_t, t, silence, down_block_additional_residuals=differences[:-1],
+        mid_block_additional_residual=differences[-1],
+    ).sample  # fmt: skip
+    plain = denoiser.unet(x_t, t, text).sample
+    assert (through_skips - plain).abs().max() > 1e-3
+    batch = fixed_batch(recipe.source, 8, 0)
+    assert denoiser.given(batch) == {}, "validation and pictures are told as ever"
+    given = denoiser.train().given(batch)
+    empties = given.get("empties", torch.zeros(8, dtype=torch.bool))
+    assert empties.float().mean() == pytest.approx(share, abs=0.4)
+    expected = torch.where(empties[:, None, None, None], through_skips, plain)
+    torch.testing.assert_close(denoiser.predict(x_t, t, text, **given), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(denoiser.unet(x_t, t, text).sample, plain)
+
+
+def skips(unet, x_t, t, text):
+    """What the encoder hands over, the middle block's last."""
+    first = unet.conv_in(x_t)
+    embedded = unet.time_embedding(unet.time_proj(t))
+    hidden, handed = first, [first]
+    for block in unet.down_blocks:
+        told = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+        hidden, more = block(hidden_states=hidden, temb=embedded, **told)
+        handed += more
+    return [*handed, unet.mid_block(hidden, embedded, encoder_hidden_states=text)]
