@@ -33,8 +33,8 @@ class BackboneDenoiser(Denoiser):
     """A UNet that learns beside a frozen VAE and text encoder.
 
     A branch speaks through the skips alone, while the decoder hears "". SD1.5's decoder follows them, as
-    ControlNet shows; a small one may leave the text to its own cross-attention, and then no branch can tell it
-    much. With a share of samples whose decoder hears "" in training, it learns to follow.
+    ControlNet shows; a small one may leave the text to its own cross-attention, and then no branch can tell
+    it much. With a share of samples whose decoder hears "" in training, it learns to follow.
 
     Args:
         stock: the parts of the whole.
