@@ -18,6 +18,13 @@ from .text.native import NativeTextEncoder
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json")
 
 
+def card_of(folder: str | Path) -> Path:
+    """Where a part's card lies: beside it, or, where a run trained it within a pipeline, beside that."""
+    own, whole = Path(folder, "card.json"), Path(folder).parent
+    within = not own.is_file() and (whole / "model_index.json").is_file()
+    return whole / "card.json" if within else own
+
+
 def assemble(
     backbone: str,
     branch: str,
@@ -58,7 +65,7 @@ def assemble(
         Path(backbone, "vae", "card.json"): "vae",
         Path(backbone, "text_encoder", "card.json"): "text_encoder",
         Path(branch, "card.json"): "branch",
-        Path(native_text_encoder, "card.json"): "native_text_encoder",
+        card_of(native_text_encoder): "native_text_encoder",
     }
     with atomic_write(out) as folder:
         pipe.save_pretrained(folder)

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .assemble import assemble
+from .assemble import assemble, card_of
 from .config import ShipConfig, ShippedModelConfig
 from .errors import UserError
 from .files import atomic_write, write_json
@@ -139,6 +139,8 @@ def _make(source: str | ShippedModelConfig, folder: Path) -> Path:
         )  # fmt: skip
     elif Path(source).is_dir():
         shutil.copytree(source, folder, copy_function=shutil.copyfile)
+        if card_of(source).is_file():
+            shutil.copyfile(card_of(source), folder / "card.json")
     else:
         folder.mkdir()
         shutil.copyfile(source, folder / Path(source).name)
@@ -151,7 +153,9 @@ def _make(source: str | ShippedModelConfig, folder: Path) -> Path:
         elif file.suffix == ".json":
             write_json(file, without_machine(read_json(file)))
     for weights in (*folder.rglob("*.safetensors"), *folder.rglob("*.pt")):
-        if not (weights.parent / "card.json").is_file():
+        # A connector lies within the text encoder that it was trained with.
+        holds = (parent for parent in weights.parents if folder in (parent, *parent.parents))
+        if not any((parent / "card.json").is_file() for parent in holds):
             raise UserError(
                 f"{source}: there is no card.json beside {weights.name}, which says how it was trained; give"
                 " a run's folder"

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from bdm.config import ShipConfig
 from bdm.errors import UserError
+from bdm.method.branch import BranchModel
 from bdm.pipeline import BridgePipeline
 from bdm.ship import ship, without_machine
+from bdm.training.recipes.text_slot import with_connector
 
 CARD = {
     "command": "python train.py configs/emoji_64/lora.yaml",
@@ -130,3 +132,31 @@ def test_paths_of_a_machine_are_taken_out():
 def test_a_place_outside_is_refused(runs, name):
     with pytest.raises(ValueError, match="no place under out"):
         config(runs, parts={name: str(runs / "branch")})
+
+
+def test_what_a_run_trained_within_a_pipeline_ships_with_that_runs_card(runs, pipe, tmp_path):
+    """A text encoder and the connector in it, as kind: align leaves them: alone, and as a pipeline's part."""
+    native = with_connector(pipe.native_text_encoder, pipe.text_encoder.config.hidden_size)
+    slot = BridgePipeline(
+        pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet, pipe.scheduler, None, native
+    )
+    slot.save_pretrained(runs / "aligned")
+    (runs / "aligned/card.json").write_text(json.dumps(CARD | {"seed": 7}))
+    encoder = str(runs / "aligned/native_text_encoder")
+    branch = BranchModel.from_backbone(pipe.unet, native.text_dim)
+    branch.save_pretrained(runs / "reads_it")
+    (runs / "reads_it/card.json").write_text(json.dumps(CARD))
+    world = {
+        "backbone": str(runs / "backbone"),
+        "branch": str(runs / "reads_it"),
+        "native_text_encoder": encoder,
+    }
+    ship(config(runs, parts={"world": world, "alone": encoder}))
+    for folder in (tmp_path / "assets/alone", tmp_path / "assets/world/native_text_encoder"):
+        assert json.loads((folder / "card.json").read_text())["seed"] == 7
+        assert (folder / "connector/diffusion_pytorch_model.safetensors").is_file()
+    loaded = BridgePipeline.from_pretrained(tmp_path / "assets/world")
+    assert loaded.native_text_encoder.text_dim == native.text_dim
+    (runs / "aligned/card.json").unlink()
+    with pytest.raises(UserError, match="no card.json beside"):
+        ship(config(runs, parts={"alone": encoder}))
