@@ -18,7 +18,7 @@ ROOMS = names("""
 #: The same inside of rooms.
 INSIDE = {
     "method": names("""
-        hooks clock schedule condition parts branch residuals step composed step_texts loss bridge
+        hooks clock schedule condition parts residuals branch step composed step_texts loss bridge
     """),
     "speed": names("""
         stand_in rows watched kernels recognise approximate packing folding sharing joined lean_backward
@@ -39,7 +39,7 @@ INSIDE = {
         axes grid sheets attached beside attention_strip painter draw
     """),
     "serving": names("""
-        job waiting adapters joining preview bound course deputies drawing batch engine
+        job waiting adapters deputies controls joining preview bound course drawing batch engine
         keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
         sdapi_lists openai_images job_routes shelf page app server
     """),

@@ -15,12 +15,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..method.residuals import scaled
 from .recognise import KNOWN_ARGUMENTS, all_known, computes_plainly, hooks_are_ours
 from .rows import DistinctRows, Rows
 from .sharing import encoder_of, equal_rows, prefix_of
 
 #: Joined texts that are kept, with what was found of them.
 _MOST_TEXTS = 8
+#: Arguments of a ControlNet whose meaning for each sample is known.
+_OF_CONTROLNETS = {
+    "sample",
+    "timestep",
+    "encoder_hidden_states",
+    "controlnet_cond",
+    "conditioning_scale",
+    "return_dict",
+}
 
 
 class JoinedNetwork(Protocol):
@@ -115,17 +125,53 @@ class JoinedBranch:
         sample, timestep, text, counts = _joined(calls, self._texts)
         if self._known and computes_plainly(sample, self._branch):
             self._rows.set(_one_each(calls))
-        scales = [call["conditioning_scale"] for call in calls]
-        scale = scales[0]
-        if any(other != scale for other in scales):
-            each = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
-            scale = torch.tensor(each, dtype=torch.float32, device=sample.device)
+        scale = _scale_of(calls, counts)
         try:
             down, middle = self._branch(sample, timestep, text, scale, return_dict=False)
         finally:
             self._rows.set(None)
         parts = zip(*(one.split(counts) for one in down), strict=True)
         return list(zip(parts, middle.split(counts), strict=True))
+
+
+class JoinedControlNet:
+    """A ControlNet's calls, each with its own pictures and strength.
+
+    Args:
+        controlnet: the ControlNet.
+    """
+
+    def __init__(self, controlnet: Any) -> None:
+        self._controlnet, self._texts, self._known = controlnet, _JoinedTexts(), False
+
+    def hang(self, stack: ExitStack) -> None:
+        """Nothing is hung; where it is known, equal rows of a call are computed once."""
+        self._known = all_known([self._controlnet])
+
+    def key(self, values: Mapping[str, Any]) -> Hashable | None:
+        """Size, kind of numbers and length of the text, and the same of the pictures."""
+        other = any(value is not None and name not in _OF_CONTROLNETS for name, value in values.items())
+        picture, one = values["controlnet_cond"], _key(values)
+        fits = len(picture) == len(values["sample"]) and values.get("return_dict") is False
+        return None if other or one is None or not fits else (one, picture.shape[1:], picture.dtype)
+
+    def __call__(self, calls: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        """See ``JoinedNetwork``."""
+        sample, timestep, text, counts = _joined(calls, self._texts)
+        pictures = torch.cat([call["controlnet_cond"] for call in calls])
+        rows, chosen = None, None
+        if self._known and computes_plainly(sample, self._controlnet) and all(map(_has_one_control, calls)):
+            rows, chosen = self._texts.rows(calls)
+        if rows is not None:
+            sample, timestep, pictures = map(rows.select, (sample, timestep, pictures))
+        down, middle = self._controlnet(
+            sample, timestep, text if chosen is None else chosen, pictures, return_dict=False
+        )
+        scale, residuals = _scale_of(calls, counts), (*down, middle)
+        if rows is not None:
+            residuals = map(rows.spread, residuals)
+        each = zip(*(scaled(one, scale).split(counts) for one in residuals), strict=True)
+        return [(tuple(down), middle) for *down, middle in each]
 
 
 class _JoinedTexts:
@@ -172,6 +218,21 @@ def _has_one_picture(call: Mapping[str, Any]) -> bool:
     """
     sample = call["sample"]
     return sample.device.type != "cpu" or all(torch.equal(sample[0], other) for other in sample[1:])
+
+
+def _has_one_control(call: Mapping[str, Any]) -> bool:
+    """Whether all rows of a call have the same control picture: it is one, which is repeated."""
+    picture = call["controlnet_cond"]
+    return len(picture) == 1 or picture.stride(0) == 0
+
+
+def _scale_of(calls: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> float | Tensor:
+    """The factor of residuals: one for all, or one for each sample where the calls' differ."""
+    scales = [call["conditioning_scale"] for call in calls]
+    if all(other == scales[0] for other in scales):
+        return scales[0]
+    each = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
+    return torch.tensor(each, dtype=torch.float32, device=calls[0]["sample"].device)
 
 
 def _one_each(calls: Sequence[Mapping[str, Any]]) -> Rows | None:
@@ -224,8 +285,17 @@ def _joined_residuals(calls: Sequence[Mapping[str, Any]], counts: Sequence[int])
         (*down, middle) if middle is not None else [_zeros(like, count) for like in (*some[0], some[1])]
         for (down, middle), count in zip(each, counts, strict=True)
     ]
-    *down, middle = [joined_rows(same) for same in zip(*pieces, strict=True)]
+    *down, middle = [joined_rows(_of_one_size(same)) for same in zip(*pieces, strict=True)]
     return tuple(down), middle
+
+
+def _of_one_size(pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Residuals that are added to the same features; those that are pooled over the picture are repeated."""
+    sizes = {piece.shape[1:] for piece in pieces}
+    if len(sizes) == 1:
+        return pieces
+    size = torch.broadcast_shapes(*sizes)
+    return [piece.expand(len(piece), *size) for piece in pieces]
 
 
 def _zeros(like: Tensor, count: int) -> Tensor:
