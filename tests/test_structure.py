@@ -21,8 +21,8 @@ INSIDE = {
         hooks clock schedule condition parts residuals branch step composed step_texts loss bridge
     """),
     "speed": names("""
-        stand_in rows watched kernels recognise approximate packing folding sharing joined lean_backward
-        bridge optimize
+        stand_in rows watched kernels recognise approximate packing folding sharing joined_texts joined
+        lean_backward bridge optimize
     """),
     "plugins": names("""
         parameters stack words control_images controlnet_hook attachments kind vae checkpoint low_rank adapter
