@@ -40,8 +40,8 @@ INSIDE = {
     """),
     "serving": names("""
         job waiting adapters deputies controls joining preview bound course drawing batch engine
-        keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
-        sdapi_lists openai_images job_routes shelf page app server
+        keys limits uploads names shipping replica replicas ray_replicas history metrics desk answers guard
+        events sdapi_bodies sdapi_requests sdapi sdapi_lists openai_images job_routes shelf page app server
     """),
     "parallel": names("processes together whole pieces strategies ray"),
     "plan": names(
