@@ -7,7 +7,7 @@ its jobs (progress, previews, cancelling, the journal, the limits of the queue) 
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -54,6 +54,7 @@ def ray_engine(
         threads = torch.get_num_threads() if graphics else max(1, processors // count)
         needs = {"num_cpus": 1, "num_gpus": 1 if graphics else 0}
         serve.start(proxy_location="Disabled")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _end(serve, name)
         stack.callback(_end, serve, name)
         deployment = serve.deployment(
@@ -76,7 +77,6 @@ def _serve() -> Any:
     Raises:
         UserError: it is not installed, or not with what it needs.
     """
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     try:
         return import_extra(_NEED, "serve")
     except ImportError as error:  # ray alone, without what Serve needs
