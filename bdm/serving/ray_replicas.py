@@ -116,12 +116,10 @@ def _sender(ray: Any, handle: Any) -> Send:
 
 def _news(ray: Any, response: Any) -> Iterator[News]:
     """What a replica tells, in the words of ``Call``."""
-    from ray.serve.exceptions import RequestCancelledError
-
-    wrong = ray.exceptions
+    wrong, cancelled = ray.exceptions, import_extra(_NEED, "serve.exceptions").RequestCancelledError
     try:
         yield from response
-    except (RequestCancelledError, wrong.TaskCancelledError):
+    except (cancelled, wrong.TaskCancelledError):
         raise Cancelled("the picture was cancelled") from None
     except wrong.RayTaskError as error:  # of what the replica computes; elsewhere it would be the same
         cause = getattr(error, "cause", None)

@@ -264,3 +264,25 @@ def test_on_a_real_cluster(tmp_path):
         assert engine.stats()["drawn"] == 2
     finally:
         engine.close()
+
+
+@pytest.mark.slow
+def test_what_a_killed_server_left_on_a_cluster_ends_when_it_starts_again():
+    serve = pytest.importorskip("ray.serve")
+    from bdm.parallel.ray import cluster
+    from bdm.serving.ray_replicas import ray_engine
+
+    small, settings = asked(steps=2, width=None, height=None), ReplicaSettings(device="cpu")
+    with cluster():  # which goes on when an engine ends
+        left = ray_engine(settings, 1, "bdm-again")
+        left.submit(small).result(600)
+        again = ray_engine(settings, 1, "bdm-again")
+        again.submit(small).result(600)
+        until(lambda: again._told)
+        assert left._told.keys() != again._told.keys()
+        states = serve.status().applications["bdm-again"].deployments["replica"].replica_states
+        assert sum(states.values()) == 1
+        again.close()
+        assert not serve.status().applications
+        with pytest.raises(UserError, match="--replicas 99: the cluster has"):
+            ray_engine(settings, 99, "bdm-again")
