@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, first_line, printable
 from ..extras import import_extra
 
 
@@ -55,19 +55,31 @@ def cluster() -> Iterator[Any]:
     """Ray, with the running cluster (``RAY_ADDRESS``) or a local one, which ends with the block.
 
     Raises:
-        UserError: ray is not installed.
+        UserError: ray is not installed, does not start, or its cluster is not there.
     """
     ray = import_extra("--engine ray")
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     started = not ray.is_initialized()
     if started:
-        ray.init(runtime_env={"env_vars": {"PYTHONPATH": path}}, include_dashboard=False, log_to_driver=False)
+        _start(ray, {"env_vars": {"PYTHONPATH": path}})
     try:
         yield ray
     finally:
         if started:
             ray.shutdown()
+
+
+def _start(ray: Any, environment: dict[str, Any]) -> None:
+    try:
+        ray.init(runtime_env=environment, include_dashboard=False, log_to_driver=False)
+    except Exception as error:  # Ray raises all kinds
+        where = os.environ.get("RAY_ADDRESS")
+        what = f"the cluster at RAY_ADDRESS {printable(where)}" if where else "a cluster on this machine"
+        raise UserError(
+            f"--engine ray: {what} cannot be used ({first_line(error, 300)}); start one with ray start and give"
+            " its address in RAY_ADDRESS, or leave that out"
+        ) from None
 
 
 def run_on_ray(

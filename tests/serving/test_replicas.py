@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from serving_running import running
 
 import bdm
 from bdm.errors import UserError
+from bdm.parallel import ray as cluster_module
+from bdm.parallel.ray import run_on_ray
 from bdm.serving.job import Cancelled, QueueFull
 from bdm.serving.names import served_library
 from bdm.serving.ray_replicas import _checked
@@ -238,6 +241,18 @@ def test_more_replicas_than_there_is_place_for_are_refused():
     for count, graphics in ((4, 3), (9, 0), (0, 0)):
         with pytest.raises(UserError, match=f"--replicas {count}: the cluster has {graphics or 8}"):
             _checked(count, graphics, 8)
+
+
+def test_a_cluster_that_cannot_be_used_is_named(monkeypatch):
+    def init(**settings):
+        raise ConnectionError("nobody listens")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setattr(cluster_module, "import_extra", lambda need: ray)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS 10\.0\.0\.1:6379 cannot be used \(nobody listens\)"):
+        run_on_ray(None, (), [1], 1, "drawing")
+    assert run_on_ray(None, (), [], 0, "drawing") == []
 
 
 @pytest.mark.slow
