@@ -77,8 +77,8 @@ def _start(ray: Any, environment: dict[str, Any]) -> None:
         where = os.environ.get("RAY_ADDRESS")
         what = f"the cluster at RAY_ADDRESS {printable(where)}" if where else "a cluster on this machine"
         raise UserError(
-            f"--engine ray: {what} cannot be used ({first_line(error, 300)}); start one with ray start and give"
-            " its address in RAY_ADDRESS, or leave that out"
+            f"--engine ray: {what} cannot be used ({first_line(error, 300)}); start one with ray start and"
+            " give its address in RAY_ADDRESS, or leave that out"
         ) from None
 
 
