@@ -41,6 +41,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "swanlab": ("swanlab", ("swanlab",)),
     "wandb": ("wandb", ("wandb",)),
     "--engine ray": ("'bdm[ray]'", ("ray",)),
+    "bdm serve --engine ray": ("'bdm[serve,ray]'", ("ray",)),
     "the sampler LMS": ("'bdm[samplers]'", ("scipy",)),
     "a SentencePiece vocabulary": ("'bdm[sentencepiece]'", ("sentencepiece", "google.protobuf")),
     "the annotator canny": ("opencv-python-headless", ("cv2",)),

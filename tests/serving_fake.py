@@ -16,7 +16,7 @@ from bdm.serving.job import QueueFull
 
 class FakeJob:
     def __init__(self, number, request):
-        self.id, self.request = str(number), request
+        self.id, self.request, self.alone = str(number), request, ""
         self.status, self.step, self.steps = "queued", 0, request.steps
         self.picture, self.error = None, None
         self.functions, self.over = [], threading.Event()

@@ -18,11 +18,11 @@ ROOMS = names("""
 #: The same inside of rooms.
 INSIDE = {
     "method": names("""
-        hooks clock schedule condition parts branch residuals step composed step_texts loss bridge
+        hooks clock schedule condition parts residuals branch step composed step_texts loss bridge
     """),
     "speed": names("""
-        stand_in rows watched kernels recognise approximate packing folding sharing joined lean_backward
-        bridge optimize
+        stand_in rows watched kernels recognise approximate packing folding sharing joined_texts joined
+        lean_backward bridge optimize
     """),
     "plugins": names("""
         parameters stack words control_images controlnet_hook attachments kind vae checkpoint low_rank adapter
@@ -39,9 +39,9 @@ INSIDE = {
         axes grid sheets attached beside attention_strip painter draw
     """),
     "serving": names("""
-        job waiting adapters joining preview bound course deputies drawing batch engine
-        keys limits uploads names history metrics desk answers guard events sdapi_bodies sdapi_requests sdapi
-        sdapi_lists openai_images job_routes shelf page app server
+        job waiting adapters deputies controls joining preview bound course drawing batch engine
+        keys limits uploads names shipping replica replicas ray_replicas history metrics desk answers guard
+        events sdapi_bodies sdapi_requests sdapi sdapi_lists openai_images job_routes shelf page app server
     """),
     "parallel": names("processes together whole pieces strategies ray"),
     "plan": names(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,18 @@ def _drawing(parser: argparse.ArgumentParser) -> None:
         "--no-joining", action="store_true", help="draw one picture after the other, each alone"
     )
     parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="where pictures are drawn: in this process (the default), or by replicas on a Ray cluster",
+    )
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="with --engine ray: processes that draw (default: one for each GPU of the cluster, or one)",
+    )
+    parser.add_argument(
         "--prompts-are",
         choices=("split", "native", "english"),
         default="split",
@@ -104,6 +118,10 @@ def _serve(options: argparse.Namespace) -> None:
     from ..extras import require_packages
 
     require_packages("bdm web" if options.page else "bdm serve")
+    if options.engine == "ray":
+        require_packages("bdm serve --engine ray")
+    elif options.replicas is not None:
+        raise UserError(f"--replicas {options.replicas} without --engine ray: add that, or leave it out")
     with importing():
         from ..serving.app import build
         from ..serving.server import listening, run
@@ -170,6 +188,8 @@ def _key(options: argparse.Namespace) -> str:
 
 
 def _engine(options: argparse.Namespace, settings: Settings, library: Library) -> Any:
+    if options.engine == "ray":
+        return _ray_engine(options, settings, library)
     from ..serving.engine import Engine
 
     return Engine(
@@ -179,3 +199,20 @@ def _engine(options: argparse.Namespace, settings: Settings, library: Library) -
         joining=not options.no_joining,
         queue_limit=settings.limits.queue,
     )
+
+
+def _ray_engine(options: argparse.Namespace, settings: Settings, library: Library) -> Any:
+    from ..serving.ray_replicas import ray_engine
+    from ..serving.replica import ReplicaSettings
+
+    own = ReplicaSettings(
+        models=tuple(folder.absolute() for folder in library.folders),
+        device=options.device,
+        max_batch=options.max_batch,
+        joining=not options.no_joining,
+        queue_limit=settings.limits.queue,
+        upload=settings.limits.upload,
+    )
+    # The same for each start of one server, and another for any other.
+    place = f"{socket.gethostname()} {settings.history.resolve()}"
+    return ray_engine(own, options.replicas, f"bdm-{hashlib.sha256(place.encode()).hexdigest()[:12]}")

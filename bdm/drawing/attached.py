@@ -30,7 +30,6 @@ def attach(pipe: Any, plugins: Sequence[PluginUse], stack: ExitStack) -> dict[st
     Raises:
         UserError: a file that does not fit; some may be attached then.
     """
-    conditions: dict[str, Image.Image] = {}
     for plugin in sorted(plugins, key=lambda plugin: _ORDER.index(plugin.kind)):
         if plugin.kind == "ip_adapter":
             encoder = plugin.encoder and _image_encoder(Path(str(plugin.encoder.source)), pipe)
@@ -38,9 +37,16 @@ def attach(pipe: Any, plugins: Sequence[PluginUse], stack: ExitStack) -> dict[st
             stack.enter_context(acting)
             continue
         pipe.plugins.attach(str(plugin.file.source), plugin.name, kind=plugin.kind, **_settings(plugin))
-        if plugin.kind == "controlnet":
-            conditions[plugin.name] = _condition(plugin)
-    return conditions
+    return conditions_of(plugins)
+
+
+def conditions_of(plugins: Sequence[PluginUse]) -> dict[str, Image.Image]:
+    """The conditions of a complete request's ControlNets, by name.
+
+    Raises:
+        UserError: there is none, or it cannot be opened.
+    """
+    return {plugin.name: _condition(plugin) for plugin in plugins if plugin.kind == "controlnet"}
 
 
 def shown_picture(plugins: Sequence[PluginUse]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..formats.load_options import LoadKeywords, read_options
 from ..formats.settings import different_settings, refuse_unknown_settings
 from ..formats.weights import cast, read_json, read_weights_folder, resolve_folder
 from ..models.backbone import check_backbone
+from .residuals import scaled
 
 
 @dataclass
@@ -211,10 +212,10 @@ class BranchModel(ModelMixin, ConfigMixin):
             skips += outputs
         sample = self.mid_block(sample, emb, encoder_hidden_states=encoder_hidden_states)
         down = tuple(
-            _scaled(convolution(skip), conditioning_scale)
+            scaled(convolution(skip), conditioning_scale)
             for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
         )
-        middle = _scaled(self.controlnet_mid_block(sample), conditioning_scale)
+        middle = scaled(self.controlnet_mid_block(sample), conditioning_scale)
         return BranchOutput(down, middle) if return_dict else (down, middle)
 
     @classmethod
@@ -265,14 +266,6 @@ class BranchModel(ModelMixin, ConfigMixin):
     @classmethod
     def _own_arguments(cls) -> tuple[str, ...]:
         return tuple(cls._get_init_keys(cls) - {"self"})
-
-
-def _scaled(residual: Tensor, scale: float | Tensor) -> Tensor:
-    """A residual times one factor, or one for each sample."""
-    if not isinstance(scale, Tensor) or not scale.ndim:
-        return residual * scale
-    # A factor may be more exact than the residual, as a number is.
-    return (residual * scale.view(-1, 1, 1, 1)).to(residual.dtype)
 
 
 #: ControlNet's arguments of the condition image, which the released configuration carries and the branch does

@@ -37,6 +37,14 @@ def check_fit(side: Any, unet: Any, keys: Sequence[str], what: str) -> None:
             )
 
 
+def scaled(residual: Tensor, scale: float | Tensor) -> Tensor:
+    """A residual times one factor, or one for each sample."""
+    if not isinstance(scale, Tensor) or not scale.ndim:
+        return residual * scale
+    # A factor may be more exact than the residual, as a number is.
+    return (residual * scale.view(-1, 1, 1, 1)).to(residual.dtype)
+
+
 def add_residuals(values: dict[str, Any], down: Sequence[Tensor], middle: Tensor, dtype: torch.dtype) -> None:
     """Put a side network's residuals among the arguments of a UNet's forward pass, added to those of others.
 

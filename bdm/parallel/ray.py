@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, first_line, printable
 from ..extras import import_extra
 
 
@@ -49,6 +50,38 @@ class _Actor:
             return str(error)
 
 
+@contextmanager
+def cluster() -> Iterator[Any]:
+    """Ray, with the running cluster (``RAY_ADDRESS``) or a local one, which ends with the block.
+
+    Raises:
+        UserError: ray is not installed, does not start, or its cluster is not there.
+    """
+    ray = import_extra("--engine ray")
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    started = not ray.is_initialized()
+    if started:
+        _start(ray, {"env_vars": {"PYTHONPATH": path}})
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _start(ray: Any, environment: dict[str, Any]) -> None:
+    try:
+        ray.init(runtime_env=environment, include_dashboard=False, log_to_driver=False)
+    except Exception as error:  # Ray raises all kinds
+        where = os.environ.get("RAY_ADDRESS")
+        what = f"the cluster at RAY_ADDRESS {printable(where)}" if where else "a cluster on this machine"
+        raise UserError(
+            f"--engine ray: {what} cannot be used ({first_line(error, 300)}); start one with ray start and"
+            " give its address in RAY_ADDRESS, or leave that out"
+        ) from None
+
+
 def run_on_ray(
     kind: Any, arguments: tuple[Any, ...], tasks: Sequence[Any], pictures: int, what: str
 ) -> list[Any]:
@@ -69,36 +102,32 @@ def run_on_ray(
     Raises:
         UserError: ray is not installed, or a task failed for a reason that the user can mend.
     """
-    ray = import_extra("--engine ray")
     if not tasks:
+        import_extra("--engine ray")
         return []
+    with cluster() as ray:
+        return _run(ray, kind, arguments, tasks, pictures, what)
+
+
+def _run(
+    ray: Any, kind: Any, arguments: tuple[Any, ...], tasks: Sequence[Any], pictures: int, what: str
+) -> list[Any]:
     failures: list[Any] = []
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    started = not ray.is_initialized()
-    if started:
-        ray.init(runtime_env={"env_vars": {"PYTHONPATH": path}}, include_dashboard=False, log_to_driver=False)
-    try:
-        resources = ray.cluster_resources()
-        graphics = int(resources.get("GPU", 0))
-        count = min(len(tasks), graphics or max(1, int(resources.get("CPU", 1))))
-        actor = ray.remote(num_cpus=1, num_gpus=1 if graphics else 0, max_restarts=3, max_task_retries=3)(
-            _Actor
-        )
-        workers = [actor.remote(kind, arguments, torch.get_num_threads(), Path.cwd()) for _ in range(count)]
-        with tqdm(total=pictures, desc=f"{what} ({count} workers)", unit="picture", mininterval=2) as bar:
-            waiting = [*tasks][::-1]
-            busy = {worker.run.remote(waiting.pop()): worker for worker in workers}
-            while busy:
-                (done,), _ = ray.wait(list(busy), num_returns=1)
-                worker, result = busy.pop(done), ray.get(done)
-                if isinstance(result, str):
-                    raise UserError(result)
-                bar.update(result[0])
-                failures += result[1]
-                if waiting:
-                    busy[worker.run.remote(waiting.pop())] = worker
-    finally:
-        if started:
-            ray.shutdown()
+    resources = ray.cluster_resources()
+    graphics = int(resources.get("GPU", 0))
+    count = min(len(tasks), graphics or max(1, int(resources.get("CPU", 1))))
+    actor = ray.remote(num_cpus=1, num_gpus=1 if graphics else 0, max_restarts=3, max_task_retries=3)(_Actor)
+    workers = [actor.remote(kind, arguments, torch.get_num_threads(), Path.cwd()) for _ in range(count)]
+    with tqdm(total=pictures, desc=f"{what} ({count} workers)", unit="picture", mininterval=2) as bar:
+        waiting = [*tasks][::-1]
+        busy = {worker.run.remote(waiting.pop()): worker for worker in workers}
+        while busy:
+            (done,), _ = ray.wait(list(busy), num_returns=1)
+            worker, result = busy.pop(done), ray.get(done)
+            if isinstance(result, str):
+                raise UserError(result)
+            bar.update(result[0])
+            failures += result[1]
+            if waiting:
+                busy[worker.run.remote(waiting.pop())] = worker
     return failures

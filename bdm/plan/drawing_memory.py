@@ -6,11 +6,13 @@ No GPU, no weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from diffusers import ControlNetModel
 from torch import nn
 
 from ..errors import UserError
@@ -18,6 +20,7 @@ from ..method.branch import BranchModel
 from ..method.bridge import Bridge
 from ..method.condition import NativeCondition
 from ..models.backbone import Backbone
+from ..plugins.controlnet_hook import ControlCondition, ControlNetHook
 from ..text.english import encode_english
 from ..text.native import NativeTextEncoder
 from .fake_device import FakeDevice
@@ -137,7 +140,12 @@ def _sequential_offload(stages: dict[str, Stage]) -> float:
 
 
 def draw_stages(
-    backbone: str, native_text_encoder: str, latents: tuple[int, int], count: int, dtype: torch.dtype
+    backbone: str,
+    native_text_encoder: str,
+    latents: tuple[int, int],
+    count: int,
+    dtype: torch.dtype,
+    controlnets: int = 0,
 ) -> dict[str, Stage]:
     """The stages of a guided call, each worked out apart (see ``drawing_memory``).
 
@@ -147,6 +155,7 @@ def draw_stages(
         latents: their height and width.
         count: pictures at once.
         dtype: of all weights.
+        controlnets: that act in the step.
 
     Returns:
         "text", "English text", "step", and the ways to decode (see ``DECODINGS``).
@@ -155,14 +164,18 @@ def draw_stages(
     native = make_meta_native_text_encoder(native_text_encoder)
     with torch.device("meta"):
         branch = BranchModel.from_backbone(stock.unet, native.text_dim)
-    for model in (native, stock.text_encoder, stock.unet, branch, stock.vae):
+        made: Any = partial(ControlNetModel.from_unet, stock.unet, load_weights_from_unet=False)
+        controls: list[Any] = [made() for _ in range(controlnets)]
+    for model in (native, stock.text_encoder, stock.unet, branch, stock.vae, *controls):
         nn.Module.to(model.eval().requires_grad_(False), dtype=dtype)
-    work = _GuidedCall(stock, native, branch, latents, count, dtype)
+    work = _GuidedCall(stock, native, branch, controls, latents, count, dtype)
+    stepping = {"unet": stock.unet, "branch": branch}
+    stepping |= {f"controlnet {i}": network for i, network in enumerate(controls, 1)}
     english = _stages_of({"text_encoder": stock.text_encoder}, {"English text": work.encode_english})
     return {
         **_stages_of({"native_text_encoder": native}, {"text": work.encode_native}),
         **english,
-        **_stages_of({"unet": stock.unet, "branch": branch}, {"step": work.step}),
+        **_stages_of(stepping, {"step": work.step}),
         **_stages_of({"vae": stock.vae}, {way: partial(work.decode, way) for way in DECODINGS}),
     }
 
@@ -174,6 +187,7 @@ class _GuidedCall:
     stock: Backbone
     native: NativeTextEncoder
     branch: BranchModel
+    controlnets: list[Any]
     latents: tuple[int, int]
     count: int
     dtype: torch.dtype
@@ -189,10 +203,17 @@ class _GuidedCall:
         features = fake.blank(count, native.layout.joined_length(1), native.text_dim, dtype=self.dtype)
         english = fake.blank(2 * count, 77, unet.config["cross_attention_dim"], dtype=self.dtype)
         sample = fake.blank(2 * count, 4, *self.latents, dtype=self.dtype)
-        bridge = Bridge(self.branch).attach(unet)
-        with bridge.condition(NativeCondition(features, features)):
+        picture = fake.blank(1, 3, *(8 * side for side in self.latents), dtype=self.dtype)
+        bridge = Bridge(self.branch)
+        with ExitStack() as stack:
+            for network in self.controlnets:
+                hook = ControlNetHook(network)
+                hook.attach(stack, unet)
+                stack.enter_context(hook.condition(ControlCondition(picture, lambda: 1)))
+            stack.callback(bridge.detach)
+            bridge.attach(unet)
+            stack.enter_context(bridge.condition(NativeCondition(features, features)))
             unet(sample, torch.tensor(500), english)
-        bridge.detach()
 
     def decode(self, way: str, fake: FakeDevice) -> None:
         vae: Any = self.stock.vae

@@ -53,18 +53,15 @@ class ControlNetKind(PluginKind):
             pooled: average the residuals over the picture and leave negative prompts alone, as the shuffle
                 ControlNet was trained; must be said of a file or folder that tells it is one.
         """
-        start, end = finite(start, "start"), finite(end, "end")
-        check_window(start, end, "ControlNet")
-        scale = finite(strength)
+        settings = control_settings(strength, start, end)
         unet: Any = self.to.part("unet")
         if unet.device.type == "meta":
             raise UserError("the UNet is offloaded; attach ControlNets before sequential offload is enabled")
         dtype = unet.dtype if unet.dtype in _DTYPES else torch.float32  # weights may be kept in fewer bits
         network = load_controlnet(path, dtype, backbone=self._backbone).to(unet.device)
         _settle_pooling(network, pooled, path)
-        hook = ControlNetHook(network, scale, start, end)
-        self.to.hang(name, hook)
-        return {"scale": scale, "start": start, "end": end}
+        self.to.hang(name, ControlNetHook(network, **settings))
+        return settings
 
     def _backbone(self) -> dict[str, Tensor]:
         self.to.weights.check("unet")
@@ -91,9 +88,10 @@ class ControlNetKind(PluginKind):
         Raises:
             UserError: a ControlNet without a picture, a picture without a ControlNet or of another size.
         """
-        pictures = self._pictures(call.control_images)
+        hooks = self.to.controlnets if call.controlnets is None else call.controlnets
+        pictures = _pictures(call.control_images, list(hooks))
         with ExitStack() as stack:
-            for name, hook in self.to.controlnets.items():
+            for name, hook in hooks.items():
                 if call.latents is not None:
                     hook.check_size(pictures[name], *call.latents)
                 condition = ControlCondition(
@@ -102,25 +100,36 @@ class ControlNetKind(PluginKind):
                 stack.enter_context(hook.condition(condition))
             yield
 
-    def _pictures(self, given: Any) -> dict[str, Tensor]:
-        names = list(self.to.controlnets)
-        if given is not None and not isinstance(given, Mapping):
-            if len(names) != 1:
-                raise UserError(
-                    f"one control picture is given for {len(names)} ControlNets; give control_images={{name:"
-                    " picture}"
-                )
-            given = {names[0]: given}
-        given = dict(given or {})
-        missing, extra = [n for n in names if n not in given], [n for n in given if n not in names]
-        if missing or extra:
-            what = (
-                f"no control picture for {missing[0]!r}"
-                if missing
-                else f"a control picture for {extra[0]!r}, which is not attached"
+
+def control_settings(strength: Any, start: Any = 0.0, end: Any = 1.0) -> Strengths:
+    """A ControlNet's strength and window as ``ControlNetHook`` takes them.
+
+    Raises:
+        UserError: one is no finite number, or the window is none.
+    """
+    start, end = finite(start, "start"), finite(end, "end")
+    check_window(start, end, "ControlNet")
+    return {"scale": finite(strength), "start": start, "end": end}
+
+
+def _pictures(given: Any, names: list[str]) -> dict[str, Tensor]:
+    if given is not None and not isinstance(given, Mapping):
+        if len(names) != 1:
+            raise UserError(
+                f"one control picture is given for {len(names)} ControlNets; give control_images={{name:"
+                " picture}"
             )
-            raise UserError(f"{what}; attached ControlNets: {', '.join(names) or 'none'}")
-        return {name: control_tensor(pictures) for name, pictures in given.items()}
+        given = {names[0]: given}
+    given = dict(given or {})
+    missing, extra = [n for n in names if n not in given], [n for n in given if n not in names]
+    if missing or extra:
+        what = (
+            f"no control picture for {missing[0]!r}"
+            if missing
+            else f"a control picture for {extra[0]!r}, which is not attached"
+        )
+        raise UserError(f"{what}; attached ControlNets: {', '.join(names) or 'none'}")
+    return {name: control_tensor(pictures) for name, pictures in given.items()}
 
 
 def _settle_pooling(network: Any, pooled: bool | None, path: Path) -> None:

@@ -16,6 +16,7 @@ from ..formats.identify import Kind
 from ..method.clock import Steps
 from ..method.condition import Part
 from .attachments import Attachments
+from .controlnet_hook import ControlNetHook
 
 #: Strengths beyond draw nothing but NaN, long before a weight is infinite.
 MOST = 1e6
@@ -35,6 +36,7 @@ class PipelineCall:
         samples: prompts x images_per_prompt where that is known.
         parts: gives the parts of the UNet's batches where their texts do not tell (see
             ``bdm.NativeCondition``).
+        controlnets: hooks by name that act in this call; None for those that are attached.
     """
 
     control_images: Any = None
@@ -43,6 +45,7 @@ class PipelineCall:
     latents: tuple[int, int] | None = None
     samples: int | None = None
     parts: Callable[[], Sequence[Part]] | None = None
+    controlnets: Mapping[str, ControlNetHook] | None = None
 
 
 class PluginKind(ABC):

@@ -225,6 +225,7 @@ class Plugins:
         latents: tuple[int, int] | None = None,
         samples: int | None = None,
         parts: Callable[[], Sequence[Part]] | None = None,
+        controlnets: Mapping[str, ControlNetHook] | None = None,
     ) -> Iterator[None]:
         """Hand the condition pictures to the ControlNets and set strengths for one call of the pipeline.
 
@@ -237,6 +238,8 @@ class Plugins:
                 another size.
             samples: prompts x images_per_prompt; ControlNets that pool their residuals need it.
             parts: gives the parts of the UNet's batches where their texts do not tell them apart.
+            controlnets: hooks by name that act in this call, on whatever UNet they hang; None for those that
+                are attached.
 
         Raises:
             UserError: a ControlNet without a picture, a picture without a ControlNet or of another size, a
@@ -245,7 +248,7 @@ class Plugins:
         self._host.check()
         if not isinstance(strength or {}, Mapping):
             raise UserError(f"plugin_strength is {quoted(strength)}; give strengths by the names of plug-ins")
-        call = PipelineCall(control_images, steps, images_per_prompt, latents, samples, parts)
+        call = PipelineCall(control_images, steps, images_per_prompt, latents, samples, parts, controlnets)
         with ExitStack() as stack:
             for kind in self._kinds.values():
                 stack.enter_context(kind.during(call))
@@ -283,7 +286,8 @@ class Plugins:
             return kind.low_rank(Path(source))
 
     @property
-    def _controlnets(self) -> dict[str, ControlNetHook]:
+    def controlnets(self) -> Mapping[str, ControlNetHook]:
+        """The hooks of the attached ControlNets, by name."""
         return self._host.controlnets
 
 

@@ -10,17 +10,18 @@ import torch
 
 from ..drawing.request import Request
 from ..speed.folding import FoldedEnlargements, fold_layers
-from ..speed.joined import JoinedBranch, JoinedNetwork, JoinedUNet
+from ..speed.joined import JoinedBranch, JoinedControlNet, JoinedNetwork, JoinedUNet
 from ..speed.sharing import KeptProjections
 from .adapters import BatchAdapters
+from .controls import BatchControls
 from .course import Course
 
 
 class Batch:
-    """Courses through one UNet and branch.
+    """Courses through one UNet, and the branch and ControlNets beside it.
 
-    Rounds go to whoever has waited longest. The branch's calls come before the backbone's, so that drawings
-    at different places of a step meet.
+    Rounds go to whoever has waited longest. The calls of ControlNets and branch come before the backbone's,
+    so that drawings at different places of a step meet.
 
     Args:
         pipe: whose networks they are; nobody else may draw with it until ``close``.
@@ -30,6 +31,7 @@ class Batch:
     Attributes:
         request: the same.
         adapters: of drawings with other strengths than that request's.
+        controls: that request's ControlNets.
         courses: that are on their way.
         last: steps of drawings in the last round; 0 where it was no call of the backbone.
     """
@@ -41,10 +43,13 @@ class Batch:
         self.last = 0
         self._rounds = 0
         self._stack = ExitStack()
-        networks = [] if pipe.branch is None else [pipe.branch]
-        self._order = [*networks, pipe.unet]
+        self.controls = BatchControls(pipe, self.request)
+        controlnets, branches = self.controls.networks, [] if pipe.branch is None else [pipe.branch]
+        self._order = [*controlnets, *branches, pipe.unet]
         unet = JoinedUNet(pipe.unet)
-        self._joined: list[JoinedNetwork] = [*map(JoinedBranch, networks), unet]
+        self._joined: list[JoinedNetwork] = [
+            *map(JoinedControlNet, controlnets), *map(JoinedBranch, branches), unet,
+        ]  # fmt: skip
         self.adapters = BatchAdapters(pipe, self.request, self._stack, unet.distinct)
         try:
             self._hang()

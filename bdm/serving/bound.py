@@ -21,7 +21,7 @@ def batch_bound(request: Request, latents: tuple[int, int], device: torch.device
     """Drawings of a size that fit into a call, worked out from shapes (see ``bdm.plan.drawing_memory``).
 
     Args:
-        request: complete; whose model it is.
+        request: complete; whose model and ControlNets they are.
         latents: their height and width.
         device: that draws.
         most: never more than these.
@@ -32,8 +32,9 @@ def batch_bound(request: Request, latents: tuple[int, int], device: torch.device
     free, model = free_memory(device), request.model and request.model.source
     if free is None or model is None or request.precision is None:
         return most
+    controls = sum(plugin.kind == "controlnet" for plugin in request.plugins)
     try:
-        one, two = (_working(model, latents, count, request.precision) for count in (1, 2))
+        one, two = (_working(model, latents, count, request.precision, controls) for count in (1, 2))
     except UserError:  # a system of another kind
         return most
     each = max(1, two - one)
@@ -41,10 +42,10 @@ def batch_bound(request: Request, latents: tuple[int, int], device: torch.device
 
 
 @functools.cache
-def _working(model: Path, latents: tuple[int, int], count: int, precision: str) -> int:
+def _working(model: Path, latents: tuple[int, int], count: int, precision: str, controls: int) -> int:
     """Bytes of a step beside the weights."""
     native = str(model / "native_text_encoder")
-    return draw_stages(str(model), native, latents, count, DTYPES[precision])["step"].working
+    return draw_stages(str(model), native, latents, count, DTYPES[precision], controls)["step"].working
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..drawing.attached import conditions_of
 from ..drawing.complete import complete, default_guidance
 from ..drawing.library import Library
 from ..drawing.painter import (
@@ -230,9 +231,10 @@ class Engine:
 
     def _differences(self, request: Request) -> Differences | None:
         """What a request's adapters differ by from the batch's; None where it cannot be among the batch."""
-        if self._batch is None or house_of(request) != self._house:
+        batch = self._batch
+        if batch is None or house_of(request) != self._house or not batch.controls.has(request):
             return None
-        return self._batch.adapters.differences(request)
+        return batch.adapters.differences(request)
 
     def _enter(self, job: Job) -> None:
         """Let a request into the batch."""
@@ -282,13 +284,14 @@ class Engine:
 
     def _draw(self, job: Job, batch: Batch, scheduler: Any, look: Look, course: Course) -> Drawn | None:
         """Draw a request as a course."""
-        names = [plugin.name for plugin in job.request.plugins if plugin.kind == "adapter"]
-        own = None if job.request.plugins == batch.request.plugins else names
-        pipe = own_pipeline(batch.pipe, scheduler, course.ask, own)
+        request = job.request
+        names = [plugin.name for plugin in request.plugins if plugin.kind == "adapter"]
+        hooks = batch.controls.hooks(request, course.ask)
+        pipe = own_pipeline(batch.pipe, scheduler, course.ask, names, hooks)
         with batch.adapters.in_texts(course.differences):
-            images = draw_images(pipe, [job.request], {}, look, share=False)
+            images = draw_images(pipe, [request], conditions_of(request.plugins), look, share=False)
         versions = self._painter.versions(course.together)
-        return finished(pipe, images[0], replace(job.request, versions=versions), scheduler_names(scheduler))
+        return finished(pipe, images[0], replace(request, versions=versions), scheduler_names(scheduler))
 
     def _watch(self, job: Job, colours: Colours, expected: Expected | None = None) -> Look:
         """What looks at each step of a job."""

@@ -6,7 +6,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -41,8 +41,11 @@ class Job:
         alone: why it cannot be joined with others, so that it is drawn alone; "" where it can.
     """
 
-    def __init__(self, request: Request, alone: str = "") -> None:
+    def __init__(
+        self, request: Request, alone: str = "", on_cancel: Callable[[], Any] = lambda: None
+    ) -> None:
         self.id, self.request, self.alone = uuid.uuid4().hex, request, alone
+        self._on_cancel = on_cancel
         self.status: Status = "queued"
         self.step, self.steps = 0, request.steps
         self.is_cancelled = False
@@ -66,6 +69,7 @@ class Job:
         self.is_cancelled = True
         if self.status == "queued":
             self.end("cancelled")
+        self._on_cancel()
 
     def result(self, timeout: float | None = None) -> Drawn:
         """Wait for the picture.

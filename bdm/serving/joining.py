@@ -7,9 +7,10 @@ from typing import Any
 from ..drawing.request import Request
 from ..text.reader import read_prompt
 from .adapters import without_adapters
+from .controls import without_controls
 
-#: Plug-ins that are in the weights or in the words, and so act in a joined call as in one alone.
-_JOINED_KINDS = ("checkpoint", "vae", "adapter", "embedding")
+#: Plug-ins that are in the weights or in the words, or networks of their own whose calls can be joined too.
+_JOINED_KINDS = ("checkpoint", "vae", "adapter", "embedding", "controlnet")
 
 
 def why_alone(request: Request) -> str:
@@ -34,9 +35,11 @@ def house_of(request: Request) -> tuple[Any, ...]:
     """What drawings have in common that share the networks' calls: model, branch, precision and plug-ins.
 
     Strengths of adapters may differ where they can be added beside the layers (see
-    ``bdm.serving.adapters``).
+    ``bdm.serving.adapters``), and each has its own ControlNets among those of the batch (see
+    ``bdm.serving.controls``).
     """
-    return request.model, request.branch, request.precision, without_adapters(request.plugins)
+    plugins = without_controls(without_adapters(request.plugins))
+    return request.model, request.branch, request.precision, plugins
 
 
 def _changed_strengths(request: Request) -> bool:

@@ -7,7 +7,6 @@ the rows of one drawing's call have the same latents, and often the same English
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -15,12 +14,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..method.residuals import scaled
+from .joined_texts import JoinedTexts, has_one_picture, side_by_side
 from .recognise import KNOWN_ARGUMENTS, all_known, computes_plainly, hooks_are_ours
 from .rows import DistinctRows, Rows
-from .sharing import encoder_of, equal_rows, prefix_of
+from .sharing import encoder_of, prefix_of
 
-#: Joined texts that are kept, with what was found of them.
-_MOST_TEXTS = 8
+#: Arguments of a ControlNet whose meaning for each sample is known.
+_OF_CONTROLNETS = {
+    "sample",
+    "timestep",
+    "encoder_hidden_states",
+    "controlnet_cond",
+    "conditioning_scale",
+    "return_dict",
+}
 
 
 class JoinedNetwork(Protocol):
@@ -51,7 +59,7 @@ class JoinedUNet:
     """
 
     def __init__(self, unet: Any) -> None:
-        self._unet, self._texts = unet, _JoinedTexts()
+        self._unet, self._texts = unet, JoinedTexts()
         self._rows, self._known = DistinctRows(), False
 
     @property
@@ -98,7 +106,7 @@ class JoinedBranch:
     """
 
     def __init__(self, branch: Any) -> None:
-        self._branch, self._texts = branch, _JoinedTexts()
+        self._branch, self._texts = branch, JoinedTexts()
         self._rows, self._known = DistinctRows(), False
 
     def hang(self, stack: ExitStack) -> None:
@@ -115,11 +123,7 @@ class JoinedBranch:
         sample, timestep, text, counts = _joined(calls, self._texts)
         if self._known and computes_plainly(sample, self._branch):
             self._rows.set(_one_each(calls))
-        scales = [call["conditioning_scale"] for call in calls]
-        scale = scales[0]
-        if any(other != scale for other in scales):
-            each = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
-            scale = torch.tensor(each, dtype=torch.float32, device=sample.device)
+        scale = _scale_of(calls, counts)
         try:
             down, middle = self._branch(sample, timestep, text, scale, return_dict=False)
         finally:
@@ -128,64 +132,66 @@ class JoinedBranch:
         return list(zip(parts, middle.split(counts), strict=True))
 
 
-class _JoinedTexts:
-    """Text features of several calls as one: the same tensor as long as the calls bring the same ones.
+class JoinedControlNet:
+    """A ControlNet's calls, each with its own pictures and strength.
 
-    What others make of it (keys and values, see ``bdm.speed.sharing.KeptProjections``) stays valid so long.
+    Args:
+        controlnet: the ControlNet.
     """
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, tuple[list[Tensor], Tensor]] = OrderedDict()
-        self._rows: dict[Hashable, tuple[Rows | None, Tensor | None]] = {}
+    def __init__(self, controlnet: Any) -> None:
+        self._controlnet, self._texts, self._known = controlnet, JoinedTexts(), False
 
-    def of(self, calls: Sequence[Mapping[str, Any]]) -> Tensor:
-        """(B, L, D) of all calls."""
-        texts, key = _texts_of(calls)
-        if key not in self._kept:
-            self._kept[key] = (texts, torch.cat(texts))
-            while len(self._kept) > _MOST_TEXTS:
-                self._rows.pop(self._kept.popitem(last=False)[0], None)
-        self._kept.move_to_end(key)
-        return self._kept[key][1]
+    def hang(self, stack: ExitStack) -> None:
+        """Nothing is hung; where it is known, equal rows of a call are computed once."""
+        self._known = all_known([self._controlnet])
 
-    def rows(self, calls: Sequence[Mapping[str, Any]]) -> tuple[Rows | None, Tensor | None]:
-        """Which rows of the batch stand for all, latents and text alike, and their text."""
-        if not all(map(_has_one_picture, calls)):
-            return None, None
-        texts, key = _texts_of(calls)
-        if key not in self._rows:
-            rows = _side_by_side([equal_rows(text, len(text)) for text in texts], texts[0].device)
-            self._rows[key] = (rows, None if rows is None else rows.select(self.of(calls)))
-        return self._rows[key]
+    def key(self, values: Mapping[str, Any]) -> Hashable | None:
+        """Size, kind of numbers and length of the text, and the same of the pictures."""
+        other = any(value is not None and name not in _OF_CONTROLNETS for name, value in values.items())
+        picture, one = values["controlnet_cond"], _key(values)
+        fits = len(picture) == len(values["sample"]) and values.get("return_dict") is False
+        return None if other or one is None or not fits else (one, picture.shape[1:], picture.dtype)
+
+    def __call__(self, calls: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        """See ``JoinedNetwork``."""
+        sample, timestep, text, counts = _joined(calls, self._texts)
+        pictures = torch.cat([call["controlnet_cond"] for call in calls])
+        rows, chosen = None, None
+        if self._known and computes_plainly(sample, self._controlnet) and all(map(_has_one_control, calls)):
+            rows, chosen = self._texts.rows(calls)
+        if rows is not None:
+            sample, timestep, pictures = map(rows.select, (sample, timestep, pictures))
+        down, middle = self._controlnet(
+            sample, timestep, text if chosen is None else chosen, pictures, return_dict=False
+        )
+        scale, residuals = _scale_of(calls, counts), (*down, middle)
+        if rows is not None:
+            residuals = map(rows.spread, residuals)
+        each = zip(*(scaled(one, scale).split(counts) for one in residuals), strict=True)
+        return [(tuple(down), middle) for *down, middle in each]
 
 
-def _texts_of(calls: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], Hashable]:
-    texts = [call["encoder_hidden_states"] for call in calls]
-    return texts, tuple((id(text), text._version) for text in texts)
+def _has_one_control(call: Mapping[str, Any]) -> bool:
+    """Whether all rows of a call have the same control picture: it is one, which is repeated."""
+    picture = call["controlnet_cond"]
+    return len(picture) == 1 or picture.stride(0) == 0
 
 
-def _has_one_picture(call: Mapping[str, Any]) -> bool:
-    """Whether all rows of a call have the same latents.
-
-    Drawings of one picture stack theirs, so elsewhere than on the CPU, where looking waits for all work
-    before, they are taken at their word.
-    """
-    sample = call["sample"]
-    return sample.device.type != "cpu" or all(torch.equal(sample[0], other) for other in sample[1:])
+def _scale_of(calls: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> float | Tensor:
+    """The factor of residuals: one for all, or one for each sample where the calls' differ."""
+    scales = [call["conditioning_scale"] for call in calls]
+    if all(other == scales[0] for other in scales):
+        return scales[0]
+    each = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
+    return torch.tensor(each, dtype=torch.float32, device=calls[0]["sample"].device)
 
 
 def _one_each(calls: Sequence[Mapping[str, Any]]) -> Rows | None:
     """The first row of each call for all of its rows."""
-    if not all(map(_has_one_picture, calls)):
+    if not all(map(has_one_picture, calls)):
         return None
-    return _side_by_side([[0] * len(call["sample"]) for call in calls], calls[0]["sample"].device)
-
-
-def _side_by_side(stand_for: Sequence[Sequence[int]], device: Any) -> Rows | None:
-    """Rows of calls side by side, by which row of its call each one is equal to; None where all differ."""
-    starts = [sum(map(len, stand_for[:i])) for i in range(len(stand_for))]
-    rows = [start + row for start, each in zip(starts, stand_for, strict=True) for row in each]
-    return Rows.standing_for(rows, device)
+    return side_by_side([[0] * len(call["sample"]) for call in calls], calls[0]["sample"].device)
 
 
 def _key(values: Mapping[str, Any]) -> Hashable | None:
@@ -197,7 +203,7 @@ def _key(values: Mapping[str, Any]) -> Hashable | None:
 
 
 def _joined(
-    calls: Sequence[Mapping[str, Any]], texts: _JoinedTexts
+    calls: Sequence[Mapping[str, Any]], texts: JoinedTexts
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """Samples, a timestep for each, their texts, and how many each call has."""
     samples = [call["sample"] for call in calls]
@@ -224,8 +230,17 @@ def _joined_residuals(calls: Sequence[Mapping[str, Any]], counts: Sequence[int])
         (*down, middle) if middle is not None else [_zeros(like, count) for like in (*some[0], some[1])]
         for (down, middle), count in zip(each, counts, strict=True)
     ]
-    *down, middle = [joined_rows(same) for same in zip(*pieces, strict=True)]
+    *down, middle = [joined_rows(_of_one_size(same)) for same in zip(*pieces, strict=True)]
     return tuple(down), middle
+
+
+def _of_one_size(pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Residuals that are added to the same features; those that are pooled over the picture are repeated."""
+    sizes = {piece.shape[1:] for piece in pieces}
+    if len(sizes) == 1:
+        return pieces
+    size = torch.broadcast_shapes(*sizes)
+    return [piece.expand(len(piece), *size) for piece in pieces]
 
 
 def _zeros(like: Tensor, count: int) -> Tensor:

@@ -138,3 +138,22 @@ def test_command_prints_a_line_for_each_setting(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9
     assert "4 GB" in lines[1]
+
+
+def test_a_controlnet_holds_its_residuals_until_the_decoder_has_read_them(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "m")
+    folder = str(tmp_path / "m")
+    steps = [
+        draw_stages(folder, f"{folder}/native_text_encoder", (16, 16), 2, torch.float32, count)["step"]
+        for count in range(3)
+    ]
+    assert set(steps[2].weights) == {"unet", "branch", "controlnet 1", "controlnet 2"}
+    unet, held = pipe.unet.config, 0
+    for i, width in enumerate(unet["block_out_channels"]):
+        here = width * (16 >> i) ** 2
+        last = i == len(unet["block_out_channels"]) - 1
+        held += unet["layers_per_block"] * here + (here if last else here // 4)
+    held += unet["block_out_channels"][0] * 16**2
+    held *= 4 * 4  # four samples of single precision
+    assert steps[1].working >= steps[0].working + held
+    assert steps[1].working <= steps[2].working <= steps[1].working + 3 * held

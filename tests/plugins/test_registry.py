@@ -28,7 +28,7 @@ ATTENTION = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 def draw(pipe):
     def draw(**settings):
         control = torch.linspace(0, 1, 3 * 64 * 64).view(1, 3, 64, 64)
-        pictures = {name: control for name in pipe.plugins._controlnets}
+        pictures = {name: control for name in pipe.plugins.controlnets}
         return pipe(
             "红灯笼", prompt_en="a lantern, mood style", seed=3, num_inference_steps=2, output_type="pt",
             control_images=pictures or None, **settings,

@@ -13,7 +13,7 @@ def plugged(kind, prompt="龙"):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_acts_inside_the_calls_is_drawn_alone(kind):
-    inside = kind in ("controlnet", "ip_adapter")
+    inside = kind == "ip_adapter"
     assert (kind in why_alone(plugged(kind))) == inside
     assert bool(why_alone(plugged(kind))) == inside
 

@@ -51,7 +51,7 @@ def sharper(pipe, tmp_path):
 
 
 def draw(pipe, share, **changes):
-    if pipe.plugins._controlnets:
+    if pipe.plugins.controlnets:
         changes["control_images"] = torch.linspace(0, 1, 3 * 64 * 64).view(1, 3, 64, 64)
     settings = (
         dict(prompt="龙", num_inference_steps=2, guidance_scale=5.0, seed=1, output_type="pt") | changes
