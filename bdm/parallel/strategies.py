@@ -76,14 +76,14 @@ class Strategy(ABC):
 
     def steady(self, optimizer: Any, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """Parameters, and tensors of this optimizer, that are known to change in its steps alone."""
-        own = optimizer.optimizer
+        own = getattr(optimizer, "optimizer", optimizer)  # accelerate may have put its own around it
         states = own.state.values() if type(own) is torch.optim.AdamW else ()
         moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         return [*parameters, *moments]
 
     def before_steps(self, optimizer: Any, call: Callable[..., None]) -> None:
         """Have something called before each step of an optimizer that has steady tensors."""
-        optimizer.optimizer.register_step_pre_hook(call)
+        getattr(optimizer, "optimizer", optimizer).register_step_pre_hook(call)
 
     def load_optimizer_state(
         self, optimizer: Any, parameters: Sequence[nn.Parameter], state: dict[str, Any]
