@@ -48,7 +48,7 @@ INSIDE = {
         "sizes operations fake_device meta_models meta_recipe fake_step plan drawing_memory report"
     ),
     "training": names("""
-        averaging observing profiling metrics plots optimizers state_process places pruning
+        copying averaging observing profiling metrics plots optimizers state_process places pruning
         state_reading states stopping recipes setup changes resuming
         beginning own_data evaluating publishing loop
     """),

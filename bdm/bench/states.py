@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import BenchStatesConfig
 from ..extras import require_packages
@@ -28,25 +29,28 @@ AROUND = 2.0
 def measure(config: BenchStatesConfig) -> dict[str, Any]:
     """The stalls of a training thread, in pairs, one of each way."""
     count = max(1, config.megabytes * 2**20 // (4 * LAYER))
-    state = {"weights": [torch.randn(LAYER) for _ in range(count)]}
+    weights = [torch.randn(LAYER) for _ in range(count)]
     waiting, background = [], []
     with tempfile.TemporaryDirectory(prefix="bdm-bench-states-", dir=config.folder) as name:
         writer = StateWriter()
         try:
             for turn in range(config.warm_up + config.pairs):
-                stalls = _waiting(Path(name), turn, state), _background(Path(name), turn, state, writer)
+                alone = _waiting(Path(name), turn, weights)
+                beside = _background(Path(name), turn, weights, writer, config.step_seconds)
                 if turn >= config.warm_up:
-                    waiting.append(stalls[0])
-                    background.append(stalls[1])
+                    waiting.append(alone)
+                    background.append(beside)
         finally:
             writer.close()
     ratios = [b["stall"] / w for w, b in zip(waiting, background, strict=True)]
     return {
         "megabytes": round(count * LAYER * 4 / 2**20),
         "waiting_s": statistics.median(waiting),
-        "copy_s": statistics.median(b["copy"] for b in background),
-        "stall_s": statistics.median(b["stall"] for b in background),
-        "written_s": statistics.median(b["written"] for b in background),
+        "step_s": config.step_seconds,
+        **{
+            f"{part}_s": statistics.median(b[part] for b in background)
+            for part in ("begun", "copied", "slower", "stall", "written")
+        },
         "ratio": statistics.median(ratios),
         "ratios": [round(ratio, 4) for ratio in ratios],
     }
@@ -61,24 +65,30 @@ def clock() -> float:
     return time.perf_counter() - ready
 
 
-def _waiting(folder: Path, turn: int, state: Any) -> float:
+def _waiting(folder: Path, turn: int, weights: list[Tensor]) -> float:
     """Seconds that training waits for a state that it writes itself."""
     begin = clock()
-    save_state(folder / "waiting", turn, collected(state, whole(True, on_cpu)), 1)
+    save_state(folder / "waiting", turn, {"weights": collected(weights, whole(True, on_cpu))}, 1)
     return clock() - begin
 
 
-def _background(folder: Path, turn: int, state: Any, writer: StateWriter) -> dict[str, float]:
-    """Seconds of the copy, of all that training loses, and until the state is there.
+def _background(
+    folder: Path, turn: int, weights: list[Tensor], writer: StateWriter, step: float
+) -> dict[str, float]:
+    """Seconds of all that training loses, and until the state is there.
 
-    What it loses while the state is written is the time of its steps beyond what they take without.
+    It loses what it takes to begin, the time from the end of the next backward pass until the weights are
+    copied, and, while the state is written, the time of its steps beyond what they take without.
     """
     alone = _steps(AROUND / 2)
     begin = clock()
-    copy = collected(state, whole(True, writer.next()))
-    writer.write(folder / "background", turn, copy, 1)
-    copied = clock() - begin
-    done, seconds = 0, 0.0
+    copy = collected(weights, whole(True, writer.next(weights)))
+    writer.write(folder / "background", turn, {"weights": copy}, 1)
+    begun = clock() - begin
+    done, seconds = _steps(step)
+    gate = clock()
+    writer.copied()
+    copied = clock() - gate
     while writer.busy:
         more = _steps(0.05)
         done, seconds = done + more[0], seconds + more[1]
@@ -86,7 +96,8 @@ def _background(folder: Path, turn: int, state: Any, writer: StateWriter) -> dic
     written = clock() - begin
     behind = _steps(AROUND / 2)
     each = (alone[1] + behind[1]) / (alone[0] + behind[0])
-    return {"copy": copied, "stall": copied + max(0.0, seconds - done * each), "written": written}
+    lost = {"begun": begun, "copied": copied, "slower": max(0.0, seconds - done * each)}
+    return {**lost, "stall": sum(lost.values()), "written": written}
 
 
 def _steps(seconds: float) -> tuple[int, float]:
@@ -107,7 +118,11 @@ def table(measured: dict[str, Any]) -> str:
             f"a state of {measured['megabytes']} MB",
             f"written while training waits    {measured['waiting_s']:8.2f} s",
             f"written in the background       {measured['written_s']:8.2f} s, of which training loses"
-            f" {measured['stall_s']:.3f} s (its copy takes {measured['copy_s']:.3f} s)",
+            f" {measured['stall_s']:.3f} s:",
+            f"  to begin                      {measured['begun_s']:8.3f} s",
+            f"  for the copy                  {measured['copied_s']:8.3f} s, behind {measured['step_s']:g} s"
+            " of forward and backward passes",
+            f"  in steps that are slower      {measured['slower_s']:8.3f} s",
             f"training loses of what it would wait: {100 * measured['ratio']:.1f} %"
             f" (pairs: {', '.join(f'{100 * ratio:.1f}' for ratio in measured['ratios'])})",
         ]

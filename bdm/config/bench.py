@@ -110,11 +110,13 @@ class BenchDataConfig(BenchConfig):
 
 class BenchStatesConfig(BenchConfig):
     """How long training waits for a state of so many ``megabytes`` (see ``bdm.bench.states``), which is
-    written in ``folder``; the system's own for such files without.
+    written in ``folder``; the system's own for such files without. Forward and backward passes of a step take
+    ``step_seconds``.
     """
 
     kind: Literal["states"]
     megabytes: PositiveInt = 1600
+    step_seconds: Annotated[float, Field(ge=0)] = 0.5
     folder: Path | None = None
 
 

@@ -74,6 +74,17 @@ class Strategy(ABC):
         """The optimizer's state as ``collect`` makes it, numbered as in a single process; joint work."""
         return collected(optimizer.state_dict(), collect)
 
+    def steady(self, optimizer: Any, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Parameters, and tensors of this optimizer, that are known to change in its steps alone."""
+        own = getattr(optimizer, "optimizer", optimizer)  # accelerate may have put its own around it
+        states = own.state.values() if type(own) is torch.optim.AdamW else ()
+        moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return [*parameters, *moments]
+
+    def before_steps(self, optimizer: Any, call: Callable[..., None]) -> None:
+        """Have something called before each step of an optimizer that has steady tensors."""
+        getattr(optimizer, "optimizer", optimizer).register_step_pre_hook(call)
+
     def load_optimizer_state(
         self, optimizer: Any, parameters: Sequence[nn.Parameter], state: dict[str, Any]
     ) -> None:
@@ -258,6 +269,12 @@ class DeepSpeedStrategy(Strategy):
         for i, parameter in enumerate(parameters):
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state["state"][i][key].to(parameter.device), key)
+
+    def steady(self, optimizer: Any, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        return []  # the engine steps by itself, in the backward pass
+
+    def before_steps(self, optimizer: Any, call: Callable[..., None]) -> None:
+        return
 
     def weights_changed(self, optimizer: Any) -> None:
         optimizer.optimizer.refresh_fp32_params()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..parallel.whole import Collect, local, split_as
+from .copying import Gate
 
 
 class AveragedWeights:
@@ -24,12 +25,20 @@ class AveragedWeights:
         decay: of the average; 0 keeps the last weights.
         on_cpu: whether the average is kept in the CPU's memory, twice its size, instead of beside the
             weights. Weights are copied there and averaged while training goes on.
+        gate: holds up changes of the average and the weights.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float, on_cpu: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        decay: float,
+        on_cpu: bool = False,
+        gate: Gate | None = None,
+    ) -> None:
         self.parameters = list(parameters)
         self.decay = decay
         self.steps = 0
+        self._gate = gate or Gate()
         self._aside = Aside(self.parameters) if on_cpu else None
         self._average = [_on_cpu(p) if on_cpu else p.detach().clone() for p in self.parameters]
 
@@ -43,6 +52,7 @@ class AveragedWeights:
     @torch.no_grad()
     def step(self) -> None:
         """Take the weights after an optimizer step into the average."""
+        self._gate.passed()
         self.steps += 1
         update = get_ema_multi_avg_fn(min(self.decay, (1 + self.steps) / (10 + self.steps)))
         if self._aside is None:
@@ -61,6 +71,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        self._gate.passed()
         # In place, one tensor at a time: weights that are split over processes or live in a flat buffer must
         # stay where they are.
         for parameter, average in zip(self.parameters, self.average, strict=True):
@@ -72,6 +83,7 @@ class AveragedWeights:
     @torch.no_grad()
     def set(self, number: int, value: Tensor) -> None:
         """Let the average of a parameter be a tensor that is kept as the parameter is."""
+        self._gate.passed()
         self.average[number].copy_(value if self._aside is None else local(value))
 
     def collected(self, collect: Collect) -> dict[str, Any]:

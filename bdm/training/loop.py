@@ -123,7 +123,9 @@ def _loop(
         indices, terms = _gradients(state, batches, config.accumulation, seen)
         norm = state.strategy.clip(state.parameters, config.max_grad_norm)
         seen.gradients(norm, log.due(step + 1))
-        # Weights.
+        # Weights, once a state that is still being copied has them as they are.
+        with seen.phase("state"):
+            state.gate.passed()
         with seen.phase("weights"):
             _change_weights(state, norm)
         if torch.isfinite(norm):

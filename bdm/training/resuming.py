@@ -74,7 +74,8 @@ def save(
     scaler = state.accelerator.scaler
     pieces = in_pieces(run, state)
     with timed("state"):
-        copy = writer.next()
+        copy = writer.next(state.steady())
+        state.gate.hold(writer.copied)
         collect = Pieces(copy) if pieces else whole(state.accelerator.is_main_process, copy)
         content = {
             **vars(progress),
@@ -199,6 +200,7 @@ def part_shapes(part: Any) -> dict[str, tuple[int, ...]]:
 
 def _take_up(state: TrainState, saved: dict[str, Any]) -> None:
     """Give a state's weights, moments, average and scale to what is trained."""
+    state.gate.passed()
     for name, part in state.parts.items():
         load_part(part, saved["parts"][name])
     configured = _hyperparameters(state.optimizer)

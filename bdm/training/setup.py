@@ -10,15 +10,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import OptimizerConfig, RunConfig
 from ..errors import UserError
 from ..parallel.processes import Share, make_accelerator
 from ..parallel.strategies import Strategy, choose_strategy
+from ..parallel.whole import local
 from .averaging import AveragedWeights
+from .copying import Gate
 from .optimizers import make_optimizer, parameter_groups, parameter_names
 from .recipes.base import Recipe
+
+#: Packages whose forward passes change no weights.
+KNOWN = ("bdm", "diffusers", "peft", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class TrainState:
         ema: their average.
         strategy: how the processes share the work.
         corpus: what the order of the examples follows from, in short.
+        gate: holds up changes of weights, moments and averages.
+        steady_weights: whether forward passes are known to leave weights as they are.
     """
 
     recipe: Recipe
@@ -46,11 +53,18 @@ class TrainState:
     ema: AveragedWeights
     strategy: Strategy
     corpus: str
+    gate: Gate
+    steady_weights: bool
 
     @property
     def accelerator(self) -> Any:
         """What joins the processes."""
         return self.strategy.accelerator
+
+    def steady(self) -> list[Tensor]:
+        """This process's tensors that nothing changes before the gate is passed."""
+        weights = self.parameters if self.steady_weights else []
+        return [local(t) for t in (*self.strategy.steady(self.optimizer, weights), *self.ema.average)]
 
 
 def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
@@ -79,6 +93,7 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
     parts = recipe.train_parts(config.checkpointing)
     parameter_groups(parts, config.rate_factors)  # a wrong pattern is refused before anything heavy
     recipe.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    steady_weights = _steady_weights(recipe)
     # Who trains them.
     strategy = choose_strategy(accelerator, config.mixed_precision, micro_batch, config.max_grad_norm)
     model, optimizer = strategy.distribute(recipe, parts, partial(_optimizer, config))
@@ -86,6 +101,8 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
         for part in parts.values():
             part.compile(dynamic=False)
     parameters = [p for group in parameter_groups(parts, config.rate_factors) for p in group["params"]]
+    gate = Gate()
+    strategy.before_steps(optimizer, gate.passed)
     return TrainState(
         recipe=recipe,
         parts=parts,
@@ -93,9 +110,11 @@ def set_up(run: RunConfig, recipe: Recipe) -> TrainState:
         names=parameter_names(parts, config.rate_factors),
         model=model,
         optimizer=optimizer,
-        ema=AveragedWeights(parameters, config.ema_decay, config.ema_device == "cpu"),
+        ema=AveragedWeights(parameters, config.ema_decay, config.ema_device == "cpu", gate),
         strategy=strategy,
         corpus=_corpus(recipe.source),
+        gate=gate,
+        steady_weights=steady_weights,
     )
 
 
@@ -114,6 +133,15 @@ def _corpus(source: Any) -> str:
         digest.update(kept.tobytes())
     shards = f" in {len(sizes)} shards" if sizes else ""
     return f"{len(source)} examples{shards}, {digest.hexdigest()[:16]}"
+
+
+def _steady_weights(recipe: nn.Module) -> bool:
+    """Whether forward passes leave weights as they are.
+
+    What those of other packages do is not known; embeddings of a largest norm scale their rows.
+    """
+    known = (type(module).__module__.partition(".")[0] in KNOWN for module in recipe.modules())
+    return all(known) and all(getattr(module, "max_norm", None) is None for module in recipe.modules())
 
 
 def _micro_batch(config: OptimizerConfig, processes: int) -> int:

@@ -52,11 +52,15 @@ class SharedBuffers:
 
     def copy(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor, with its strides."""
+        return self.room(tensor).copy_(tensor)
+
+    def room(self, tensor: Tensor) -> Tensor:
+        """The same with whatever values."""
         self.copied += tensor.nbytes
-        memory, place = self._room(max(_ALIGNED, tensor.nbytes))
+        memory, place = self._free(max(_ALIGNED, tensor.nbytes))
         flat = torch.frombuffer(memory, dtype=tensor.dtype, count=max(1, tensor.numel()), offset=place)
         strides = torch.empty_like(tensor, device="meta").stride()
-        return flat.as_strided(tensor.shape, strides).copy_(tensor)
+        return flat.as_strided(tensor.shape, strides)
 
     def place_of(self, tensor: Tensor) -> int | None:
         """Where in the file a tensor begins; None for one that is elsewhere."""
@@ -70,7 +74,7 @@ class SharedBuffers:
         os.close(self.file)
         self._segments.clear()
 
-    def _room(self, size: int) -> tuple[mmap.mmap, int]:
+    def _free(self, size: int) -> tuple[mmap.mmap, int]:
         while True:
             if self._segment == len(self._segments):
                 self._grow(size)

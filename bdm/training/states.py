@@ -7,18 +7,19 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
 from ..errors import UserError
 from ..parallel.pieces import save_pieces
 from ..parallel.together import Together
-from ..parallel.whole import on_cpu
+from .copying import Copies
 from .places import INDEX, LocalPlace, Place, Save, place_of, step_of
 from .pruning import prune
 from .state_process import SharedBuffers, StateProcess, torch_save
@@ -107,9 +108,10 @@ def _told(place: Place, step: int) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, UserError) as error:  # torch reports a full disk as a RuntimeError
+        cure = "mend that" if isinstance(error, UserError) else "make room"
         raise UserError(
             f"the state of step {step} cannot be written to {place.url} ({str(error).splitlines()[0][:160]});"
-            " the one before it is intact: make room and start again with the same command"
+            f" the one before it is intact: {cure} and start again with the same command"
         ) from None
 
 
@@ -118,6 +120,9 @@ class StateWriter:
 
     Each is whole or not there, as ``save_state`` leaves it: a process that is killed meanwhile has the one
     before. What goes wrong is told when the next one is to be written, or at the end.
+
+    Also copies of tensors that only a step changes are made while training goes on. Before it changes them it
+    calls ``copied``.
 
     Args:
         background: whether training goes on meanwhile.
@@ -128,6 +133,7 @@ class StateWriter:
         shared = background and hasattr(os, "memfd_create")
         self._buffers = SharedBuffers() if shared else None
         self._process = StateProcess(self._buffers) if self._buffers else None
+        self._copies = self._written = Copies(_room)  # of the next state; of the one that is written
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -136,20 +142,30 @@ class StateWriter:
         """Whether a state is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def next(self) -> Callable[[Tensor], Tensor]:
+    def next(self, steady: Iterable[Tensor] = ()) -> Callable[[Tensor], Tensor]:
         """What makes copies of the next state's tensors, on the CPU, when the one before is written.
+
+        Args:
+            steady: tensors that nobody changes before ``copied`` was called; their copies may get their
+                values after ``write``.
 
         Raises:
             UserError: that one cannot be written.
         """
         self.wait()
-        if self._buffers is None:
-            return on_cpu
-        self._buffers.reset()
-        return self._buffers.copy
+        if self._buffers is not None:
+            self._buffers.reset()
+        room = self._buffers.room if self._buffers is not None else _room
+        self._copies = Copies(room, steady if self._background else ())
+        return self._copies
+
+    def copied(self) -> None:
+        """Return when the tensors of the state that is being written may change."""
+        if self._thread is not None:
+            self._written.wait()
 
     def write(self, *state: Any, how: Callable[..., None] = save_state) -> None:
-        """Write a state that nobody changes any more.
+        """Write a state of copies that nobody changes any more.
 
         Args:
             state: what ``how`` takes.
@@ -162,12 +178,21 @@ class StateWriter:
         if not self._background:
             how(*state)
             return
-        self._thread = threading.Thread(target=self._work, args=(how, state), name="state")
-        self._thread.start()
+        self._written, self._copies = self._copies, Copies(_room)
+        thread = threading.Thread(target=self._work, args=(self._written, how, state), name="state")
+        thread.start()
+        self._thread = thread
 
-    def _work(self, how: Callable[..., None], state: tuple[Any, ...]) -> None:
+    def _work(self, copies: Copies, how: Callable[..., None], state: tuple[Any, ...]) -> None:
+        write = self._process.save if self._process else torch_save
+
+        def save(content: Any, path: Path) -> None:
+            copies.check()  # here, where all processes hear of it
+            write(content, path)
+
+        copies.make()
         try:
-            how(*state, save=self._process.save if self._process else torch_save)
+            how(*state, save=save)
         except BaseException as error:
             self._error = error
 
@@ -194,6 +219,10 @@ class StateWriter:
             self._process.close()
             self._buffers.close()
             self._buffers = self._process = None
+
+
+def _room(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cpu")
 
 
 def state_files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ def test_the_figures_of_a_small_state(tmp_path, monkeypatch):
     config = BenchStatesConfig(kind="states", out=tmp_path, folder=tmp_path, megabytes=30, pairs=2, warm_up=1)
     measured = states.measure(config)
     assert len(measured["ratios"]) == 2
-    assert 0 < measured["copy_s"] <= measured["stall_s"]
+    assert 0 < measured["begun_s"] + measured["copied_s"] <= 2 * measured["stall_s"]
     assert "in the background" in states.table(measured)
     states.draw_stalls(measured, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 1000

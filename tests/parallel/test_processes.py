@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from late_copies import copy_late
 from launched import main
 from tiny import make_native_model, make_unet, make_vae
 
@@ -23,7 +24,7 @@ from bdm.models.noise_schedule import SD15_SCHEDULE
 from bdm.text.native import NativeTextEncoder
 from bdm.text.vocabulary import chinese_clip_tokenizer, clip_tokenizer
 from bdm.training.metrics import read_metrics
-from bdm.training.states import load_state, state_files
+from bdm.training.states import load_state, read_state, state_files
 from bdm.training.stopping import Stopped
 
 TESTS = Path(__file__).parents[1]
@@ -214,19 +215,30 @@ SHARDED = [
 
 
 @pytest.mark.parametrize(("first", "then", "options"), SHARDED)
-def test_a_state_in_pieces_holds_the_bits_of_one_in_a_file(folder, tmp_path, first, then, options):
-    """The same run twice: written whole, and in pieces; then read by others and written whole again."""
+def test_a_state_in_pieces_holds_the_bits_of_one_in_a_file(
+    folder, tmp_path, monkeypatch, first, then, options
+):
+    """The same run twice: written whole by one that waits, and in pieces by one that goes on before they are
+    copied; then read by others and written whole again.
+    """
     for name, sharded in (("whole", False), ("pieces", first[1] > 1)):
-        run = dict(sharded_states=sharded, steps=4, **options)
-        start(*first, "tiny", folder("tiny"), tmp_path / name, run_options=("sharded_states",), **run)
-    (entry,) = state_files(tmp_path / "pieces/states")
+        if name == "pieces":
+            copy_late(monkeypatch)
+        own = dict(sharded_states=sharded, background_states=name == "pieces", checkpoint_every=1)
+        start(
+            *first, "tiny", folder("tiny"), tmp_path / name, run_options=tuple(own), steps=4, **own, **options
+        )  # fmt: skip
+    entry, _ = state_files(tmp_path / "pieces/states")
     if first[1] > 1:
         index = json.loads((entry / "index.json").read_text())
         assert len(index["files"]) == first[1] + 1, "each process wrote a file, and one says what is where"
         assert {path.name for path in entry.iterdir()} == {*index["files"], "index.json"}
-    one, pieces = (tensors(load_state(tmp_path / name / "states")) for name in ("whole", "pieces"))
-    assert list(one) == list(pieces)
-    assert all(torch.equal(one[name], pieces[name]) for name in one)
+    for step in range(2):  # the last two are kept
+        one, pieces = (
+            tensors(read_state(state_files(tmp_path / name / "states")[step])) for name in ("whole", "pieces")
+        )
+        assert list(one) == list(pieces)
+        assert all(torch.equal(one[name], pieces[name]) for name in one)
     # No step is left to do; what was taken up is published by the others, bit for bit.
     start(*then, "tiny", folder("tiny"), tmp_path / "pieces", steps=4, **options)
     ours, theirs = (torch.load(tmp_path / name / "model/weights.pt") for name in ("whole", "pieces"))
