@@ -39,6 +39,8 @@ def check(words):
     match words:
         case ["source" | "git" | "cd", *_]:
             pass
+        case [setting, *rest] if re.match(r"[A-Z_]+=", setting):  # of the environment
+            check(rest)
         case ["make", *targets]:
             assert {target for target in targets if "=" not in target} <= set(TARGETS), targets
         case ["pip", "install", what]:
