@@ -43,8 +43,9 @@ def check(words):
             check(rest)
         case ["make", *targets]:
             assert {target for target in targets if "=" not in target} <= set(TARGETS), targets
-        case ["pip", "install", what]:
-            assert set(re.findall(r"\w+", what.partition("[")[2])) <= set(EXTRAS), what
+        case ["pip", "install", *packages]:
+            for package, _, extras in (one.partition("[") for one in packages):
+                assert package not in ("bdm", ".") or set(re.findall(r"\w+", extras)) <= set(EXTRAS), extras
         case ["accelerate", "launch", *rest]:
             options, unknown = launch_command_parser().parse_known_args(rest)
             assert not unknown, unknown
@@ -59,6 +60,9 @@ def check(words):
             check_bdm(["train", *rest])
         case ["python" | ".venv/bin/python", "-m", "sphinx", *_]:
             pass
+        case ["pytest", "-m", "slow", *files]:
+            for file in files:
+                check_exists(file)
         case ["docker", *rest]:  # its files have tests of their own
             for name in re.findall(r"[\w.]+\.yaml", " ".join(rest)):
                 check_exists(name)
