@@ -37,15 +37,14 @@ TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-
 def check(words):
     """Refuse a command that its program would refuse, as far as that shows without running it."""
     match words:
-        case ["source" | "git" | "cd", *_]:
+        case ["source" | "git" | "cd", *_] | ["python" | ".venv/bin/python", "-m", "sphinx", *_]:
             pass
         case [setting, *rest] if re.match(r"[A-Z_]+=", setting):  # of the environment
             check(rest)
         case ["make", *targets]:
             assert {target for target in targets if "=" not in target} <= set(TARGETS), targets
         case ["pip", "install", *packages]:
-            for package, _, extras in (one.partition("[") for one in packages):
-                assert package not in ("bdm", ".") or set(re.findall(r"\w+", extras)) <= set(EXTRAS), extras
+            check_extras(packages)
         case ["accelerate", "launch", *rest]:
             options, unknown = launch_command_parser().parse_known_args(rest)
             assert not unknown, unknown
@@ -58,14 +57,10 @@ def check(words):
         case ["sbatch", script, *rest]:
             check_exists(script)
             check_bdm(["train", *rest])
-        case ["python" | ".venv/bin/python", "-m", "sphinx", *_]:
-            pass
         case ["pytest", "-m", "slow", *files]:
-            for file in files:
-                check_exists(file)
+            check_exists(*files)
         case ["docker", *rest]:  # its files have tests of their own
-            for name in re.findall(r"[\w.]+\.yaml", " ".join(rest)):
-                check_exists(name)
+            check_exists(*re.findall(r"[\w.]+\.yaml", " ".join(rest)))
             if "serve" in rest:
                 check_bdm(rest[rest.index("serve") :])
         case ["python" | ".venv/bin/python", script, *rest]:
@@ -78,8 +73,14 @@ def check(words):
             raise AssertionError(f"an unknown command: {' '.join(words)}")
 
 
-def check_exists(path):
-    assert path is None or (ROOT / path).exists(), f"{path} does not exist"
+def check_exists(*paths):
+    for path in paths:
+        assert path is None or (ROOT / path).exists(), f"{path} does not exist"
+
+
+def check_extras(packages):
+    for package, _, extras in (one.partition("[") for one in packages):
+        assert package not in ("bdm", ".") or set(re.findall(r"\w+", extras)) <= set(EXTRAS), extras
 
 
 def check_bdm(arguments):
