@@ -1,7 +1,9 @@
 """States in a store: whole or not there, read back, pruned, whatever the store does meanwhile."""
 
 import json
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import fsspec
@@ -12,6 +14,7 @@ from linear_run import LinearRecipe, Stop, StoppingRecipe, config, run
 
 from bdm.data import reading
 from bdm.errors import UserError
+from bdm.parallel.together import Together
 from bdm.training import states
 from bdm.training.places import place_of
 from bdm.training.resuming import resume
@@ -166,6 +169,58 @@ def test_a_folder_that_was_copied_to_a_store_goes_on_there(tmp_path, store):
     progress = resume(other, set_up(other, LinearRecipe()), ["optimizer.steps"])
     assert progress is not None
     assert progress.step == 4
+
+
+class Seat(Together):
+    """One of four processes, each a thread here, on so many machines."""
+
+    several = True
+
+    def __init__(self, number, machines, barrier, said):
+        super().__init__()
+        self.number, self.size, self.barrier, self.said = number, 4 // machines, barrier, said
+
+    @property
+    def machine(self):
+        return self.number // self.size * self.size
+
+    @property
+    def first_of_machine(self):
+        return self.number == self.machine
+
+    def all(self, value):
+        self.said[self.number] = value
+        self.barrier.wait()
+        said = list(self.said)
+        self.barrier.wait()
+        return said
+
+    def wait(self):
+        self.barrier.wait()
+
+
+@pytest.mark.parametrize("machines", [1, 2, 4])
+def test_the_processes_of_a_machine_read_each_byte_once(tmp_path, store, monkeypatch, machines):
+    run(tmp_path, states=store, optimizer=dict(steps=4))
+    (entry,) = place_of(store).entries()
+    held = {path: len(file.getvalue()) for path, file in Faulty.store.items() if entry in path}
+    read: list[int] = []
+
+    def noted(how):
+        def reads(*given, **options):
+            read.append(len(content := how(*given, **options)))
+            return content
+
+        return reads
+
+    monkeypatch.setattr(Faulty, "cat_file", noted(Faulty.cat_file))
+    monkeypatch.setattr(reading, "read_range", noted(reading.read_range))
+    barrier, said = threading.Barrier(4), [None] * 4
+    with ThreadPoolExecutor(4) as threads:
+        seats = [Seat(number, machines, barrier, said) for number in range(4)]
+        found = list(threads.map(lambda seat: states.read_state(f"{store}/{entry}", seat), seats))
+    assert sum(read) == machines * sum(held.values())
+    assert all(state["step"] == 4 for state in found)
 
 
 def test_a_store_that_is_unknown_is_told_in_a_line(tmp_path):
