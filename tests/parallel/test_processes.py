@@ -165,7 +165,8 @@ def test_two_processes_give_the_curve_of_one(folder, alone, tmp_path, way, kind)
     assert figures[0] == pytest.approx(figures[1], abs=1e-4)
     # Split gradients are added in another order, and Adam makes a step of the rounding where a gradient is
     # next to nothing, as in a whole UNet some are.
-    close = dict(atol=1e-4 if way == "ddp" and kind == "tiny" else 1e-3, rtol=1e-3)
+    atol = {"tiny": 1e-4, "branch": 3e-4}.get(kind, 1e-3) if way == "ddp" else 1e-3
+    close = dict(atol=atol, rtol=1e-3)
     ours, theirs = (tensors(load_state(out / "states")) for out in (tmp_path, one))
     assert list(ours) == list(theirs)
     for name in ours:

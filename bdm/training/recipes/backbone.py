@@ -50,6 +50,7 @@ class BackboneDenoiser(Denoiser):
         self._cards = cards
         self.empty_decoder = empty_decoder
         self._decoder_text: Tensor | None = None
+        self._silence: Tensor | None = None
         if empty_decoder:
             self._divert()
 
@@ -84,9 +85,11 @@ class BackboneDenoiser(Denoiser):
         empties = given.get("empties")
         if empties is None:
             return super().predict(x_t, t, text)
-        with torch.no_grad():
-            silence = self.captions.encode([""]).to(text)
+        if self._silence is None:  # once: the text encoder is frozen
+            with torch.no_grad():
+                self._silence = self.captions.encode([""])
         try:
+            silence = self._silence.to(text)
             self._decoder_text = torch.where(empties.to(text.device)[:, None, None], silence, text)
             return super().predict(x_t, t, text)
         finally:
