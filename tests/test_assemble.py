@@ -79,7 +79,7 @@ CARDS = sorted(ASSETS.rglob("card.json"))
 @pytest.mark.skipif(not CARDS, reason="no weights are shipped yet")
 def test_shipped_weights_are_small_half_precision_and_have_cards():
     files = sorted(ASSETS.rglob("*.safetensors"))
-    assert sum(f.stat().st_size for f in ASSETS.rglob("*") if f.is_file()) < 100e6
+    assert sum(f.stat().st_size for f in ASSETS.rglob("*") if f.is_file()) < 130e6
     for file in files:
         card = json.loads((file.parent / "card.json").read_text())
         assert {"command", "seed", "steps", "seconds", "final_loss"} <= card.keys()

@@ -165,7 +165,7 @@ class MixPartConfig(Strict):
     """One of the corpora of a mix, and how often its samples are drawn, relative to the others'."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
-    data: Annotated[FolderConfig | ShardsConfig | ParquetConfig | PreparedConfig, Field(discriminator="kind")]
+    data: Annotated[RawConfig | PreparedConfig, Field(discriminator="kind")]
 
 
 class MixConfig(Strict):
@@ -179,11 +179,11 @@ class MixConfig(Strict):
         raw = self._raw()
         if raw and len(raw) < len(self.parts):
             raise ValueError("some of its parts are prepared and others not; give all the same")
-        if len({(data.size, data.buckets) for data in raw}) > 1:
+        if len({(data.size, _buckets(data)) for data in raw}) > 1:
             raise ValueError("its parts have different size or buckets; give all the same")
         return self
 
-    def _raw(self) -> list[FolderConfig | ShardsConfig | ParquetConfig]:
+    def _raw(self) -> list[RawConfig]:
         return [part.data for part in self.parts if not isinstance(part.data, PreparedConfig)]
 
     @property
@@ -199,12 +199,17 @@ class MixConfig(Strict):
     @property
     def buckets(self) -> BucketsConfig | None:
         """Those of all parts; prepared ones have their own."""
-        return self._raw()[0].buckets if self._raw() else None
+        return _buckets(self._raw()[0]) if self._raw() else None
 
     @property
     def flip(self) -> float:
         """The largest share of mirrored uses."""
         return max((data.flip for data in self._raw()), default=0.0)
+
+
+def _buckets(data: RawConfig) -> BucketsConfig | None:
+    """The emoji are all squares."""
+    return None if isinstance(data, EmojiConfig) else data.buckets
 
 
 DataConfig = Annotated[RawConfig | PreparedConfig | ModuleDataConfig | MixConfig, Field(discriminator="kind")]

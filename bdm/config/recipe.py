@@ -58,6 +58,10 @@ class FreshEncoderConfig(Strict):
     chunk_length: PositiveInt = 76
 
 
+#: Width of a head of a connector's transformer (``bdm.text.connector.HEAD_WIDTH``).
+CONNECTOR_HEAD = 64
+
+
 class StartConfig(Strict):
     """An earlier run that is gone on from (see ``bdm.training.recipes.native_encoder.Start``)."""
 
@@ -70,6 +74,16 @@ class ConnectorConfig(Strict):
     """A fresh connector (see ``bdm.text.connector.Connector``)."""
 
     hidden: Annotated[int, Field(ge=0)] = 0
+    depth: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> ConnectorConfig:
+        if self.depth and (not self.hidden or self.hidden % CONNECTOR_HEAD):
+            raise ValueError(
+                f"depth is {self.depth} and hidden {self.hidden}; a depth needs a hidden that is a multiple"
+                f" of {CONNECTOR_HEAD}"
+            )
+        return self
 
 
 class TextSlotConfig(Strict):

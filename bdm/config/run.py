@@ -257,9 +257,11 @@ class VocabularyConfig(Strict):
 
     @model_validator(mode="after")
     def _none_held_out(self) -> VocabularyConfig:
-        if self.data.kind == "emoji" and self.data.held_out != "without":
-            raise ValueError(
-                f"data.held_out is {self.data.held_out!r}: those captions are validation's, which no"
-                " vocabulary is trained on; leave it out"
-            )
+        mixed = [part.data for part in self.data.parts] if isinstance(self.data, MixConfig) else [self.data]
+        for data in mixed:
+            if data.kind == "emoji" and data.held_out != "without":
+                raise ValueError(
+                    f"data.held_out is {data.held_out!r}: those captions are validation's, which no"
+                    " vocabulary is trained on; leave it out"
+                )
         return self

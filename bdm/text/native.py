@@ -86,9 +86,12 @@ class NativeTextEncoder(ModelMixin):
         connector: brings the model's features to another width; None leaves them as they are.
 
     Raises:
-        UserError: chunks that are longer than the model reads, or a connector of another width.
+        UserError: chunks that are longer than the model or the connector reads, or a connector of another
+            width.
 
     Attributes:
+        keep_states: keep the model's states of every chunk in memory, for training what is behind a frozen
+            model. Those kept are of the weights that it had when it met the chunk.
         package: the pip package it was read from, if any.
         save_by_name: make ``save_pretrained`` name that package instead of storing weights and vocabulary.
             What is saved so is small, and needs the package, with the very same file, where it is loaded.
@@ -96,6 +99,7 @@ class NativeTextEncoder(ModelMixin):
 
     package: Packaged | None = None
     save_by_name: bool = False
+    keep_states: bool = False
 
     def __init__(
         self,
@@ -110,12 +114,20 @@ class NativeTextEncoder(ModelMixin):
         self.tokenizer = tokenizer
         self.settings = settings or NativeTextSettings()
         self.layout = ChunkLayout.of(tokenizer, self.settings.chunk_length, self.settings.max_chunks)
+        self._kept: dict[bytes, Tensor] = {}
         config: Any = model.config
         width = getattr(model, "text_dim", config.hidden_size)
         if connector is not None and connector.config["width_in"] != width:
             raise UserError(
                 f"the connector reads features {connector.config['width_in']} wide and the text encoder's are"
                 f" {width}; give the one that belongs to it"
+            )
+        read = connector.config["positions"] if connector is not None else 0
+        if read and self.layout.length > read:
+            raise UserError(
+                f"chunk_length {self.settings.chunk_length} gives {self.layout.length} tokens and the"
+                f" connector reads {read}; use a chunk_length of at most"
+                f" {self.settings.chunk_length - self.layout.length + read}"
             )
         positions: int | None = getattr(config, "max_position_embeddings", None)
         # RoBERTa-like models count positions from the padding id on.
@@ -226,10 +238,23 @@ class NativeTextEncoder(ModelMixin):
             else torch.ones_like(ids)
         )
         check_ids(ids, self.model)
-        features = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        features = self._kept_states(ids, mask) if self.keep_states else self._states(ids, mask)
         if self.connector is not None:
             features = self.connector(features)
         return weigh(features.view(batch, chunks, length, -1), tokens.weights), list(map(len, rows))
+
+    def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(K, length) tokens -> (K, length, D) last hidden states."""
+        return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+
+    def _kept_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The same, each chunk encoded alone when it is first met, so that it does not matter beside what."""
+        names = [row.numpy().tobytes() for row in torch.cat([ids, mask.long()], dim=1).cpu()]
+        for i, name in enumerate(names):
+            if name not in self._kept:
+                with torch.no_grad():
+                    self._kept[name] = self._states(ids[i : i + 1], mask[i : i + 1])[0]
+        return torch.stack([self._kept[name] for name in names])
 
     def forward(self, texts: Sequence[str | Tensor], rules: PromptRules = OFFICIAL) -> Tensor:
         """The same as ``encode``."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bdm.config import RunConfig
+from bdm.config import MixConfig, RunConfig
 from bdm.data.batch import fixed_batch, stream
 from bdm.data.mixing import MixedSource, Pattern
 from bdm.data.partitions import PartitionOrder, Partitions
@@ -127,3 +127,26 @@ def test_with_buckets_a_batch_is_of_one_corpus(tmp_path):
     halves = [list(stream(source, 0, 12, 4, 0, process=r, processes=2)) for r in range(2)]
     assert [x.indices + y.indices for x, y in zip(*halves, strict=True)] == [b.indices for b in batches]
     assert len(fixed_batch(source, 8, 0)) == 8
+
+
+def test_groups_of_the_emoji_mix_by_their_weights():
+    native, shared = ({"kind": "emoji", "size": 16, "groups": [group]} for group in ("native", "shared"))
+    parts = [{"weight": 3, "data": native}, {"weight": 1, "data": shared}]
+    run = RunConfig(
+        out="runs/x",
+        recipe={"kind": "branch", "backbone": "b", "native_text_encoder": "t", "cache": True},
+        data={"kind": "mix", "parts": parts},
+        optimizer={"steps": 1, "batch_size": 40, "learning_rate": 1, "warmup_steps": 0},
+    )
+    source = build_source(run.data)
+    own = source.sources[0]
+    drawn = [index for _, index in source.order(40, 0)(0, 0, 1)]
+    assert sum(index < len(own) for index in drawn) == 30
+    assert source.caption(drawn[0]) in {row.caption for part in source.sources for row in part.rows}
+    assert {own.world.concepts[row.concept].group for row in own.rows} == {"native"}
+
+
+def test_emoji_mix_with_pictures_of_their_size_alone():
+    folder = {"kind": "folder", "path": "/data/x", "size": 64, "buckets": {}}
+    with pytest.raises(ValueError, match="different size or buckets"):
+        MixConfig(kind="mix", parts=[{"data": {"kind": "emoji"}}, {"data": folder}])

@@ -58,6 +58,9 @@ class Denoiser(nn.Module):
         """See ``Recipe.moments``."""
         return {}
 
+    def keep_frozen(self) -> None:
+        """Keep in memory what a frozen text encoder makes of texts in front of what is trained behind it."""
+
     def facts(self) -> dict[str, Any]:
         """See ``Recipe.facts``."""
         return {}
@@ -149,6 +152,8 @@ class DenoisingRecipe(Recipe):
         self.empty_caption, self.cache = empty_caption, cache
         self.grid_prompts, self.grid_guidance = tuple(grid_prompts), grid_guidance
         self.features = TextFeatures(denoiser.captions.encode, keep=cache)
+        if cache:
+            denoiser.keep_frozen()
 
     def models(self) -> dict[str, nn.Module]:
         return {"vae": self.vae, **dict(self.denoiser.named_children())}

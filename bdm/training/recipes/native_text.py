@@ -50,7 +50,7 @@ def native_text_recipe(
         start: an earlier run, or arguments of ``Start``: its model is gone on with.
         train: what is trained.
         attention: see ``TextSlotDenoiser``.
-        connector: ``hidden`` of a fresh connector (see ``Connector``) behind the text encoder.
+        connector: ``hidden`` and ``depth`` of a fresh connector (see ``Connector``) behind the text encoder.
         shuffle_captions: see ``NativeCaptions``.
         seed: seed of the run.
         rest: see ``DenoisingRecipe``.

@@ -100,6 +100,9 @@ class TextSlotDenoiser(Denoiser):
     def recomputable(self) -> dict[str, Any]:
         return {"unet": self.unet, "text_encoder": self.native_text_encoder.model}
 
+    def keep_frozen(self) -> None:
+        self.native_text_encoder.keep_states = "text_encoder" not in self._train
+
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor, **given: Tensor) -> Tensor:
         """See ``Denoiser``; a frozen encoder may be kept in another precision."""
         return super().predict(x_t, t, text.to(self.unet.dtype), **given)
@@ -169,9 +172,9 @@ def check_width(unet: Any, native: NativeTextEncoder) -> None:
 
 
 def with_connector(
-    native: NativeTextEncoder, width: int, hidden: int = 0, seed: int = 0
+    native: NativeTextEncoder, width: int, hidden: int = 0, depth: int = 0, seed: int = 0
 ) -> NativeTextEncoder:
-    """The same text encoder with a fresh connector to another width.
+    """The same text encoder with a fresh connector to another width (``hidden``, ``depth``: see there).
 
     Raises:
         UserError: it has one already.
@@ -179,7 +182,8 @@ def with_connector(
     if native.connector is not None:
         raise UserError("the native text encoder has a connector already; leave recipe.connector out")
     torch.manual_seed(seed)
-    connector = Connector(native.text_dim, width, hidden)
+    positions = native.layout.length if depth else 0
+    connector = Connector(native.text_dim, width, hidden, depth, positions)
     connected = NativeTextEncoder(native.model, native.tokenizer, native.settings, connector)
     connected.package = native.package
     return connected
