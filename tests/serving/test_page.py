@@ -87,6 +87,8 @@ def test_the_flow(browser, tmp_path):
         page.locator("#gallery button").last.click()
         assert "红灯笼，蓝色背景" in page.locator("#detail-list").inner_text()
         assert "77" in page.locator("#detail-list").inner_text()
+        named = page.locator("#detail-list dt").all_inner_texts()
+        assert not [name for name in named if name.isascii()]
         shot(page, "detail")
         address = page.locator("#detail-picture").get_attribute("src")
         page.click("#detail-close")

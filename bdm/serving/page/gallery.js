@@ -95,9 +95,10 @@ function rows(request) {
   for (const plugin of request.plugins ?? []) {
     found.push(...row(plugin.kind, `${plugin.name} ${plugin.strength}`));
   }
+  for (const use of request.beside ?? []) found.push(...row(word("beside"), `${use.prompt} ${use.scale}`));
   if (request.mode && request.mode.name !== "text") found.push(...row(word("mode"), request.mode.name));
   for (const [name, value] of Object.entries(request)) {
-    if (!(name in NAMES) && !["model", "plugins", "mode"].includes(name) && value !== "" && value !== null) {
+    if (!(name in NAMES) && !["model", "plugins", "beside", "mode"].includes(name) && value !== "" && value !== null) {
       found.push(...row(word(OTHERS[name] ?? name), typeof value === "object" ? brief(value) : String(value)));
     }
   }

@@ -93,6 +93,7 @@ const WORDS = {
   rules: ["Read by", "提示词规则"],
   branchStart: ["Branch from", "支路起点"],
   branchEnd: ["Branch to", "支路终点"],
+  beside: ["Further branch", "另一支路"],
   branchSchedule: ["Branch schedule", "支路调度"],
   approximation: ["Left out", "近似"],
   precision: ["Precision", "精度"],
