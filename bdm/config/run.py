@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from .data import DataConfig, MixConfig, PicturesConfig, RawConfig
-from .reading import Fraction, PositiveInt, Strict
+from .reading import Fraction, MixedPrecision, PositiveInt, Strict
 from .recipe import LatentConfig, RecipeConfig, StartConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -36,7 +36,7 @@ class OptimizerConfig(Strict):
     #: Where the average is kept: beside the weights, or in the CPU's memory.
     ema_device: Literal["weights", "cpu"] = "weights"
     accumulation: PositiveInt = 1
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: MixedPrecision = "no"
     checkpointing: tuple[str, ...] = ()
     compile: bool = False
 
@@ -215,7 +215,7 @@ class PrepareConfig(Strict):
     scorer_mask: bool = True
     min_score: float | None = None
     dtype: Literal["float16", "float32"] = "float16"
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: MixedPrecision = "no"
     batch_size: PositiveInt = 32
     samples_per_shard: PositiveInt = 5000
     workers: Annotated[int, Field(ge=0)] = 0

@@ -161,3 +161,11 @@ def test_overrides_and_missing_files(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(UserError, match="not valid YAML"):
         read_config(tmp_path / "bad.yaml", [], RunConfig)
+
+
+@pytest.mark.parametrize(("said", "meant"), [("no", "no"), ("'no'", "no"), ("bf16", "bf16")])
+def test_no_precision_need_not_be_quoted(said, meant):
+    run = read_config(ROOT / "configs/quickstart.yaml", [f"optimizer.mixed_precision={said}"], RunConfig)
+    assert run.optimizer.mixed_precision == meant
+    with pytest.raises(UserError, match="mixed_precision"):
+        read_config(ROOT / "configs/quickstart.yaml", ["optimizer.mixed_precision=yes"], RunConfig)
