@@ -1,16 +1,7 @@
 """One number between two worlds: that of the native texts and the backbone's English one.
 
-Measured on 32 things that the worlds see differently (guidance 2, standard errors up to 0.09):
-
-| condition | the thing is right | it looks as in the native world |
-| --- | --- | --- |
-| native prompt alone | 0.91 | 0.97 |
-| with the English name, branch in all steps | 0.63 | 0.31 |
-| with the English name, branch in the first half | 0.94 | 0.06 |
-| with the English name, half as strong a branch | 0.63 | 0.06 |
-
-So an English name turns the picture's world at once, and what then matters is how long the branch acts, not
-how strongly.
+An English name turns the picture's world at once, whatever the strength of the branch; what then matters is
+how long the branch acts (the measured curve is in docs/modes.md).
 """
 
 from __future__ import annotations
