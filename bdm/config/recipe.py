@@ -58,16 +58,16 @@ class FreshEncoderConfig(Strict):
     chunk_length: PositiveInt = 76
 
 
-#: Width of a head of a connector's transformer (``bdm.text.connector.HEAD_WIDTH``).
-CONNECTOR_HEAD = 64
-
-
 class StartConfig(Strict):
     """An earlier run that is gone on from (see ``bdm.training.recipes.native_encoder.Start``)."""
 
     run: str
     weights: Literal["averaged", "raw"] = "averaged"
     moments: bool = False
+
+
+#: Width of a head of a connector's transformer (``bdm.text.connector.HEAD_WIDTH``).
+CONNECTOR_HEAD = 64
 
 
 class ConnectorConfig(Strict):

@@ -1,7 +1,7 @@
 """One number between two worlds: that of the native texts and the backbone's English one.
 
-An English name turns the picture's world at once, whatever the strength of the branch; what then matters is
-how long the branch acts (the measured curve is in docs/modes.md).
+An English name turns the picture's world at once; what then matters is how long the branch acts (the measured
+curve is in docs/modes.md).
 """
 
 from __future__ import annotations

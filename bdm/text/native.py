@@ -91,7 +91,7 @@ class NativeTextEncoder(ModelMixin):
 
     Attributes:
         keep_states: keep the model's states of every chunk in memory, for training what is behind a frozen
-            model. Those kept are of the weights that it had when it met the chunk.
+            model. They go when it is moved or cast; nothing tells when its weights are written over.
         package: the pip package it was read from, if any.
         save_by_name: make ``save_pretrained`` name that package instead of storing weights and vocabulary.
             What is saved so is small, and needs the package, with the very same file, where it is loaded.
@@ -170,6 +170,11 @@ class NativeTextEncoder(ModelMixin):
         for part in self.children():
             part.train(mode and any(parameter.requires_grad for parameter in part.parameters()))
         return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> NativeTextEncoder:
+        """Kept states go where weights are moved or cast: they are of another device or precision."""
+        self._kept.clear()
+        return super()._apply(*args, **kwargs)
 
     def encode(self, texts: Sequence[str | Tensor], rules: PromptRules = OFFICIAL) -> Tensor:
         """Last hidden states.

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import make_native_model
 
-from bdm.config.recipe import ConnectorConfig
+from bdm.config.recipe import CONNECTOR_HEAD, ConnectorConfig
 from bdm.errors import UserError
-from bdm.text.connector import Connector, read_connector_config
+from bdm.text.connector import HEAD_WIDTH, Connector, read_connector_config
 from bdm.text.native import NativeTextEncoder, NativeTextSettings
 from bdm.text.vocabulary import chinese_clip_tokenizer
 from bdm.training.recipes.text_slot import with_connector
@@ -87,6 +87,7 @@ def test_a_connector_without_a_depth_need_not_name_them(tmp_path):
 
 
 def test_layers_have_whole_heads():
+    assert CONNECTOR_HEAD == HEAD_WIDTH
     for hidden in (0, 65):
         with pytest.raises(ValueError, match="multiple of 64"):
             ConnectorConfig(hidden=hidden, depth=1)
@@ -109,3 +110,14 @@ def test_kept_states_are_those_of_each_chunk_alone_and_computed_once():
     # The two chunks of the long text, the lantern and the empty one, which also fills shorter texts up.
     assert asked == [1] * 4
     assert found[0].requires_grad
+
+
+def test_kept_states_go_when_the_encoder_is_cast():
+    encoder, fresh = (with_connector(made(), WIDTH_OUT, hidden=64, depth=1) for _ in range(2))
+    encoder.keep_states = True
+    encoder.encode(["红灯笼"])
+    for one in (encoder, fresh):
+        one.to(torch.float64)
+    found = encoder.encode(["红灯笼"])
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, fresh.encode(["红灯笼"]), rtol=1e-12, atol=1e-12)
